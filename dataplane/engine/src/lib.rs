@@ -1,0 +1,55 @@
+//! Pinned workers that poll their sources, one thread a core.
+//!
+//! A [`Source`] is whatever a worker polls: the queues of a disk, the ports of a switch. Control threads build it, hand it to a
+//! worker with [`WorkerHandle::add`], talk to it through a [`mailbox`], publish what many read as a [`Snapshot`], and get it
+//! back with [`WorkerHandle::remove`], so that whoever made a thing destroys it.
+//!
+//! One turn: poll every source; every [`QUIESCENT_TURNS`] turns take commands, look at new snapshots and publish counters. When
+//! no source had work for as long as the [`IdlePolicy`] allows, the worker asks each source to have itself woken
+//! ([`Source::arm`]), looks once more, and sleeps in the kernel until a descriptor of its [`WakeSet`], a mailbox or a deadline
+//! wakes it.
+//!
+//! A worker's turn makes no system call of its own but that sleep, takes no lock, allocates nothing and logs nothing.
+
+#![cfg_attr(not(loom), allow(unsafe_code))] // epoll and eventfd; the snapshot's pointer
+#![cfg_attr(loom, allow(unsafe_code, dead_code))]
+
+mod idle;
+mod mailbox;
+mod snapshot;
+mod stats;
+mod sync;
+#[cfg(not(loom))]
+mod wake;
+#[cfg(not(loom))]
+mod worker;
+
+pub use idle::IdlePolicy;
+pub use snapshot::{Reader, Snapshot};
+#[cfg(not(loom))]
+pub use {
+    mailbox::{Mailbox, Sender, mailbox},
+    stats::{SourceStats, WorkerStats},
+    wake::{WakeSet, Waker},
+    worker::{Engine, EngineError, QUIESCENT_TURNS, SourceId, WorkerHandle, WorkerReport},
+};
+
+use clock::Cycles;
+
+/// What a worker polls.
+pub trait Source: Send {
+    /// Does what is ready, at most a burst of it. Returns the items of work done; 0 when idle.
+    fn poll(&mut self, now: Cycles) -> usize;
+    /// Has itself woken: enables notifications, then looks again. Returns true when work is there already.
+    fn arm(&mut self) -> bool {
+        false
+    }
+    /// The worker is awake again: notifications are not needed.
+    fn disarm(&mut self) {}
+    /// When `poll` must be called although nothing woke the worker.
+    fn deadline(&self) -> Cycles {
+        Cycles::NEVER
+    }
+    /// Called every [`QUIESCENT_TURNS`] turns and before sleep: the place to look at snapshots and publish counters.
+    fn quiesce(&mut self) {}
+}
