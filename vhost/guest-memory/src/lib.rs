@@ -1,0 +1,215 @@
+//! The only code that turns a guest address into bytes.
+//!
+//! A front-end shares its guest's memory as file descriptors. [`GuestMemory`] is one epoch of that table: immutable, shared, and
+//! unmapped by whoever drops the last reference (the session, off the poll cores). Three views lead into it:
+//!
+//! - [`GuestMemory::read`] and [`write`](GuestMemory::write) copy small things (headers, status bytes);
+//! - [`IoBuffers`] is a scatter list for payload, lent to a backend without a copy;
+//! - [`Window`] is a ring area with a fixed place, checked once and then read and written with the right atomics.
+//!
+//! The guest writes this memory while we look at it. So nothing here hands out a reference into it: bytes are copied once, and
+//! only the copy is believed. An address outside the table is an [`AccessError`], never a fault; a file that is truncated under
+//! us is caught by [`sigbus`].
+
+#![allow(unsafe_code)] // raw pointers into memory that another process shares and changes
+
+mod buffers;
+mod dirty_log;
+mod mapping;
+pub mod sigbus;
+mod window;
+
+pub use buffers::{IoBuffers, Iovec};
+pub use dirty_log::{DirtyLog, LOG_PAGE};
+pub use mapping::{MapError, Mapping};
+pub use window::Window;
+
+use std::sync::Arc;
+
+/// A guest physical address, as descriptors carry it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GuestAddress(pub u64);
+
+/// An address in the front-end's own address space, as SET_VRING_ADDR carries it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UserAddress(pub u64);
+
+/// Why a range could not be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("range {address:#x}+{len:#x} is not in guest memory")]
+pub struct AccessError {
+    /// Where the range starts.
+    pub address: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
+/// One region of the table: a run of guest addresses with its mapping.
+#[derive(Debug)]
+pub struct Region {
+    guest: u64,
+    user: u64,
+    len: u64,
+    mapping: Mapping,
+}
+
+impl Region {
+    /// A region of `mapping.len()` bytes at guest address `guest`, known to the front-end as `user`.
+    /// Refused where an address would wrap.
+    pub fn new(guest: GuestAddress, user: UserAddress, mapping: Mapping) -> Result<Region, AccessError> {
+        let len = mapping.len() as u64;
+        for address in [guest.0, user.0] {
+            if len == 0 || address.checked_add(len).is_none() {
+                return Err(AccessError { address, len });
+            }
+        }
+        Ok(Region { guest: guest.0, user: user.0, len, mapping })
+    }
+
+    /// First guest address.
+    pub fn guest_address(&self) -> GuestAddress {
+        GuestAddress(self.guest)
+    }
+
+    /// First address in the front-end's space.
+    pub fn user_address(&self) -> UserAddress {
+        UserAddress(self.user)
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: a region has at least a byte.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Whether the file behind it was truncated under us.
+    pub fn is_truncated(&self) -> bool {
+        self.mapping.is_truncated()
+    }
+
+    #[inline(always)]
+    fn offset_of(&self, address: u64) -> Option<u64> {
+        let offset = address.wrapping_sub(self.guest);
+        (offset < self.len).then_some(offset)
+    }
+}
+
+/// One epoch of a guest's memory table.
+#[derive(Debug, Default)]
+pub struct GuestMemory {
+    /// Sorted by guest address, not overlapping.
+    regions: Vec<Arc<Region>>,
+}
+
+impl GuestMemory {
+    /// A table of `regions`, which must not overlap in guest addresses.
+    pub fn new(mut regions: Vec<Arc<Region>>) -> Result<GuestMemory, AccessError> {
+        regions.sort_by_key(|r| r.guest);
+        for pair in regions.windows(2) {
+            if pair[0].guest + pair[0].len > pair[1].guest {
+                return Err(AccessError { address: pair[1].guest, len: pair[1].len });
+            }
+        }
+        Ok(GuestMemory { regions })
+    }
+
+    /// Zeroed private memory of `len` bytes at guest address 0, whose front-end addresses equal its guest addresses: for
+    /// requests of our own and for tests.
+    pub fn anonymous(len: usize) -> Result<GuestMemory, MapError> {
+        let region = Region::new(GuestAddress(0), UserAddress(0), Mapping::anonymous(len)?).map_err(MapError::Range)?;
+        Ok(GuestMemory { regions: vec![Arc::new(region)] })
+    }
+
+    /// The regions, by guest address.
+    pub fn regions(&self) -> &[Arc<Region>] {
+        &self.regions
+    }
+
+    /// Whether the file behind any region was truncated under us.
+    pub fn is_truncated(&self) -> bool {
+        self.regions.iter().any(|r| r.is_truncated())
+    }
+
+    /// The host pointer at `address` and the bytes that follow it in the same region, at most `len`.
+    #[inline]
+    fn span(&self, address: u64, len: u64) -> Result<(*mut u8, u64), AccessError> {
+        for region in &self.regions {
+            if let Some(offset) = region.offset_of(address) {
+                let run = len.min(region.len - offset);
+                return Ok((region.mapping.at(offset as usize), run));
+            }
+        }
+        Err(AccessError { address, len })
+    }
+
+    /// Copies from the guest. A range may cross regions that touch.
+    pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
+        self.for_each_span(address, bytes.len() as u64, |host, at, run| {
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped; `bytes` is ours alone.
+            unsafe { std::ptr::copy_nonoverlapping(host, bytes[at..at + run].as_mut_ptr(), run) }
+        })
+    }
+
+    /// Copies to the guest. A range may cross regions that touch.
+    pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
+        self.for_each_span(address, bytes.len() as u64, |host, at, run| {
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped; the guest may race, which is its own loss.
+            unsafe { std::ptr::copy_nonoverlapping(bytes[at..at + run].as_ptr(), host, run) }
+        })
+    }
+
+    #[inline]
+    fn for_each_span(
+        &self,
+        address: GuestAddress,
+        len: u64,
+        mut each: impl FnMut(*mut u8, usize, usize),
+    ) -> Result<(), AccessError> {
+        let error = AccessError { address: address.0, len };
+        let mut done = 0;
+        while done < len {
+            let next = address.0.checked_add(done).ok_or(error)?;
+            let (host, run) = self.span(next, len - done)?;
+            each(host, done as usize, run as usize);
+            done += run;
+        }
+        Ok(())
+    }
+
+    /// The guest address of a front-end address.
+    pub fn guest_address(&self, address: UserAddress) -> Result<GuestAddress, AccessError> {
+        let region = self.region_of(address).ok_or(AccessError { address: address.0, len: 1 })?;
+        Ok(GuestAddress(region.guest + (address.0 - region.user)))
+    }
+
+    fn region_of(&self, address: UserAddress) -> Option<&Arc<Region>> {
+        self.regions.iter().find(|r| address.0.wrapping_sub(r.user) < r.len)
+    }
+
+    /// A ring area of `len` bytes at a front-end address (SET_VRING_ADDR), aligned to `align`.
+    pub fn user_window(
+        self: &Arc<Self>,
+        address: UserAddress,
+        len: usize,
+        align: usize,
+    ) -> Result<Window, AccessError> {
+        let error = AccessError { address: address.0, len: len as u64 };
+        let region = self.region_of(address).ok_or(error)?;
+        let offset = address.0 - region.user;
+        self.window(region, offset, len, align).ok_or(error)
+    }
+
+    fn window(self: &Arc<Self>, region: &Arc<Region>, offset: u64, len: usize, align: usize) -> Option<Window> {
+        let host = region.mapping.at(offset as usize);
+        let fits = (len as u64) <= region.len - offset && (host as usize).is_multiple_of(align);
+        // SAFETY: the range lies inside the region, whose mapping the window keeps alive.
+        fits.then(|| unsafe { Window::new(host, len, region.clone()) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

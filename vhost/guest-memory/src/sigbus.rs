@@ -1,0 +1,88 @@
+//! A peer may truncate the file behind its memory while we read it; the kernel then raises SIGBUS on our access.
+//!
+//! The handler looks the address up in a fixed table of watched ranges. If it is ours, it puts zeroed private memory in the
+//! place of the lost pages and marks the range as hit: the access that faulted goes on, the device that owns the range is found
+//! broken at its next check and is quarantined alone. Any other SIGBUS is the process's own bug and ends it as by default.
+
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// Ranges that can be watched at a time: regions of all devices together.
+pub const MAX_WATCHED: usize = 4096;
+
+struct Slot {
+    /// Start address; 0 when free, 1 while being set up.
+    start: AtomicUsize,
+    len: AtomicUsize,
+    hit: AtomicBool,
+}
+
+static SLOTS: [Slot; MAX_WATCHED] =
+    [const { Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), hit: AtomicBool::new(false) } }; MAX_WATCHED];
+static INSTALL: Once = Once::new();
+
+const FREE: usize = 0;
+const TAKEN: usize = 1;
+
+/// A watched range. Drop it before the range is unmapped.
+#[derive(Debug)]
+pub struct Watch(usize);
+
+impl Watch {
+    /// Whether a page of the range was lost.
+    pub fn hit(&self) -> bool {
+        SLOTS[self.0].hit.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        SLOTS[self.0].start.store(FREE, Ordering::Release);
+    }
+}
+
+/// Watches `len` bytes of mapped memory at `start`. `None` when the table is full: the range then is not protected.
+pub(crate) fn watch(start: usize, len: usize) -> Option<Watch> {
+    INSTALL.call_once(install);
+    let free = |slot: &&Slot| slot.start.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok();
+    let index = SLOTS.iter().position(|slot| free(&slot))?;
+    SLOTS[index].hit.store(false, Ordering::Relaxed);
+    SLOTS[index].len.store(len, Ordering::Relaxed);
+    SLOTS[index].start.store(start, Ordering::Release);
+    Some(Watch(index))
+}
+
+fn install() {
+    // SAFETY: a sigaction of zeros is a valid value; the handler below uses only async-signal-safe calls.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_sigbus as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+    }
+}
+
+extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    let address = unsafe { (*info).si_addr() } as usize;
+    for slot in &SLOTS {
+        let start = slot.start.load(Ordering::Acquire);
+        let len = slot.len.load(Ordering::Relaxed);
+        if start > TAKEN && address.wrapping_sub(start) < len && overlay(start, len) {
+            slot.hit.store(true, Ordering::Relaxed);
+            return;
+        }
+    }
+    // Not ours: back to the default, and the access faults again.
+    // SAFETY: sets a signal's default disposition.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+}
+
+/// Replaces a whole watched range by zeroed private memory: the device is lost anyway, and huge pages need no care.
+fn overlay(start: usize, len: usize) -> bool {
+    let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: the range is a live mapping of ours (its watch is dropped before it is unmapped); mmap is a plain system call.
+    let got = unsafe { libc::mmap(start as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+    got != libc::MAP_FAILED
+}

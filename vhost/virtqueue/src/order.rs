@@ -1,0 +1,32 @@
+//! Completion in the order of availability (VIRTIO_F_IN_ORDER; virtio 1.3, 2.7.9 and 2.8.9).
+
+use crate::Token;
+
+/// Completions that wait for those before them.
+#[derive(Debug)]
+pub(crate) struct InOrder {
+    /// By sequence modulo size: a completion that is due but not next.
+    waiting: Vec<Option<(Token, u32)>>,
+    next: u16,
+}
+
+impl InOrder {
+    /// For at most `size` chains in flight whose sequence starts at 0.
+    pub(crate) fn new(size: u16) -> InOrder {
+        InOrder { waiting: vec![None; usize::from(size).next_power_of_two()], next: 0 }
+    }
+
+    pub(crate) fn insert(&mut self, token: Token, written: u32) {
+        let at = usize::from(token.sequence()) & (self.waiting.len() - 1);
+        debug_assert!(self.waiting[at].is_none(), "completed twice");
+        self.waiting[at] = Some((token, written));
+    }
+
+    /// The next completion in order, if it is there.
+    pub(crate) fn take(&mut self) -> Option<(Token, u32)> {
+        let at = usize::from(self.next) & (self.waiting.len() - 1);
+        let done = self.waiting[at].take()?;
+        self.next = self.next.wrapping_add(1);
+        Some(done)
+    }
+}

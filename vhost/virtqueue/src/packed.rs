@@ -1,0 +1,341 @@
+//! The packed layout (virtio 1.3, 2.8).
+
+use crate::inflight::{PackedDesc, PackedInflight, Position};
+use crate::order::InOrder;
+use crate::{Chain, QueueError, RingAddresses, Setup, Token};
+use guest_memory::{DirtyLog, GuestAddress, GuestMemory, Window};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::fence;
+use virtio_spec::feature;
+use virtio_spec::ring::{self, DESC_LEN, desc, event};
+
+const EVENT_LEN: usize = 4;
+const EVENT_OFF_WRAP: usize = 0;
+const EVENT_FLAGS: usize = 2;
+
+#[derive(Debug)]
+struct Areas {
+    descriptors: Window,
+    /// What the driver wants to hear.
+    driver_event: Window,
+    /// What we want to hear.
+    device_event: Window,
+    /// Guest address of the descriptor ring, for the log.
+    descriptors_at: GuestAddress,
+}
+
+impl Areas {
+    fn new(memory: &Arc<GuestMemory>, at: &RingAddresses, size: u16) -> Result<Areas, QueueError> {
+        let area =
+            |name, address, len, align| memory.user_window(address, len, align).map_err(QueueError::access(name));
+        Ok(Areas {
+            descriptors: area("descriptor ring", at.descriptor, DESC_LEN * usize::from(size), 16)?,
+            driver_event: area("driver event suppression", at.driver, EVENT_LEN, 4)?,
+            device_event: area("device event suppression", at.device, EVENT_LEN, 4)?,
+            descriptors_at: memory.guest_address(at.descriptor).map_err(QueueError::access("descriptor ring"))?,
+        })
+    }
+
+    /// Reads a descriptor, once.
+    #[inline(always)]
+    fn load(&self, index: u16) -> PackedDesc {
+        let (addr, rest) = self.descriptors.load_u64_pair(usize::from(index) * DESC_LEN, Acquire);
+        PackedDesc { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }
+    }
+
+    /// Writes a used descriptor: length, id and flags at once. The address stays.
+    #[inline(always)]
+    fn store_used(&self, at: Position, id: u16, written: u32) {
+        let mut flags = if at.wrap { desc::AVAIL | desc::USED } else { 0 };
+        if written > 0 {
+            flags |= desc::WRITE;
+        }
+        let rest = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+        self.descriptors.store_u64(usize::from(at.index) * DESC_LEN + 8, rest, Release);
+    }
+
+    /// Takes back the flags of a used descriptor that was not published.
+    fn set_available(&self, at: Position) {
+        let flags = if at.wrap { desc::AVAIL } else { desc::USED };
+        self.descriptors.store_u16(usize::from(at.index) * DESC_LEN + 14, flags, Release);
+    }
+
+    #[inline(always)]
+    fn is_available(&self, at: Position) -> bool {
+        self.load(at.index).is_available(at)
+    }
+}
+
+/// A packed virtqueue.
+#[derive(Debug)]
+pub(crate) struct PackedQueue {
+    areas: Areas,
+    memory: Arc<GuestMemory>,
+    addresses: RingAddresses,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// Next descriptor to take.
+    avail: Position,
+    /// Where the next batch of used descriptors starts.
+    used: Position,
+    /// Chains taken and chains given back.
+    taken: u16,
+    given_back: u16,
+    order: Option<InOrder>,
+    inflight: Option<PackedInflight>,
+    /// Inflight entries to serve again after a restart, the next one last.
+    again: Vec<u16>,
+    /// The batch that is not published yet: chains, and the bytes written to them.
+    batch: Vec<(Token, u32)>,
+    /// Staging for the ring's descriptors of one chain; kept only for the inflight region.
+    copied: Vec<PackedDesc>,
+    log: Option<DirtyLog>,
+}
+
+impl PackedQueue {
+    pub(crate) fn new(memory: Arc<GuestMemory>, setup: &Setup) -> Result<PackedQueue, QueueError> {
+        let size = setup.size;
+        if size == 0 || size > ring::MAX_SIZE {
+            return Err(QueueError::Size { size, expected: "1 to 32768" });
+        }
+        let areas = Areas::new(&memory, &setup.addresses, size)?;
+        let base = start_position(setup.base, size)?;
+        let mut queue = PackedQueue {
+            areas,
+            memory,
+            addresses: setup.addresses,
+            size,
+            event_idx: setup.features & feature::RING_EVENT_IDX != 0,
+            indirect: setup.features & feature::RING_INDIRECT_DESC != 0,
+            avail: base,
+            used: base,
+            taken: 0,
+            given_back: 0,
+            order: (setup.features & feature::IN_ORDER != 0).then(|| InOrder::new(size)),
+            inflight: None,
+            again: Vec::new(),
+            batch: Vec::with_capacity(usize::from(size)),
+            copied: Vec::with_capacity(usize::from(size)),
+            log: None,
+        };
+        if let Some(region) = setup.inflight.clone() {
+            queue.recover(region, base)?;
+        }
+        Ok(queue)
+    }
+
+    fn recover(&mut self, region: Window, base: Position) -> Result<(), QueueError> {
+        let (mut inflight, fresh) = PackedInflight::new(region, self.size, base)?;
+        if !fresh {
+            let recovery = inflight.recover(|at| self.areas.is_available(at), |at| self.areas.set_available(at));
+            if let Some(used) = recovery.used {
+                let held: u32 = recovery.entries.iter().map(|&e| u32::from(inflight.count(e))).sum();
+                self.used = used;
+                self.avail = used.advanced(held.min(u32::from(self.size)) as u16, self.size);
+            }
+            self.again = recovery.entries;
+            self.again.reverse();
+        }
+        self.inflight = Some(inflight);
+        Ok(())
+    }
+
+    pub(crate) fn relocate(&mut self, memory: Arc<GuestMemory>) -> Result<(), QueueError> {
+        self.areas = Areas::new(&memory, &self.addresses, self.size)?;
+        self.memory = memory;
+        Ok(())
+    }
+
+    #[inline]
+    pub(crate) fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if self.in_flight() == self.size {
+            return Ok(false);
+        }
+        let first = self.areas.load(self.avail.index);
+        if self.again.is_empty() && !first.is_available(self.avail) {
+            return Ok(false);
+        }
+        chain.clear();
+        chain.token = match self.again.pop() {
+            Some(entry) => self.pop_again(entry, chain)?,
+            None => self.pop_ring(first, chain)?,
+        };
+        self.taken = self.taken.wrapping_add(1);
+        Ok(true)
+    }
+
+    /// Takes the chain that starts with `first` at the available position.
+    #[inline]
+    fn pop_ring(&mut self, first: PackedDesc, chain: &mut Chain) -> Result<Token, QueueError> {
+        let tracked = self.inflight.is_some();
+        if tracked {
+            self.copied.clear();
+        }
+        let (mut d, mut count) = (first, 0);
+        let mut at = self.avail;
+        while count < self.size {
+            self.push(chain, d, count == 0)?;
+            if tracked {
+                self.copied.push(d);
+            }
+            count += 1;
+            at = at.advanced(1, self.size);
+            if d.flags & (desc::NEXT | desc::INDIRECT) != desc::NEXT {
+                self.avail = at;
+                let entry = self.inflight.as_mut().map_or(0, |inflight| inflight.take(&self.copied));
+                return Ok(Token::new(d.id, count, entry, self.taken));
+            }
+            d = self.areas.load(at.index);
+        }
+        Err(QueueError::ChainLoop { limit: self.size })
+    }
+
+    /// Takes a chain that the process before us did not finish: the ring may no longer have it, the region has.
+    fn pop_again(&mut self, entry: u16, chain: &mut Chain) -> Result<Token, QueueError> {
+        let (mut id, mut count) = (0, 0);
+        let inflight = self.inflight.as_ref().expect("only a region names chains to serve again");
+        for d in inflight.descriptors(entry) {
+            self.push(chain, d, count == 0)?;
+            (id, count) = (d.id, count + 1);
+        }
+        Ok(Token::new(id, count, entry, self.taken))
+    }
+
+    #[inline(always)]
+    fn push(&self, chain: &mut Chain, d: PackedDesc, first: bool) -> Result<(), QueueError> {
+        if d.flags & desc::INDIRECT == 0 {
+            return chain.push(d.addr, d.len, d.flags);
+        }
+        if !self.indirect || !first || d.flags & desc::NEXT != 0 {
+            return Err(QueueError::Indirect("without the feature, or in a chain"));
+        }
+        chain.push_packed_table(&self.memory, d.addr, d.len)
+    }
+
+    #[inline]
+    pub(crate) fn complete(&mut self, token: Token, written: u32) {
+        let Some(order) = &mut self.order else { return self.put(token, written) };
+        order.insert(token, written);
+        while let Some((token, written)) = self.order.as_mut().and_then(InOrder::take) {
+            self.put(token, written);
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, token: Token, written: u32) {
+        self.batch.push((token, written));
+    }
+
+    #[inline]
+    pub(crate) fn flush(&mut self) -> bool {
+        let Some((&(first, first_written), rest)) = self.batch.split_first() else { return false };
+        if let Some(inflight) = &mut self.inflight {
+            let end = self.batch.iter().fold(self.used, |at, (token, _)| at.advanced(token.count(), self.size));
+            inflight.free(self.batch.iter().map(|(token, _)| token), end);
+        }
+        let start = self.used;
+        let mut at = start.advanced(first.count(), self.size);
+        for &(token, written) in rest {
+            self.areas.store_used(at, token.id(), written);
+            self.log_descriptor(at);
+            at = at.advanced(token.count(), self.size);
+        }
+        // Last: the driver looks at the first one, and then finds the rest.
+        self.areas.store_used(start, first.id(), first_written);
+        self.log_descriptor(start);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.unmark(self.batch.iter().map(|(token, _)| token));
+        }
+        self.given_back = self.given_back.wrapping_add(self.batch.len() as u16);
+        self.batch.clear();
+        self.used = at;
+        // The driver enables notifications, then looks; we publish, then look: one of us sees the other.
+        fence(SeqCst);
+        self.wants_notification(start)
+    }
+
+    /// Whether the driver wants to hear of the descriptors used since `start`.
+    fn wants_notification(&self, start: Position) -> bool {
+        match self.areas.driver_event.load_u16(EVENT_FLAGS, Acquire) {
+            event::DISABLE => false,
+            event::DESC if self.event_idx => {
+                let wanted = Position::from_bits(self.areas.driver_event.load_u16(EVENT_OFF_WRAP, Relaxed));
+                let mut at = wanted.index;
+                if wanted.wrap != self.used.wrap {
+                    at = at.wrapping_sub(self.size);
+                }
+                // The driver's place and ours are counted from the same lap.
+                let old = if start.wrap == self.used.wrap { start.index } else { start.index.wrapping_sub(self.size) };
+                ring::need_event(at, self.used.index, old)
+            }
+            _ => true,
+        }
+    }
+
+    pub(crate) fn arm(&mut self) -> Result<bool, QueueError> {
+        if self.event_idx {
+            self.areas.device_event.store_u16(EVENT_OFF_WRAP, self.avail.to_bits(), Relaxed);
+            self.areas.device_event.store_u16(EVENT_FLAGS, event::DESC, Release);
+        } else {
+            self.areas.device_event.store_u16(EVENT_FLAGS, event::ENABLE, Relaxed);
+        }
+        self.log_event();
+        fence(SeqCst);
+        Ok(!self.again.is_empty() || self.areas.is_available(self.avail))
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        self.areas.device_event.store_u16(EVENT_FLAGS, event::DISABLE, Relaxed);
+        self.log_event();
+    }
+
+    pub(crate) fn base(&self) -> u32 {
+        u32::from(self.avail.to_bits()) | u32::from(self.used.to_bits()) << 16
+    }
+
+    pub(crate) fn in_flight(&self) -> u16 {
+        self.taken.wrapping_sub(self.given_back)
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    pub(crate) fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref()
+    }
+
+    pub(crate) fn set_used_log(&mut self, address: Option<GuestAddress>) {
+        self.addresses.used_log = address;
+    }
+
+    pub(crate) fn set_log(&mut self, log: Option<DirtyLog>) {
+        self.log = log;
+    }
+
+    #[inline]
+    fn log_descriptor(&self, at: Position) {
+        if let (Some(log), Some(_)) = (&self.log, self.addresses.used_log) {
+            let offset = u64::from(at.index) * DESC_LEN as u64;
+            log.mark(GuestAddress(self.areas.descriptors_at.0.wrapping_add(offset)), DESC_LEN as u64);
+        }
+    }
+
+    /// The front-end names the device event area as the "used ring" of a packed ring.
+    fn log_event(&self) {
+        if let (Some(log), Some(at)) = (&self.log, self.addresses.used_log) {
+            log.mark(at, EVENT_LEN as u64);
+        }
+    }
+}
+
+/// Where to go on: a ring that was stopped is drained, so its used position equals the available one.
+fn start_position(base: u32, size: u16) -> Result<Position, QueueError> {
+    let at = Position::from_bits(base as u16);
+    if at.index >= size {
+        return Err(QueueError::DescriptorIndex { index: at.index, size });
+    }
+    Ok(at)
+}
