@@ -1,0 +1,463 @@
+//! One worker's way into a namespace: an I/O queue of its own, and what happens to requests while it has none.
+//!
+//! A request is sent at once, or waits: for room in the queue, for a connection, or for a fence. When a connection dies, what
+//! was in flight on it is taken back. Reads are sent again on the next connection. Writes (and whatever else changes the
+//! medium) that the controller may have seen are *fenced*: the old controller might still execute them, and a copy that is
+//! executed after a newer write to the same place would destroy that one. They are sent again only when the supervisor says
+//! that the old association has let go.
+
+use crate::link::{Link, LinkError};
+use crate::namespace::Namespace;
+use crate::port::{Port, Shared, Verdict};
+use crate::queue_pair::{Completion, Data, Outcome, Payload, Taken};
+use crate::spec::{Cqe, DsmRange, NvmeStatus, Sqe, nvm};
+use block::{BlockChannel, BlockRequest, Completions, Op, Status};
+use clock::Cycles;
+use guest_memory::IoBuffers;
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An idle connection is looked at this often.
+const IDLE_CHECK: Duration = Duration::from_millis(10);
+/// Pause before a command is sent again that the target could not take now.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Blocks of one read, write or write zeroes at most: NLB has 16 bits (NVM figure 55).
+const MAX_BLOCKS: u64 = 65_536;
+/// Requests that wait before a queue grows.
+const WAITING: usize = 256;
+
+/// A queue pair of block requests on its connection.
+pub(crate) type IoLink = Link<IoCommand>;
+
+/// What an I/O queue has under way.
+#[derive(Debug)]
+pub(crate) enum IoCommand {
+    /// The Connect that opens the queue, with its data.
+    Connect(IoBuffers),
+    /// A part of a request.
+    Request(Io),
+}
+
+impl Payload for IoCommand {
+    #[inline]
+    fn buffers(&self) -> Option<&IoBuffers> {
+        match self {
+            IoCommand::Connect(data) => Some(data),
+            IoCommand::Request(io) => Some(&io.request.buffers),
+        }
+    }
+}
+
+/// A request on its way through the channel.
+#[derive(Debug)]
+pub(crate) struct Io {
+    request: BlockRequest,
+    /// Bytes done by earlier commands: a request larger than one command goes in parts, one after the other.
+    done: u64,
+    retries: u8,
+}
+
+impl Io {
+    fn changes_medium(&self) -> bool {
+        matches!(self.request.op, Op::Write | Op::Discard | Op::WriteZeroes { .. })
+    }
+}
+
+/// A fenced request, and the association that may still execute it.
+#[derive(Debug)]
+struct Fenced {
+    association: u64,
+    io: Io,
+}
+
+/// Limits of a channel, fixed when it is opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChannelLimits {
+    pub(crate) io_timeout: Option<Duration>,
+    pub(crate) retries: u8,
+}
+
+/// The channel.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    namespace: Arc<Namespace>,
+    shared: Arc<Shared>,
+    port: Arc<Port>,
+    limits: ChannelLimits,
+    max_io_size: u64,
+    link: Option<IoLink>,
+    /// The association that `link` belongs to, or the last one did.
+    association: u64,
+    waiting: VecDeque<Io>,
+    fenced: VecDeque<Fenced>,
+    /// Scratch for taking commands back in order.
+    taken: Vec<Taken<IoCommand>>,
+    outstanding: usize,
+    /// Nothing is sent before: the target asked for patience.
+    resume_at: Cycles,
+    next_check: Cycles,
+    next_timeout_check: Cycles,
+}
+
+impl Channel {
+    pub(crate) fn new(
+        namespace: Arc<Namespace>,
+        shared: Arc<Shared>,
+        port: Arc<Port>,
+        limits: ChannelLimits,
+    ) -> Channel {
+        Channel {
+            max_io_size: namespace.max_io_size().into(),
+            namespace,
+            shared,
+            port,
+            limits,
+            link: None,
+            association: 0,
+            waiting: VecDeque::with_capacity(WAITING),
+            fenced: VecDeque::with_capacity(WAITING),
+            taken: Vec::with_capacity(crate::queue_pair::MAX_ENTRIES.into()),
+            outstanding: 0,
+            resume_at: Cycles(0),
+            next_check: Cycles(0),
+            next_timeout_check: Cycles(0),
+        }
+    }
+
+    /// Whether a request can be sent at all, or how it ends right away.
+    #[inline]
+    fn check(&self, request: &BlockRequest) -> Result<(), Status> {
+        let block_mask = (1u64 << self.namespace.block_shift) - 1;
+        let ranged = !matches!(request.op, Op::Flush);
+        if self.namespace.is_gone() {
+            return Err(Status::IoError);
+        }
+        if !ranged {
+            return Ok(());
+        }
+        let end = request.offset.checked_add(request.len);
+        if (request.offset | request.len) & block_mask != 0 || end.is_none_or(|end| end > self.namespace.size_bytes()) {
+            return Err(Status::IoError);
+        }
+        let moves = matches!(request.op, Op::Read | Op::Write);
+        if moves && request.buffers.len() != request.len {
+            return Err(Status::IoError);
+        }
+        if !matches!(request.op, Op::Read) && self.namespace.is_read_only() {
+            return Err(Status::IoError);
+        }
+        if request.len == 0 { Err(Status::Ok) } else { Ok(()) }
+    }
+
+    /// The next command of a request.
+    #[inline]
+    fn command(&self, io: &Io) -> (Sqe, Data) {
+        let (nsid, shift) = (self.namespace.nsid, self.namespace.block_shift);
+        let request = &io.request;
+        let (offset, left) = (request.offset + io.done, request.len - io.done);
+        let lba = offset >> shift;
+        match request.op {
+            Op::Flush => (Sqe::new(nvm::FLUSH, nsid), Data::None),
+            op @ (Op::Read | Op::Write) => {
+                let opcode = if op == Op::Read { nvm::READ } else { nvm::WRITE };
+                let len = part_len(io, self.max_io_size, shift);
+                let data = Data::Buffers { offset: io.done, len: len as u32 };
+                (Sqe::io(opcode, nsid, lba, (len >> shift) as u32), data)
+            }
+            Op::WriteZeroes { unmap } => {
+                let len = part_len(io, self.max_io_size, shift);
+                let mut sqe = Sqe::io(nvm::WRITE_ZEROES, nsid, lba, (len >> shift) as u32);
+                // "DEAC: the blocks may be deallocated" (NVM figure 71, CDW12 bit 25).
+                sqe.set_cdw(12, sqe.cdw(12) | u32::from(unmap) << 25);
+                (sqe, Data::None)
+            }
+            Op::Discard => {
+                let blocks = (left >> shift).min(u32::MAX.into()) as u32;
+                let mut sqe = Sqe::new(nvm::DATASET_MANAGEMENT, nsid);
+                sqe.set_cdw(10, 0); // NR: one range, zero-based
+                sqe.set_cdw(11, 1 << 2); // AD: deallocate
+                (sqe, Data::Range(DsmRange { lba, blocks }.bytes()))
+            }
+        }
+    }
+
+    /// Moves waiting requests into the queue as far as it has room.
+    #[inline]
+    fn refill(&mut self, now: Cycles) {
+        if now < self.resume_at {
+            return;
+        }
+        while let Some(link) = &self.link
+            && link.queue.has_room()
+        {
+            let Some(io) = self.waiting.pop_front() else { return };
+            let (sqe, data) = self.command(&io);
+            let Some(link) = &mut self.link else { return };
+            if let Err(IoCommand::Request(io)) = link.queue.submit(sqe, data, IoCommand::Request(io), now) {
+                self.waiting.push_front(io);
+                return;
+            }
+        }
+    }
+
+    fn complete(&mut self, io: Io, status: Status, done: &mut Completions) {
+        self.outstanding -= 1;
+        io.request.complete(done, status);
+    }
+
+    /// A command ended: the request goes on with its next part, again, or is over.
+    #[inline]
+    fn finish(&mut self, mut io: Io, outcome: Outcome, now: Cycles, done: &mut Completions) {
+        match outcome {
+            Outcome::Answered(cqe) if cqe.status().is_success() => {
+                io.done += part_len(&io, self.max_io_size, self.namespace.block_shift);
+                if io.done < io.request.len {
+                    self.waiting.push_front(io);
+                } else {
+                    self.complete(io, Status::Ok, done);
+                }
+            }
+            Outcome::Answered(cqe) => self.fail(io, cqe, now, done),
+            Outcome::DataDigestError => {
+                self.shared.counters.digest_errors.add(1);
+                self.retry(io, Status::IoError, done);
+            }
+        }
+    }
+
+    fn fail(&mut self, io: Io, cqe: Cqe, now: Cycles, done: &mut Completions) {
+        let status = cqe.status();
+        let is = |code| status.is(code);
+        // Not the command but the moment is wrong: namespace not ready, queue going away, a path that is not usable now.
+        let later = is(NvmeStatus::new(0, 0x82)) || is(NvmeStatus::ABORTED_SQ_DELETION) || status.code_type() == 3;
+        if later && !status.do_not_retry() && self.shared.verdict() == Verdict::Hold {
+            self.shared.counters.retried.add(1);
+            self.resume_at = now + Cycles::from(RETRY_PAUSE);
+            self.waiting.push_front(io);
+            return;
+        }
+        let block_status = if is(NvmeStatus::INVALID_OPCODE) {
+            Status::Unsupported
+        } else if is(NvmeStatus::CAPACITY_EXCEEDED) {
+            Status::NoSpace
+        } else {
+            Status::IoError
+        };
+        if status.do_not_retry() {
+            self.complete(io, block_status, done);
+        } else {
+            self.retry(io, block_status, done);
+        }
+    }
+
+    /// Sends a command again whose end is known, so nothing of it can come late; or gives up.
+    fn retry(&mut self, mut io: Io, status: Status, done: &mut Completions) {
+        if io.retries >= self.limits.retries {
+            return self.complete(io, status, done);
+        }
+        io.retries += 1;
+        self.shared.counters.retried.add(1);
+        self.waiting.push_front(io);
+    }
+
+    /// The connection is of no more use: takes back what was in flight, in order.
+    fn lose_link(&mut self) {
+        let Some(mut link) = self.link.take() else { return };
+        link.wire().reset();
+        let Channel { taken, waiting, fenced, shared, association, .. } = self;
+        taken.extend((0..link.queue.slots()).filter_map(|slot| link.queue.take(slot)));
+        while let Some(Completion { payload, .. }) = link.queue.pop_completion() {
+            // Ended, but not looked at before the connection died: asking again is as good, and simpler.
+            taken.push(Taken { payload, started: true, sequence: 0 });
+        }
+        // Latest first, as each goes to the front.
+        taken.sort_unstable_by_key(|taken| std::cmp::Reverse(taken.sequence));
+        for Taken { payload, started, .. } in taken.drain(..) {
+            let IoCommand::Request(io) = payload else { continue };
+            if started && io.changes_medium() {
+                shared.counters.fenced.add(1);
+                fenced.push_front(Fenced { association: *association, io });
+            } else {
+                shared.counters.retried.add(started.into());
+                waiting.push_front(io);
+            }
+        }
+        self.port.retire(self.association, link);
+        self.shared.wake_supervisor();
+    }
+
+    /// Sends fenced requests on their way whose association has let go.
+    fn lift_fence(&mut self) {
+        let released = self.shared.released();
+        // Newest first: each goes to the front, so the oldest ends up first.
+        for at in (0..self.fenced.len()).rev() {
+            if self.fenced[at].association <= released
+                && let Some(Fenced { io, .. }) = self.fenced.remove(at)
+            {
+                self.shared.counters.retried.add(1);
+                self.waiting.push_front(io);
+            }
+        }
+    }
+
+    /// Without a connection: takes a new one if it came, or lets requests fail where they are not to be held.
+    fn poll_detached(&mut self, now: Cycles, done: &mut Completions) {
+        if let Some((association, link)) = self.port.take_incoming() {
+            (self.association, self.link) = (association, Some(link));
+            self.max_io_size = self.namespace.max_io_size().into();
+            self.next_check = now;
+        } else if self.shared.verdict() == Verdict::Fail || self.namespace.is_gone() {
+            while let Some(io) = self.waiting.pop_front() {
+                self.complete(io, Status::IoError, done);
+            }
+        }
+        self.report_held();
+    }
+
+    fn report_held(&self) {
+        let waiting = self.waiting.iter().map(|io| io.request.submitted);
+        let fenced = self.fenced.iter().map(|fenced| fenced.io.request.submitted);
+        let oldest = waiting.chain(fenced).min().unwrap_or(Cycles::NEVER);
+        let held = if self.link.is_none() { self.outstanding } else { self.fenced.len() };
+        self.port.report_held(held, oldest);
+    }
+
+    /// Moves bytes both ways and takes what completed. Returns the number of events.
+    #[inline]
+    fn poll_link(&mut self, now: Cycles, done: &mut Completions) -> Result<usize, LinkError> {
+        self.refill(now);
+        let Some(link) = &mut self.link else { return Ok(0) };
+        let mut events = usize::from(link.transmit()? > 0);
+        let idle = link.queue.outstanding() == 0;
+        if idle && now < self.next_check {
+            return Ok(events);
+        }
+        if idle {
+            self.next_check = now + Cycles::from(IDLE_CHECK);
+        }
+        let received = link.receive();
+        let mut completed = 0;
+        while let Some(Completion { payload, outcome }) =
+            self.link.as_mut().and_then(|link| link.queue.pop_completion())
+        {
+            completed += 1;
+            if let IoCommand::Request(io) = payload {
+                self.finish(io, outcome, now, done);
+            }
+        }
+        if completed > 0 {
+            self.shared.note_traffic();
+            if !self.waiting.is_empty() {
+                self.refill(now);
+            }
+            events += completed;
+        }
+        received?;
+        if let Some(link) = &mut self.link {
+            link.transmit()?;
+        }
+        if now >= self.next_timeout_check {
+            self.check_timeouts(now);
+        }
+        Ok(events)
+    }
+
+    /// The ladder: a command that is late is aborted; one that is late twice costs the controller a reset.
+    fn check_timeouts(&mut self, now: Cycles) {
+        let Some(timeout) = self.limits.io_timeout else {
+            self.next_timeout_check = Cycles::NEVER;
+            return;
+        };
+        self.next_timeout_check = now + Cycles::from(timeout / 8);
+        let Some(link) = &self.link else { return };
+        let late = |times: u32| Cycles(now.since(Cycles::from(timeout * times)).0);
+        if link.queue.overdue(late(2)).is_some() {
+            self.port.ask_reset(self.association);
+            self.shared.wake_supervisor();
+        } else if let Some(cid) = link.queue.overdue(late(1))
+            && self.port.ask_abort(cid)
+        {
+            self.shared.counters.timeouts.add(1);
+            self.shared.wake_supervisor();
+        }
+    }
+}
+
+/// Bytes that the next command of a request moves or covers.
+#[inline]
+fn part_len(io: &Io, max_io_size: u64, block_shift: u32) -> u64 {
+    let left = io.request.len - io.done;
+    match io.request.op {
+        Op::Read | Op::Write => left.min(max_io_size).min(MAX_BLOCKS << block_shift),
+        Op::WriteZeroes { .. } => left.min(MAX_BLOCKS << block_shift),
+        Op::Discard => left.min(u64::from(u32::MAX) << block_shift),
+        Op::Flush => left,
+    }
+}
+
+impl BlockChannel for Channel {
+    #[inline]
+    fn submit(&mut self, request: BlockRequest, done: &mut Completions) {
+        match self.check(&request) {
+            Ok(()) => {
+                self.outstanding += 1;
+                self.waiting.push_back(Io { request, done: 0, retries: 0 });
+            }
+            Err(status) => request.complete(done, status),
+        }
+    }
+
+    fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
+        if !self.fenced.is_empty() {
+            self.lift_fence();
+            self.report_held();
+        }
+        self.port.clear_wake();
+        if self.link.is_none() {
+            self.poll_detached(now, done);
+        }
+        match self.poll_link(now, done) {
+            Ok(events) => events,
+            Err(_) => {
+                self.shared.counters.lost.add(1);
+                self.lose_link();
+                self.poll_detached(now, done);
+                1
+            }
+        }
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        self.port.fd()
+    }
+
+    fn deadline(&self) -> Cycles {
+        if self.link.is_none() {
+            return Cycles::NEVER;
+        }
+        let timeout = if self.outstanding > 0 { self.next_timeout_check } else { Cycles::NEVER };
+        if self.waiting.is_empty() { timeout } else { timeout.min(self.resume_at) }
+    }
+
+    fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+}
+
+impl Drop for Channel {
+    /// Requests that are left go unanswered. Writes among them that the controller may still execute must not be overtaken by
+    /// those of the next channel: the controller is reset.
+    fn drop(&mut self) {
+        self.lose_link();
+        if self.fenced.iter().any(|fenced| fenced.association == self.association) {
+            self.port.ask_reset(self.association);
+        }
+        for io in self.waiting.drain(..).chain(self.fenced.drain(..).map(|fenced| fenced.io)) {
+            io.request.abandon();
+        }
+        self.port.close();
+        self.shared.wake_supervisor();
+    }
+}

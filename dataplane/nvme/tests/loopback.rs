@@ -1,0 +1,390 @@
+//! Initiator and target over real sockets on loopback.
+
+mod support;
+
+use block::{BlockRequest, Completions, Op, Status};
+use clock::Cycles;
+use nvme::target::{Access, Faults, MemoryStore, Misbehaviour, Namespace, Server, Store, Target, TargetConfig};
+use nvme::{AttachError, AttachParams, Event, NvmeController, Phase, no_events};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use support::{first_disk, pattern, read, request, run, wait_for, write};
+use uuid::Uuid;
+
+const NQN: &str = "nqn.2024-01.org.sluice:test";
+const DISK: usize = 8 << 20;
+
+struct Bench {
+    target: Arc<Target>,
+    store: Arc<MemoryStore>,
+    server: Option<Server>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(TargetConfig::new(NQN))
+    }
+
+    fn with(config: TargetConfig) -> Bench {
+        let target = Target::new(config, 7);
+        let store = Arc::new(MemoryStore::new(DISK));
+        target.set_namespace(1, namespace(store.clone(), 1));
+        let server = Some(Server::start(target.clone(), "127.0.0.1:0").unwrap());
+        Bench { target, store, server }
+    }
+
+    fn params(&self) -> AttachParams {
+        let mut params = AttachParams::new("Nvme0", self.server.as_ref().unwrap().address(), NQN);
+        params.options.keep_alive_timeout_ms = 1000;
+        params
+    }
+}
+
+fn namespace(store: Arc<MemoryStore>, id: u128) -> Namespace {
+    Namespace { store, block_size: 512, access: Access::ReadWrite, uuid: Uuid::from_u128(id) }
+}
+
+#[test]
+fn reads_back_what_was_written_with_every_digest_and_alignment() {
+    let bench = Bench::new();
+    for (digests, cpda) in [(0, 0), (1, 3), (2, 31), (3, 0), (3, 31)] {
+        let faults = Faults { cpda, r2ts: 4, r2t_len: 20_000 / 4 * 4, max_h2c_data: 4096, ..Faults::default() };
+        bench.target.set_faults(faults);
+        let mut params = bench.params();
+        (params.hdgst, params.ddgst) = (digests & 1 != 0, digests & 2 != 0);
+        let controller = NvmeController::attach(&params, no_events()).unwrap();
+        let disk = first_disk(&controller);
+        assert_eq!(disk.geometry().size_bytes(), DISK as u64);
+        let mut channel = disk.open_channel().unwrap();
+        for (i, len) in [512, 4096, 8192, 8704, 65536, 131_072, 1 << 20, 3 << 20].into_iter().enumerate() {
+            let bytes = pattern(len, i as u64 + cpda as u64);
+            assert_eq!(write(channel.as_mut(), 512 * i as u64, &bytes), Status::Ok, "{len} digests {digests}");
+            let (back, status) = read(channel.as_mut(), 512 * i as u64, len as u64);
+            assert_eq!(status, Status::Ok);
+            assert!(back == bytes, "{len} bytes differ, digests {digests}, CPDA {cpda}");
+            let mut stored = vec![0; len];
+            bench.store.read(512 * i as u64, &mut stored).unwrap();
+            assert!(stored == bytes, "{len} bytes differ in the store");
+        }
+    }
+}
+
+#[test]
+fn discard_write_zeroes_and_flush() {
+    let bench = Bench::new();
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    let bytes = pattern(1 << 20, 3);
+    assert_eq!(write(channel.as_mut(), 0, &bytes), Status::Ok);
+    assert_eq!(run(channel.as_mut(), request(Op::Flush, 0, 0, None)).1, Status::Ok);
+    let mut discard = request(Op::Discard, 4096, 0, None);
+    discard.len = 8192;
+    assert_eq!(run(channel.as_mut(), discard).1, Status::Ok);
+    let mut zero = request(Op::WriteZeroes { unmap: true }, 65_536, 0, None);
+    zero.len = 512;
+    assert_eq!(run(channel.as_mut(), zero).1, Status::Ok);
+    let mut expected = bytes;
+    expected[4096..12_288].fill(0);
+    expected[65_536..66_048].fill(0);
+    let (back, status) = read(channel.as_mut(), 0, 1 << 20);
+    assert!(status == Status::Ok && back == expected);
+}
+
+#[test]
+fn requests_beyond_the_disk_or_not_aligned_fail_without_being_sent() {
+    let bench = Bench::new();
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    for (offset, len) in [(DISK as u64, 512), (DISK as u64 - 512, 1024), (100, 512), (0, 100), (u64::MAX - 511, 512)] {
+        assert_eq!(read(channel.as_mut(), offset, len).1, Status::IoError, "{offset}+{len}");
+    }
+    assert_eq!(bench.target.io_commands(), 0);
+}
+
+#[test]
+fn wrong_parameters_are_told_apart() {
+    let mut config = TargetConfig::new(NQN);
+    config.allowed_hosts = vec!["nqn.2014-08.org.nvmexpress:uuid:friend".into()];
+    let bench = Bench::with(config);
+    let mut params = bench.params();
+    params.hostnqn = Some("nqn.2014-08.org.nvmexpress:uuid:stranger".into());
+    let error = NvmeController::attach(&params, no_events()).unwrap_err().to_string();
+    assert!(error.contains("invalid host") && error.contains("check subnqn and hostnqn"), "{error}");
+    params.hostnqn = Some("nqn.2014-08.org.nvmexpress:uuid:friend".into());
+    params.subnqn = "nqn.2024-01.org.sluice:other".into();
+    let error = NvmeController::attach(&params, no_events()).unwrap_err().to_string();
+    assert!(error.contains("no such subsystem"), "{error}");
+    params.subnqn = NQN.into();
+    NvmeController::attach(&params, no_events()).unwrap();
+    params.trsvcid = Some("1".into());
+    let error = NvmeController::attach(&params, no_events()).unwrap_err().to_string();
+    assert!(error.contains("connection refused") && error.contains("nothing listens there"), "{error}");
+    params.traddr = "cloud".into();
+    assert!(
+        matches!(NvmeController::attach(&params, no_events()), Err(AttachError::Invalid(e)) if e.field == "traddr")
+    );
+}
+
+#[test]
+fn digests_that_the_target_refuses_are_an_error() {
+    let bench = Bench::new();
+    bench.target.set_faults(Faults { refuse_digests: true, ..Faults::default() });
+    let mut params = bench.params();
+    params.ddgst = true;
+    let error = NvmeController::attach(&params, no_events()).unwrap_err().to_string();
+    assert!(error.contains("DGST") && error.contains("change hdgst and ddgst"), "{error}");
+}
+
+#[test]
+fn a_target_that_is_no_target_is_an_error_and_no_hang() {
+    let answers: [&'static [u8]; 4] =
+        [b"HTTP/1.1 400 Bad Request\r\n\r\n", &[0xFF; 4096], &[], &[1, 0, 128, 0, 128, 0, 0, 0]];
+    for answer in answers {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut params = AttachParams::new("Nvme0", listener.local_addr().unwrap(), NQN);
+        params.fabrics_connect_timeout_us = 300_000;
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            std::io::Write::write_all(&mut stream, answer).unwrap();
+            std::thread::sleep(Duration::from_millis(600));
+        });
+        let start = Instant::now();
+        let error = NvmeController::attach(&params, no_events()).unwrap_err();
+        assert!(matches!(error, AttachError::Failed { .. }), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?} for {error}", start.elapsed());
+        thread.join().unwrap();
+    }
+}
+
+#[test]
+fn a_controller_that_never_becomes_ready_is_an_error() {
+    let bench = Bench::new();
+    bench.target.set_faults(Faults { never_ready: true, ..Faults::default() });
+    let error = NvmeController::attach(&bench.params(), no_events()).unwrap_err().to_string();
+    assert!(error.contains("CSTS.RDY"), "{error}");
+}
+
+#[test]
+fn namespaces_come_go_grow_and_shrink() {
+    let bench = Bench::new();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = {
+        let events = events.clone();
+        Arc::new(move |event: &Event| events.lock().unwrap().push(event.clone()))
+    };
+    let controller = NvmeController::attach(&bench.params(), sink).unwrap();
+    let disk = first_disk(&controller);
+    let mut channel = disk.open_channel().unwrap();
+    let has = |wanted: Event| {
+        let events = events.clone();
+        move || events.lock().unwrap().contains(&wanted)
+    };
+
+    bench.store.resize(2 * DISK);
+    bench.target.namespace_resized();
+    let blocks = DISK as u64 / 512;
+    wait_for("growth", has(Event::NamespaceResized { nsid: 1, from: blocks, to: 2 * blocks }));
+    assert_eq!(write(channel.as_mut(), 2 * DISK as u64 - 512, &[1; 512]), Status::Ok);
+
+    bench.store.resize(DISK / 2);
+    bench.target.namespace_resized();
+    wait_for("shrinking", has(Event::NamespaceResized { nsid: 1, from: 2 * blocks, to: blocks / 2 }));
+    assert_eq!(write(channel.as_mut(), DISK as u64 - 512, &[1; 512]), Status::IoError);
+    assert_eq!(write(channel.as_mut(), 0, &[1; 512]), Status::Ok);
+
+    bench.target.set_namespace(2, namespace(Arc::new(MemoryStore::new(DISK)), 2));
+    wait_for("a second namespace", has(Event::NamespaceAdded { nsid: 2 }));
+    bench.target.set_namespace(3, namespace(Arc::new(MemoryStore::new(DISK)), 2));
+    wait_for("a twin is refused", || {
+        events.lock().unwrap().iter().any(|e| matches!(e, Event::NamespaceRefused { nsid: 3, .. }))
+    });
+    assert_eq!(controller.namespaces().iter().map(|(nsid, _)| *nsid).collect::<Vec<_>>(), [1, 2]);
+
+    bench.target.remove_namespace(1);
+    wait_for("removal", has(Event::NamespaceRemoved { nsid: 1 }));
+    assert_eq!(write(channel.as_mut(), 0, &[1; 512]), Status::IoError);
+    assert!(!controller.namespaces()[0].1.rescan().unwrap());
+}
+
+#[test]
+fn a_target_that_restarts_costs_a_pause_and_no_error() {
+    let mut bench = Bench::new();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = {
+        let events = events.clone();
+        Arc::new(move |event: &Event| events.lock().unwrap().push(event.clone()))
+    };
+    let controller = NvmeController::attach(&bench.params(), sink).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    let bytes = pattern(65_536, 9);
+    assert_eq!(write(channel.as_mut(), 0, &bytes), Status::Ok);
+
+    // A write in flight: it is taken, and the target dies before it answers.
+    let delay = Duration::from_secs(5)..Duration::from_secs(6);
+    bench.target.set_faults(Faults { delay, ..Faults::default() });
+    let newer = pattern(65_536, 10);
+    let mut done = Completions::default();
+    channel.submit(BlockRequest::new(request(Op::Write, 0, 65_536, Some(&newer))), &mut done);
+    let seen = bench.target.io_commands();
+    while bench.target.io_commands() == seen {
+        channel.poll(Cycles::now(), &mut done);
+    }
+    let address = bench.server.as_ref().unwrap().address();
+    bench.server = None;
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        channel.poll(Cycles::now(), &mut done);
+    }
+    bench.target.set_faults(Faults::default());
+    bench.server = Some(Server::start(bench.target.clone(), address).unwrap());
+    let end = Instant::now() + Duration::from_secs(15);
+    while done.is_empty() && Instant::now() < end {
+        channel.poll(Cycles::now(), &mut done);
+    }
+    assert_eq!(done.drain().map(|c| c.status).collect::<Vec<_>>(), [Status::Ok]);
+    assert!(read(channel.as_mut(), 0, 65_536).0 == newer);
+    assert_eq!(controller.counters().fenced, 1);
+    let story = events.lock().unwrap().clone();
+    assert!(story.iter().any(|e| matches!(e, Event::Lost { .. })), "{story:?}");
+    assert!(story.iter().any(|e| matches!(e, Event::AttemptFailed { held: 1, .. })), "{story:?}");
+    assert!(story.iter().any(|e| matches!(e, Event::FenceReleased { confirmed: false, .. })), "{story:?}");
+    assert_eq!(controller.status().phase, Phase::Up);
+}
+
+#[test]
+fn fast_io_fail_and_ctrlr_loss_end_the_wait() {
+    let mut bench = Bench::new();
+    let mut params = bench.params();
+    (params.ctrlr_loss_timeout_sec, params.reconnect_delay_sec, params.fast_io_fail_timeout_sec) = (3, 1, 1);
+    let controller = NvmeController::attach(&params, no_events()).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    assert_eq!(write(channel.as_mut(), 0, &[7; 4096]), Status::Ok);
+    bench.server = None;
+    let start = Instant::now();
+    assert_eq!(read(channel.as_mut(), 0, 4096).1, Status::IoError);
+    assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
+    wait_for("the controller is given up", || controller.status().phase == Phase::Dead);
+    assert_eq!(read(channel.as_mut(), 0, 4096).1, Status::IoError);
+}
+
+#[test]
+fn each_misbehaviour_is_survived_with_data_intact() {
+    for act in Misbehaviour::ALL {
+        let bench = Bench::new();
+        let mut params = bench.params();
+        params.options.timeout_us = 400_000;
+        (params.hdgst, params.ddgst) = (true, true);
+        let controller = NvmeController::attach(&params, no_events()).unwrap();
+        let mut channel = first_disk(&controller).open_channel().unwrap();
+        let bytes = pattern(65_536, 1);
+        assert_eq!(write(channel.as_mut(), 0, &bytes), Status::Ok);
+        // A read and a write that needs R2Ts each meet it once.
+        let at = bench.target.io_commands();
+        bench.target.set_faults(Faults { script: vec![(at, act)], no_success_flag: true, ..Faults::default() });
+        let (back, status) = read(channel.as_mut(), 0, 65_536);
+        let hopeless = act == Misbehaviour::MediaError;
+        assert!(
+            if hopeless { status == Status::IoError } else { status == Status::Ok && back == bytes },
+            "{act:?} {status:?}"
+        );
+        let at = bench.target.io_commands();
+        bench.target.set_faults(Faults { script: vec![(at, act)], r2ts: 4, ..Faults::default() });
+        let newer = pattern(65_536, 2);
+        let status = write(channel.as_mut(), 0, &newer);
+        assert_eq!(status, if hopeless { Status::IoError } else { Status::Ok }, "{act:?}");
+        if !hopeless {
+            assert!(read(channel.as_mut(), 0, 65_536).0 == newer, "{act:?}");
+        }
+    }
+}
+
+#[test]
+fn a_silent_admin_queue_is_noticed_by_keep_alive() {
+    let bench = Bench::new();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = {
+        let events = events.clone();
+        Arc::new(move |event: &Event| events.lock().unwrap().push(event.clone()))
+    };
+    let _controller = NvmeController::attach(&bench.params(), sink).unwrap();
+    bench.target.set_faults(Faults { ignore_keep_alive: true, ..Faults::default() });
+    let silent = |e: &Event| matches!(e, Event::Lost { reason } if reason.contains("Keep Alive"));
+    wait_for("keep-alive", || events.lock().unwrap().iter().any(silent));
+}
+
+#[test]
+fn discovery_lists_subsystems_and_follows_referrals() {
+    let second = Bench::with(TargetConfig::new("nqn.2024-01.org.sluice:second"));
+    let address = second.server.as_ref().unwrap().address();
+    let mut config = TargetConfig::new(NQN);
+    config.referrals = vec![(address.ip().to_string(), address.port().to_string()), ("127.0.0.1".into(), "1".into())];
+    let first = Bench::with(config);
+    let found = nvme::discover(&first.params()).unwrap();
+    let names: Vec<&str> = found.iter().map(|entry| entry.subnqn.as_str()).collect();
+    assert!(names.contains(&NQN) && names.contains(&"nqn.2024-01.org.sluice:second"), "{names:?}");
+    assert_eq!(found[0].trsvcid, first.server.as_ref().unwrap().address().port().to_string());
+}
+
+#[test]
+fn more_channels_than_queues_are_refused_with_the_limit() {
+    let mut config = TargetConfig::new(NQN);
+    config.max_queues = 2;
+    let bench = Bench::with(config);
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let disk = first_disk(&controller);
+    let mut channels: Vec<_> = (0..2).map(|_| disk.open_channel().unwrap()).collect();
+    let error = disk.open_channel().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("num_io_queues") && error.contains("at most 2"), "{error}");
+    for channel in &mut channels {
+        assert_eq!(write(channel.as_mut(), 0, &[1; 512]), Status::Ok);
+    }
+    // A queue that is given back is used again, within the same association.
+    drop(channels);
+    for _ in 0..20 {
+        let mut channel = None;
+        wait_for("a free queue", || {
+            channel = disk.open_channel().ok();
+            channel.is_some()
+        });
+        assert_eq!(write(channel.unwrap().as_mut(), 0, &[1; 512]), Status::Ok);
+    }
+}
+
+#[test]
+fn detach_stops_the_controller_and_fails_what_comes_after() {
+    let bench = Bench::new();
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    assert_eq!(write(channel.as_mut(), 0, &[1; 512]), Status::Ok);
+    controller.detach();
+    assert_eq!(controller.status().phase, Phase::Dead);
+    assert_eq!(read(channel.as_mut(), 0, 512).1, Status::IoError);
+    wait_for("the target forgets the controller", || bench.target.controllers() == 0);
+}
+
+#[test]
+fn writes_of_a_dropped_channel_do_not_come_after_those_of_the_next() {
+    let bench = Bench::new();
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let disk = first_disk(&controller);
+    let mut channel = disk.open_channel().unwrap();
+    assert_eq!(write(channel.as_mut(), 0, &[1; 4096]), Status::Ok);
+    let delay = Duration::from_secs(5)..Duration::from_secs(6);
+    bench.target.set_faults(Faults { delay, late_writes: true, ..Faults::default() });
+    let mut done = Completions::default();
+    let seen = bench.target.io_commands();
+    for i in 0..32 {
+        channel.submit(BlockRequest::new(request(Op::Write, i * 4096, 4096, Some(&[2; 4096]))), &mut done);
+    }
+    while bench.target.io_commands() < seen + 32 {
+        channel.poll(Cycles::now(), &mut done);
+    }
+    drop(channel);
+    bench.target.set_faults(Faults::default());
+    let mut channel = disk.open_channel().unwrap();
+    assert_eq!(write(channel.as_mut(), 0, &[3; 32 * 4096]), Status::Ok);
+    // Longer than the old controller could go on.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(read(channel.as_mut(), 0, 32 * 4096).0 == [3; 32 * 4096]);
+    assert_eq!(bench.target.late_applied(), 32, "the adversary was at work");
+}
