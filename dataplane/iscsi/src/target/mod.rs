@@ -1,0 +1,162 @@
+//! An iSCSI target: a peer for tests, honest or misbehaving on demand, and a small server of cloud disks.
+//!
+//! [`Target`] is what initiators see: units, names, secrets, and the sessions there are. [`TargetConnection`] is one connection,
+//! sans-IO: bytes and `now` in, bytes out. [`Server`] puts it on sockets.
+
+mod faults;
+mod login;
+mod scsi;
+mod server;
+mod session;
+mod store;
+
+pub use faults::{Faults, WrongR2t};
+pub use scsi::Unit;
+pub use server::Server;
+pub use session::TargetConnection;
+pub use store::{FileStore, MemoryStore, Store};
+
+use crate::login::Auth;
+use crate::pdu::{Isid, Lun};
+use clock::Cycles;
+use session::Job;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+/// What a target is and what it agrees to.
+#[derive(Clone, Debug)]
+pub struct TargetConfig {
+    /// Its name.
+    pub iqn: String,
+    /// Initiator names that may log in; empty for all.
+    pub initiators: Vec<String>,
+    /// Who initiators must prove to be, and our own name and secret for those that ask.
+    pub auth: Auth,
+    /// CRC32C is accepted.
+    pub digests: bool,
+    /// Writes wait for an R2T, but for immediate data.
+    pub initial_r2t: bool,
+    /// Data may come with the command.
+    pub immediate_data: bool,
+    /// FirstBurstLength, bytes.
+    pub first_burst: u32,
+    /// MaxBurstLength, bytes.
+    pub max_burst: u32,
+    /// MaxRecvDataSegmentLength, bytes.
+    pub recv_segment: u32,
+    /// MaxOutstandingR2T.
+    pub max_r2t: u32,
+    /// Commands under way in one session.
+    pub window: u32,
+    /// The status of a read comes with its last data (the S bit) rather than apart.
+    pub collapse_status: bool,
+    /// TargetPortalGroupTag.
+    pub portal_group: u16,
+}
+
+impl TargetConfig {
+    /// A target without secrets that agrees to all that makes it fast.
+    pub fn new(iqn: &str) -> TargetConfig {
+        TargetConfig {
+            iqn: iqn.to_owned(),
+            initiators: Vec::new(),
+            auth: Auth::default(),
+            digests: true,
+            initial_r2t: false,
+            immediate_data: true,
+            first_burst: 262_144,
+            max_burst: 1 << 20,
+            recv_segment: 262_144,
+            max_r2t: 4,
+            window: 128,
+            collapse_status: true,
+            portal_group: 1,
+        }
+    }
+}
+
+/// One initiator port: a name and an ISID. Its epoch moves on when a new session of the same port ends the old one.
+#[derive(Debug, Default)]
+struct Nexus {
+    epoch: AtomicU64,
+}
+
+/// A target and its state across connections.
+#[derive(Debug)]
+pub struct Target {
+    config: TargetConfig,
+    units: RwLock<BTreeMap<u64, Arc<Unit>>>,
+    nexuses: Mutex<HashMap<(String, Isid), Arc<Nexus>>>,
+    /// Writes of connections that are gone, still to be carried out if their session is not ended first.
+    late: Mutex<Vec<Job>>,
+    /// Counts changes of the list of units.
+    unit_changes: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Target {
+    /// A target without units.
+    pub fn new(config: TargetConfig) -> Target {
+        Target {
+            config,
+            units: RwLock::default(),
+            nexuses: Mutex::default(),
+            late: Mutex::default(),
+            unit_changes: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a unit, or puts another in its place.
+    pub fn insert_unit(&self, lun: Lun, unit: Arc<Unit>) {
+        self.units.write().expect("no holder panics").insert(lun.0, unit);
+        self.unit_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Takes a unit away.
+    pub fn remove_unit(&self, lun: Lun) {
+        self.units.write().expect("no holder panics").remove(&lun.0);
+        self.unit_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Carries out late writes whose time has come.
+    pub fn tick(&self, now: Cycles) {
+        let mut late = self.late.lock().expect("no holder panics");
+        let (due, rest): (Vec<Job>, Vec<Job>) = late.drain(..).partition(|job| job.due <= now);
+        *late = rest;
+        for job in due {
+            // Nobody is left to hear of an error.
+            let _ = job.carry_out();
+        }
+    }
+
+    /// When the next late write is due.
+    pub fn deadline(&self) -> Cycles {
+        let late = self.late.lock().expect("no holder panics");
+        late.iter().map(|job| job.due).min().unwrap_or(Cycles::NEVER)
+    }
+
+    fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
+        self.units.read().expect("no holder panics").get(&lun.0).cloned()
+    }
+
+    fn luns(&self) -> Vec<u64> {
+        self.units.read().expect("no holder panics").keys().copied().collect()
+    }
+
+    /// A new session of this port. "The target MUST terminate the old session and all its tasks" before the login is answered
+    /// (RFC 7143 6.3.5): the epoch that their jobs carry is past from now on.
+    fn begin_session(&self, initiator: &str, isid: Isid, forget: bool) -> (Arc<Nexus>, u64) {
+        let mut nexuses = self.nexuses.lock().expect("no holder panics");
+        let nexus = nexuses.entry((initiator.to_owned(), isid)).or_default().clone();
+        let epoch = nexus.epoch.load(Ordering::Acquire) + u64::from(!forget);
+        nexus.epoch.store(epoch, Ordering::Release);
+        (nexus, epoch)
+    }
+}

@@ -1,0 +1,142 @@
+//! The initiator against targets that nobody here wrote. Skipped, with a word, where they are not installed.
+
+mod support;
+
+use block::{Bdev, Op, Status};
+use iscsi::{Auth, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun};
+use std::time::{Duration, Instant};
+use support::peers::{self, OUTGOING, Peer, Setup, USER};
+use support::*;
+
+type Start = fn(Setup, u16, tempfile::TempDir) -> Peer;
+
+fn params(peer: &Peer, setup: Setup) -> IscsiParams {
+    let mut params = IscsiParams::new("disk", INITIATOR, &peer.portal, &peer.target, Lun::from_number(peer.lun));
+    let digest = if setup.digests { DigestPolicy::Require } else { DigestPolicy::None };
+    (params.header_digest, params.data_digest) = (digest, digest);
+    let credentials = |(name, secret): (&str, &str)| Credentials { name: name.into(), secret: secret.into() };
+    params.auth.initiator = setup.chap.then(|| credentials(USER));
+    params.auth.target = setup.mutual.then(|| credentials(OUTGOING));
+    params.recovery.min_pause = Duration::from_millis(20);
+    params.recovery.max_pause = Duration::from_millis(200);
+    params
+}
+
+fn all_setups(start: Start) {
+    for digests in [false, true] {
+        for (chap, mutual) in [(false, false), (true, false), (true, true)] {
+            let setup = Setup { digests, chap, mutual };
+            let peer = start(setup, peers::free_port(), tempfile::tempdir().unwrap());
+            let story = Story::default();
+            let disk = match IscsiDisk::attach(&params(&peer, setup), story.sink()) {
+                Ok(disk) => disk,
+                Err(error) => panic!("{setup:?}: {error}"),
+            };
+            assert_eq!(disk.geometry().size_bytes(), peers::LEN);
+            exercise(&mut Worker::open(&disk), peers::LEN / 4, 120, 11);
+            assert!(!story.tells("lost"), "{setup:?}: {:?}", story.lines());
+        }
+    }
+}
+
+/// Kills the target under I/O, twice, and starts it again after a while: every I/O ends well and reads back.
+fn restarts(start: Start) {
+    let (setup, port) = (Setup::default(), peers::free_port());
+    let mut peer = start(setup, port, tempfile::tempdir().unwrap());
+    let story = Story::default();
+    let disk = IscsiDisk::attach(&params(&peer, setup), story.sink()).unwrap();
+    let mut worker = Worker::open(&disk);
+    for round in 0..2u64 {
+        let mut submitted = 0;
+        let mut write = |worker: &mut Worker, at: u64| {
+            let request = request(Op::Write, at * 8192, 8192);
+            request.buffers.write(0, &pattern(round << 32 | at, 8192)).unwrap();
+            worker.submit(request);
+            submitted += 1;
+        };
+        (0..32).for_each(|at| write(&mut worker, at));
+        worker.channel.poll(clock::Cycles::now(), &mut block::Completions::default());
+        let dir = peer.kill();
+        (32..64).for_each(|at| write(&mut worker, at));
+        let (outage, mut early) = (Instant::now(), block::Completions::default());
+        let mut ended = 0;
+        while outage.elapsed() < Duration::from_millis(700) {
+            worker.channel.poll(clock::Cycles::now(), &mut early);
+            ended += early.drain().inspect(|c| assert_eq!(c.status, Status::Ok)).count();
+        }
+        assert!(ended < 64, "something was held");
+        peer = start(setup, port, dir);
+        for (request, status) in worker.wait(submitted - ended, Duration::from_secs(20)) {
+            assert_eq!(status, Status::Ok, "{request:?}");
+        }
+        for at in 0..64 {
+            let (bytes, status) = worker.read(at * 8192, 8192);
+            assert_eq!(status, Status::Ok);
+            assert!(bytes == pattern(round << 32 | at, 8192), "round {round}, place {at}");
+        }
+    }
+    assert!(story.tells("lost") && story.tells("connected with attempt"), "{:?}", story.lines());
+    drop(peer);
+}
+
+fn refusals(start: Start) {
+    let setup = Setup { chap: true, ..Setup::default() };
+    let peer = start(setup, peers::free_port(), tempfile::tempdir().unwrap());
+    let error = |change: fn(&mut IscsiParams)| {
+        let mut params = params(&peer, setup);
+        change(&mut params);
+        IscsiDisk::attach(&params, Story::default().sink()).map(|_| ()).unwrap_err().to_string()
+    };
+    let wrong_secret = error(|p| p.auth.initiator.as_mut().unwrap().secret = "wrong-secret-12".into());
+    assert!(wrong_secret.contains("refused the login") || wrong_secret.contains("closed"), "{wrong_secret}");
+    let wrong_name = error(|p| p.target_iqn = "iqn.2026-01.org.sluice:absent".into());
+    assert!(wrong_name.contains("refused the login") || wrong_name.contains("closed"), "{wrong_name}");
+    let wrong_lun = error(|p| p.lun = Lun::from_number(9));
+    assert!(wrong_lun.contains("no LUN 9"), "{wrong_lun}");
+}
+
+fn discovers(start: Start) {
+    let peer = start(Setup::default(), peers::free_port(), tempfile::tempdir().unwrap());
+    let found = iscsi::discover(&peer.portal, INITIATOR, Auth::default(), Duration::from_secs(5)).unwrap();
+    let target = found.iter().find(|t| t.iqn == peer.target).expect("listed");
+    assert!(target.addresses.iter().any(|a| a.starts_with(&peer.portal)), "{target:?}");
+}
+
+macro_rules! against {
+    ($peer:ident, $program:literal) => {
+        mod $peer {
+            use super::*;
+
+            #[test]
+            fn digests_and_chap_on_and_off() {
+                if peers::installed($program) {
+                    all_setups(peers::$peer);
+                }
+            }
+
+            #[test]
+            fn restarts_under_io_lose_nothing() {
+                if peers::installed($program) {
+                    restarts(peers::$peer);
+                }
+            }
+
+            #[test]
+            fn refusals_are_errors_with_a_reason() {
+                if peers::installed($program) {
+                    refusals(peers::$peer);
+                }
+            }
+
+            #[test]
+            fn discovery_lists_it() {
+                if peers::installed($program) {
+                    discovers(peers::$peer);
+                }
+            }
+        }
+    };
+}
+
+against!(tgt, "tgtd");
+against!(istgt, "istgt");
