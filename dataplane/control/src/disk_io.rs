@@ -1,0 +1,87 @@
+//! I/O of the control plane's own on a disk, beside the workers: a first look at a cloud disk, an image that is copied onto one.
+//! Blocks: for blocking threads only.
+
+use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
+use clock::Cycles;
+use guest_memory::IoBuffers;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at a channel that has nothing to say.
+const PAUSE: Duration = Duration::from_micros(100);
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A channel with one request and its buffer.
+pub(crate) struct DiskIo {
+    channel: Box<dyn BlockChannel>,
+    request: Option<Box<Request>>,
+    done: Completions,
+}
+
+impl DiskIo {
+    /// Opens a disk for requests of at most `len` bytes.
+    pub(crate) fn open(bdev: &dyn Bdev, len: usize) -> io::Result<DiskIo> {
+        let buffers = IoBuffers::anonymous(len).map_err(io::Error::other)?;
+        let channel = bdev.open_channel().map_err(io::Error::other)?;
+        Ok(DiskIo { channel, request: Some(Request::new(buffers)), done: Completions::with_capacity(1) })
+    }
+
+    /// Reads `bytes.len()` bytes at `offset`.
+    pub(crate) fn read(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.perform(Op::Read, offset, bytes.len())?;
+        self.buffers()?.read(0, bytes).map_err(io::Error::other)
+    }
+
+    /// Writes `bytes` at `offset`.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.buffers()?.write(0, bytes).map_err(io::Error::other)?;
+        self.perform(Op::Write, offset, bytes.len())
+    }
+
+    /// Makes what was written durable.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.perform(Op::Flush, 0, 0)
+    }
+
+    fn buffers(&self) -> io::Result<&IoBuffers> {
+        self.request.as_deref().map(|request| &request.buffers).ok_or_else(lost)
+    }
+
+    fn perform(&mut self, op: Op, offset: u64, len: usize) -> io::Result<()> {
+        let mut request = self.request.take().ok_or_else(lost)?;
+        let memory = request.buffers.memory().clone();
+        request.buffers.reset(&memory);
+        if op != Op::Flush {
+            request.buffers.push(guest_memory::GuestAddress(0), len as u64).map_err(io::Error::other)?;
+        }
+        (request.op, request.offset, request.len, request.submitted) = (op, offset, len as u64, Cycles::now());
+        self.channel.submit(BlockRequest::new(request), &mut self.done);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            self.channel.poll(Cycles::now(), &mut self.done);
+            if let Some(completed) = self.done.drain().next() {
+                // A buffer that was cut to one request is whole again for the next.
+                self.request = Some(completed.request);
+                return outcome(completed.status);
+            }
+            if Instant::now() > end {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+fn outcome(status: Status) -> io::Result<()> {
+    match status {
+        Status::Ok => Ok(()),
+        Status::NoSpace => Err(io::Error::new(io::ErrorKind::StorageFull, "no space is left under the disk")),
+        Status::Unsupported => Err(io::Error::new(io::ErrorKind::Unsupported, "the disk does not do this")),
+        Status::IoError => Err(io::Error::other("I/O error")),
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::other("an earlier request was not answered")
+}

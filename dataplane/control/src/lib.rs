@@ -1,0 +1,182 @@
+//! The control plane: it owns the desired state, speaks JSON-RPC, prepares everything slow, and hands finished objects to the
+//! workers.
+//!
+//! ```text
+//! client --bytes--> rpc::framing --JSON--> rpc::message --name, params--> rpc::method --typed--> methods/* --> bdevs, controllers
+//!                                                                             |
+//!                                                                             +--> desired --> store
+//! ```
+//!
+//! All handlers run on one thread (a tokio current-thread runtime): between two awaits of a handler nothing else changes.
+//! What may wait (files, sockets, joins) runs on blocking threads while the object's name is reserved. Metrics are served by a
+//! thread of their own from the workers' counters, and never wait for a call.
+
+mod bdevs;
+mod controllers;
+mod cpumask;
+mod desired;
+mod disk_io;
+mod events;
+pub mod limits;
+mod log;
+mod methods;
+mod metrics;
+mod nvme;
+mod reference;
+mod restore;
+mod rpc;
+mod store;
+
+pub use cpumask::parse_list as parse_cpus;
+pub use desired::{Call, Document, Section};
+pub use events::EventType;
+pub use log::{Log, LogFormat, LogLevel};
+pub use metrics::{MetricsError, serve_metrics};
+pub use reference::{reference, words};
+#[cfg(any(test, fuzzing))]
+pub use rpc::fuzz_stream;
+pub use rpc::method::{Entry, Phase, Table};
+pub use rpc::{ErrorData, RpcError, ServeError, Server};
+pub use store::StoreError;
+
+use bdevs::Bdevs;
+use clock::Cycles;
+use controllers::Controllers;
+use desired::Desired;
+use engine::{Engine, IdlePolicy, WorkerReport};
+use events::Events;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use store::Store;
+use virtio_blk::{EventKind, EventSink};
+
+/// The methods, for those who want to know without a daemon: a CLI, a document.
+pub fn methods() -> Table {
+    methods::table()
+}
+
+/// Where the RPC socket stands when nobody says otherwise: the first of these that can be used.
+pub fn default_sockets() -> Vec<PathBuf> {
+    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("sluice.sock"));
+    [PathBuf::from("/run/sluice/sluice.sock")].into_iter().chain(user).collect()
+}
+
+/// What is fixed when the daemon starts.
+pub struct Settings {
+    /// Where the desired state is kept; `None` keeps it in memory alone.
+    pub state_dir: Option<PathBuf>,
+    /// Where the sockets of controllers appear, under their names.
+    pub vhost_dir: PathBuf,
+    /// Permissions of those sockets.
+    pub vhost_socket_mode: u32,
+    /// How workers idle, until `framework_set_idle` says otherwise.
+    pub idle: IdlePolicy,
+}
+
+/// The control plane of a daemon.
+pub struct Control {
+    table: Table,
+    engine: Engine,
+    started: Cycles,
+    idle: Mutex<IdlePolicy>,
+    pub(crate) bdevs: Bdevs,
+    pub(crate) controllers: Controllers,
+    pub(crate) nvme: nvme::NvmeControllers,
+    pub(crate) copies: methods::image::Copies,
+    pub(crate) controller_events: EventSink,
+    pub(crate) desired: Desired,
+    pub(crate) events: Events,
+    pub(crate) log: Log,
+    pub(crate) vhost_dir: PathBuf,
+    pub(crate) vhost_socket_mode: u32,
+    restored: tokio::sync::watch::Sender<bool>,
+}
+
+impl Control {
+    /// How long a worker without work spins before it sleeps, when nobody said otherwise.
+    pub const DEFAULT_SPIN_US: u64 = 50;
+
+    /// A control plane over `engine`, with nothing restored yet.
+    pub fn new(engine: Engine, log: Log, settings: Settings) -> Result<Arc<Control>, StoreError> {
+        let store = settings.state_dir.as_deref().map(Store::open).transpose()?;
+        let (controller_events, events) = EventSink::new(limits::CONTROLLER_EVENTS);
+        let control = Arc::new(Control {
+            table: methods::table(),
+            engine,
+            started: Cycles::now(),
+            idle: Mutex::new(settings.idle),
+            bdevs: Bdevs::default(),
+            controllers: Controllers::default(),
+            nvme: nvme::NvmeControllers::default(),
+            copies: methods::image::Copies::default(),
+            controller_events,
+            desired: Desired::new(store),
+            events: Events::default(),
+            log,
+            vhost_dir: settings.vhost_dir,
+            vhost_socket_mode: settings.vhost_socket_mode,
+            restored: tokio::sync::watch::Sender::new(false),
+        });
+        listen_to_controllers(&control, events);
+        Ok(control)
+    }
+
+    /// All methods.
+    pub fn methods(&self) -> &Table {
+        &self.table
+    }
+
+    /// The number of workers.
+    pub fn workers(&self) -> usize {
+        self.engine.workers().len()
+    }
+
+    /// Ends what serves: controllers close, and their queues are drained.
+    pub async fn stop(&self) {
+        let names: Vec<String> = self.controllers.all().iter().map(|served| served.name.clone()).collect();
+        let taken: Vec<_> = names.iter().filter_map(|name| self.controllers.take(name).ok()).collect();
+        let stopping = taken.into_iter().map(|(served, _)| tokio::task::spawn_blocking(|| controllers::stop(served)));
+        for stopped in stopping.collect::<Vec<_>>() {
+            if let Err(error) = stopped.await {
+                tracing::error!(%error, "a controller could not be stopped");
+            }
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Cycles that a worker slept: what is left of its life, so that a sleep counts while it lasts.
+    pub(crate) fn asleep(&self, report: &WorkerReport) -> u64 {
+        Cycles::now().since(self.started).0.saturating_sub(report.busy + report.idle)
+    }
+
+    pub(crate) fn set_idle(&self, idle: IdlePolicy) {
+        *self.idle.lock().expect("no panic under this lock") = idle;
+        self.engine.set_idle(idle);
+    }
+
+    pub(crate) fn sleeps_when_idle(&self) -> bool {
+        *self.idle.lock().expect("no panic under this lock") != IdlePolicy::POLL
+    }
+}
+
+/// Turns what controllers report on their own account into events.
+fn listen_to_controllers(control: &Arc<Control>, events: crossbeam::channel::Receiver<virtio_blk::Event>) {
+    let control = Arc::downgrade(control);
+    let listen = move || {
+        for event in events {
+            let Some(control) = control.upgrade() else { return };
+            let EventKind::Quarantined { queue, fault } = event.kind;
+            let detail = format!("queue {queue}: {fault}");
+            if let Ok(served) = control.controllers.get(&event.controller) {
+                *served.fault.lock().expect("no panic under this lock") = Some(detail.clone());
+            }
+            control.events.add(EventType::VhostQuarantine, &event.controller, detail);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("events".to_owned()).spawn(listen) {
+        tracing::error!(%error, "events of controllers will not be seen");
+    }
+}

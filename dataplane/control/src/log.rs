@@ -1,0 +1,93 @@
+//! Structured logs, whose level changes while the daemon runs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, reload};
+
+/// How much is logged, in SPDK's words; each includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum LogLevel {
+    /// What needs an operator.
+    #[serde(alias = "error")]
+    Error,
+    /// What was refused, or went wrong and healed.
+    #[serde(alias = "warning")]
+    Warning,
+    /// What changed.
+    #[default]
+    #[serde(alias = "notice")]
+    Notice,
+    /// Each call.
+    #[serde(alias = "info")]
+    Info,
+    /// Everything.
+    #[serde(alias = "debug")]
+    Debug,
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> LevelFilter {
+        match level {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warning => LevelFilter::WARN,
+            LogLevel::Notice => LevelFilter::INFO,
+            LogLevel::Info => LevelFilter::DEBUG,
+            LogLevel::Debug => LevelFilter::TRACE,
+        }
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Changes the level.
+pub struct Log {
+    level: Mutex<LogLevel>,
+    apply: Box<dyn Fn(LogLevel) + Send + Sync>,
+}
+
+impl Log {
+    /// Logs to the standard error from now on. Call it once a process.
+    pub fn start(format: LogFormat, level: LogLevel) -> Log {
+        let (filter, handle) = reload::Layer::new(LevelFilter::from(level));
+        let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+        let layer = match format {
+            LogFormat::Text => layer.boxed(),
+            LogFormat::Json => layer.json().flatten_event(true).boxed(),
+        };
+        tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+        let apply = Box::new(move |level| {
+            // It fails only once the subscriber is gone, and then nobody listens.
+            drop(handle.reload(LevelFilter::from(level)));
+        });
+        Log { level: Mutex::new(level), apply }
+    }
+
+    /// Logs nowhere, but keeps a level: for tests and tools.
+    pub fn silent() -> Log {
+        Log { level: Mutex::default(), apply: Box::new(|_| {}) }
+    }
+
+    pub(crate) fn level(&self) -> LogLevel {
+        *self.level.lock().expect("no panic under this lock")
+    }
+
+    pub(crate) fn set_level(&self, level: LogLevel) {
+        *self.level.lock().expect("no panic under this lock") = level;
+        (self.apply)(level);
+    }
+}

@@ -1,0 +1,51 @@
+//! The methods, one file a subject. A new kind of disk is one new file and one line here.
+
+pub(crate) mod bdev;
+mod boot;
+mod cidata;
+mod config;
+mod delay;
+mod error;
+mod file;
+mod framework;
+pub(crate) mod image;
+pub(crate) mod iostat;
+mod iscsi;
+mod log;
+mod malloc;
+mod metrics;
+mod notify;
+mod null;
+mod nvme;
+mod qos;
+mod rpc;
+mod vhost;
+
+use crate::rpc::method::Table;
+
+/// All methods.
+pub(crate) fn table() -> Table {
+    let groups = [
+        bdev::methods(),
+        boot::methods(),
+        cidata::methods(),
+        config::methods(),
+        delay::methods(),
+        error::methods(),
+        file::methods(),
+        framework::methods(),
+        image::methods(),
+        iostat::methods(),
+        iscsi::methods(),
+        log::methods(),
+        malloc::methods(),
+        metrics::methods(),
+        notify::methods(),
+        null::methods(),
+        nvme::methods(),
+        qos::methods(),
+        rpc::methods(),
+        vhost::methods(),
+    ];
+    Table::new(groups.into_iter().flatten().collect())
+}

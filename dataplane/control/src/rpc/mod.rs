@@ -1,0 +1,16 @@
+//! JSON-RPC 2.0 over a Unix socket, in SPDK's framing: JSON values back to back.
+
+mod error;
+mod framing;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
+mod message;
+pub(crate) mod method;
+pub(crate) mod openrpc;
+pub(crate) mod schema;
+mod server;
+
+pub use error::{ErrorData, RpcError};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_stream;
+pub use server::{ServeError, Server};

@@ -1,0 +1,163 @@
+//! Parameters against their Rust type: what is wrong, where, and what was expected.
+
+use super::RpcError;
+use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// The JSON schema of a type, with nothing left to look up elsewhere.
+pub(crate) fn of<T: JsonSchema>() -> Value {
+    let settings = SchemaSettings::default().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    settings.into_generator().into_root_schema_for::<T>().to_value()
+}
+
+/// Parses parameters against their type and its schema. `null` is no parameters at all, and a parameter that is `null` is one
+/// that was not given.
+pub(crate) fn parse<T: DeserializeOwned>(params: Value, schema: &Value) -> Result<T, RpcError> {
+    let params = match params {
+        Value::Null => Map::new(),
+        Value::Object(map) => map.into_iter().filter(|(_, value)| !value.is_null()).collect(),
+        other => return Err(RpcError::invalid("params", brief(&other), "an object: parameters go by name")),
+    };
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let known: Vec<&str> = properties.into_iter().flat_map(|p| p.keys()).map(String::as_str).collect();
+    if let Some((name, value)) = params.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        return Err(unknown_parameter(name, value, &known));
+    }
+    let params = Value::Object(params);
+    serde_path_to_error::deserialize(&params).map_err(|error| explain(&error, &params, schema))
+}
+
+/// The known name nearest to `name`, if one is near at all.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let scored = known.into_iter().map(|k| (strsim::jaro_winkler(name, k), k));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, k)| k)
+}
+
+fn unknown_parameter(name: &str, value: &Value, known: &[&str]) -> RpcError {
+    let expected = if known.is_empty() { "no parameters".to_owned() } else { format!("one of {}", known.join(", ")) };
+    let mut error = RpcError::invalid(name, brief(value), expected);
+    error.message = format!("unknown parameter {name}");
+    match nearest(name, known.iter().copied()) {
+        Some(nearest) => error.hint(format!("did you mean {nearest}?")),
+        None => error,
+    }
+}
+
+/// Turns serde's sentence into field, got, expected, and the field's own documentation.
+fn explain(error: &serde_path_to_error::Error<serde_json::Error>, params: &Value, schema: &Value) -> RpcError {
+    let (path, sentence) = (error.path().to_string(), error.inner().to_string());
+    let missing = sentence.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
+    let field = match (missing, path.as_str()) {
+        (Some(name), ".") => name.to_owned(),
+        (Some(name), parent) => format!("{parent}.{name}"),
+        (None, path) => path.to_owned(),
+    };
+    let property = field.split(['.', '[']).next().and_then(|top| schema.get("properties")?.get(top));
+    let expected = match sentence.split_once(", expected ") {
+        Some((_, expected)) => expected.to_owned(),
+        None => property.and_then(|p| p.get("type")).map_or_else(|| sentence.clone(), type_words),
+    };
+    let got = if missing.is_some() { "nothing".to_owned() } else { value_at(params, &field).map_or(sentence, brief) };
+    let error = RpcError::invalid(field, got, expected);
+    match property.and_then(|p| p.get("description")?.as_str()) {
+        Some(doc) => error.hint(doc.replace('\n', " ")),
+        None => error,
+    }
+}
+
+fn type_words(kind: &Value) -> String {
+    match kind {
+        Value::String(kind) => format!("a value of type {kind}"),
+        other => format!("a value of one of the types {other}"),
+    }
+}
+
+fn value_at<'a>(params: &'a Value, path: &str) -> Option<&'a Value> {
+    let pointer: String = path.split(['.', '[']).map(|part| format!("/{}", part.trim_end_matches(']'))).collect();
+    params.pointer(&pointer)
+}
+
+/// A value in at most a line.
+fn brief(value: &Value) -> String {
+    const CHARS: usize = 80;
+    let text = value.to_string();
+    if text.chars().count() <= CHARS { text } else { text.chars().take(CHARS).chain("...".chars()).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+    use serde_json::json;
+
+    /// A disk.
+    #[derive(Debug, Deserialize, JsonSchema, PartialEq)]
+    struct Disk {
+        /// What it is called.
+        name: String,
+        /// Bytes a block.
+        block_size: u32,
+        #[serde(default)]
+        read_only: bool,
+        kind: Option<Kind>,
+        #[serde(default)]
+        names: Vec<String>,
+    }
+
+    #[derive(Debug, Deserialize, JsonSchema, PartialEq)]
+    #[serde(rename_all = "snake_case")]
+    enum Kind {
+        Ram,
+        File,
+    }
+
+    fn refused(params: Value) -> (String, String, String, String) {
+        let data = *parse::<Disk>(params, &of::<Disk>()).unwrap_err().data;
+        let text = |part: Option<String>| part.unwrap_or_default();
+        (text(data.field), text(data.got), text(data.expected), text(data.hint))
+    }
+
+    fn words(field: &str, got: &str, expected: &str, hint: &str) -> (String, String, String, String) {
+        (field.into(), got.into(), expected.into(), hint.into())
+    }
+
+    #[test]
+    fn null_is_not_given() {
+        let disk =
+            parse::<Disk>(json!({"name": "a", "block_size": 512, "kind": null, "read_only": null}), &of::<Disk>())
+                .unwrap();
+        assert_eq!(disk, Disk { name: "a".into(), block_size: 512, read_only: false, kind: None, names: vec![] });
+    }
+
+    #[test]
+    fn each_error_has_its_parts() {
+        let good = json!({"name": "a", "block_size": 512});
+        let with = |key: &str, value: Value| {
+            let mut params = good.clone();
+            params[key] = value;
+            refused(params)
+        };
+        assert_eq!(with("block_size", json!("big")), words("block_size", "\"big\"", "u32", "Bytes a block."));
+        assert_eq!(with("block_size", json!(-1)), words("block_size", "-1", "u32", "Bytes a block."));
+        assert_eq!(
+            with("block_size", json!(1_u64 << 40)),
+            words("block_size", "1099511627776", "u32", "Bytes a block.")
+        );
+        assert_eq!(with("read_only", json!(1)), words("read_only", "1", "a boolean", ""));
+        assert_eq!(with("kind", json!("tape")), words("kind", "\"tape\"", "`ram` or `file`", ""));
+        assert_eq!(with("names", json!(["b", 3])), words("names[1]", "3", "a string", ""));
+        assert_eq!(
+            refused(json!({"name": "a"})),
+            words("block_size", "nothing", "a value of type integer", "Bytes a block.")
+        );
+        assert_eq!(
+            with("blocksize", json!(512)),
+            words("blocksize", "512", "one of name, block_size, read_only, kind, names", "did you mean block_size?")
+        );
+        assert_eq!(refused(json!(["a", 512])), words("params", "[\"a\",512]", "an object: parameters go by name", ""));
+    }
+}

@@ -1,0 +1,246 @@
+//! What can be said, and which method does it.
+
+use crate::client::{CallError, Client};
+use crate::output::Column;
+use crate::output::Format::{Bytes, Plain};
+use crate::target::Protocol;
+use serde_json::{Value, json};
+
+/// One verb: `sluicectl NOUN VERB`.
+pub(crate) struct Verb {
+    pub(crate) path: &'static [&'static str],
+    pub(crate) action: Action,
+    /// The columns of its table; none for an answer that is a word.
+    pub(crate) columns: &'static [Column],
+    /// Where in the answer the rows are.
+    pub(crate) rows: &'static str,
+}
+
+/// What a verb does.
+pub(crate) enum Action {
+    /// Calls a method. Its parameters are flags, and those named here positional arguments.
+    Call { method: &'static str, positional: &'static [&'static str] },
+    /// Rescans a disk with the method of its kind.
+    Rescan,
+    /// Calls a method with a document from a file.
+    LoadFile { method: &'static str },
+    /// Gives a host its boot disk.
+    Boot,
+    /// Copies an image onto a disk and shows how far it is.
+    ImageWrite,
+    /// Serves a file as a cloud disk, without a daemon.
+    Target(Protocol),
+    /// Calls any method.
+    Raw,
+    /// Shows what goes on, again and again.
+    Top,
+    /// Writes a shell's completions.
+    Completions,
+}
+
+const fn call(path: &'static [&'static str], method: &'static str, positional: &'static [&'static str]) -> Verb {
+    Verb { path, action: Action::Call { method, positional }, columns: &[], rows: "" }
+}
+
+const fn table(path: &'static [&'static str], method: &'static str, columns: &'static [Column]) -> Verb {
+    Verb { path, action: Action::Call { method, positional: &[] }, columns, rows: "" }
+}
+
+const fn special(path: &'static [&'static str], action: Action) -> Verb {
+    Verb { path, action, columns: &[], rows: "" }
+}
+
+pub(crate) const NOUNS: &[(&str, &str)] = &[
+    ("disk", "Disks: what controllers serve"),
+    ("create", "Makes a disk"),
+    ("error", "Errors injected into a disk"),
+    ("controller", "Controllers: what guests connect to"),
+    ("nvme", "Controllers of NVMe/TCP targets"),
+    ("iscsi", "iSCSI targets"),
+    ("boot", "Boot disks of hosts"),
+    ("image", "Images of disks"),
+    ("target", "Serves a file as a cloud disk, for trying things out"),
+    ("worker", "Workers: the cores that serve"),
+    ("event", "What happened"),
+    ("config", "The configuration: all that was made, as a document"),
+    ("log", "The daemon's log"),
+];
+
+pub(crate) const VERBS: &[Verb] = &[
+    call(&["disk", "create", "malloc"], "bdev_malloc_create", &["name"]),
+    call(&["disk", "create", "null"], "bdev_null_create", &["name"]),
+    call(&["disk", "create", "file"], "bdev_uring_create", &["name", "filename"]),
+    call(&["disk", "create", "aio"], "bdev_aio_create", &["name", "filename"]),
+    call(&["disk", "create", "error"], "bdev_error_create", &["base_name"]),
+    call(&["disk", "create", "delay"], "bdev_delay_create", &["name", "base_bdev_name"]),
+    table(
+        &["disk", "list"],
+        "bdev_get_bdevs",
+        &[
+            Column("NAME", "/name", Plain),
+            Column("KIND", "/product_name", Plain),
+            Column("SIZE", "/size", Bytes),
+            Column("BLOCK", "/block_size", Plain),
+            Column("HELD", "/claimed", Plain),
+            Column("UUID", "/uuid", Plain),
+        ],
+    ),
+    call(&["disk", "delete"], "bdev_delete", &["name"]),
+    call(&["disk", "resize"], "bdev_null_resize", &["name", "new_size"]),
+    special(&["disk", "rescan"], Action::Rescan),
+    call(&["disk", "qos"], "bdev_set_qos_limit", &["name"]),
+    call(&["disk", "latency"], "bdev_delay_update_latency", &["delay_bdev_name", "latency_type", "latency_us"]),
+    call(&["disk", "error", "inject"], "bdev_error_inject_error", &["name", "io_type", "error_type"]),
+    Verb {
+        path: &["disk", "stat"],
+        action: Action::Call { method: "bdev_get_iostat", positional: &["name"] },
+        columns: &[
+            Column("NAME", "/name", Plain),
+            Column("READS", "/num_read_ops", Plain),
+            Column("READ", "/bytes_read", Bytes),
+            Column("WRITES", "/num_write_ops", Plain),
+            Column("WRITTEN", "/bytes_written", Bytes),
+            Column("ERRORS", "/io_error", Plain),
+        ],
+        rows: "/bdevs",
+    },
+    call(&["disk", "create", "cidata"], "bdev_cidata_create", &["name"]),
+    call(&["disk", "create", "iscsi"], "bdev_iscsi_create", &["name", "initiator_iqn", "url"]),
+    call(&["nvme", "attach"], "bdev_nvme_attach_controller", &["name", "trtype", "traddr", "subnqn"]),
+    call(&["nvme", "detach"], "bdev_nvme_detach_controller", &["name"]),
+    call(&["nvme", "reset"], "bdev_nvme_reset_controller", &["name"]),
+    table(
+        &["nvme", "list"],
+        "bdev_nvme_get_controllers",
+        &[
+            Column("NAME", "/name", Plain),
+            Column("STATE", "/ctrlrs/0/state", Plain),
+            Column("ADDRESS", "/ctrlrs/0/trid/traddr", Plain),
+            Column("PORT", "/ctrlrs/0/trid/trsvcid", Plain),
+            Column("SUBSYSTEM", "/ctrlrs/0/trid/subnqn", Plain),
+            Column("HELD", "/ctrlrs/0/held", Plain),
+            Column("ATTEMPTS", "/ctrlrs/0/failed_attempts", Plain),
+        ],
+    ),
+    Verb {
+        path: &["nvme", "discover"],
+        action: Action::Call { method: "nvme_discover", positional: &["traddr"] },
+        columns: &[
+            Column("SUBSYSTEM", "/subnqn", Plain),
+            Column("ADDRESS", "/traddr", Plain),
+            Column("PORT", "/trsvcid", Plain),
+        ],
+        rows: "",
+    },
+    Verb {
+        path: &["iscsi", "discover"],
+        action: Action::Call { method: "iscsi_discover", positional: &["portal", "initiator_iqn"] },
+        columns: &[Column("TARGET", "/iqn", Plain), Column("ADDRESSES", "/addresses", Plain)],
+        rows: "",
+    },
+    Verb {
+        path: &["iscsi", "sessions"],
+        action: Action::Call { method: "bdev_iscsi_get_sessions", positional: &["name"] },
+        columns: &[
+            Column("SESSION", "/session", Plain),
+            Column("CONNECTED", "/connected", Plain),
+            Column("HELD", "/held", Plain),
+            Column("ATTEMPTS", "/failed_attempts", Plain),
+            Column("RECONNECTS", "/reconnects", Plain),
+            Column("LAST ERROR", "/last_error", Plain),
+        ],
+        rows: "",
+    },
+    special(&["boot", "create"], Action::Boot),
+    call(&["boot", "delete"], "boot_delete", &["name"]),
+    special(&["image", "write"], Action::ImageWrite),
+    special(&["target", "nvme"], Action::Target(Protocol::Nvme)),
+    special(&["target", "iscsi"], Action::Target(Protocol::Iscsi)),
+    call(&["controller", "create"], "vhost_create_blk_controller", &["ctrlr", "dev_name"]),
+    table(
+        &["controller", "list"],
+        "vhost_get_controllers",
+        &[
+            Column("NAME", "/ctrlr", Plain),
+            Column("DISK", "/backend_specific/block/bdev", Plain),
+            Column("CONNECTED", "/connected", Plain),
+            Column("QUEUES", "/num_queues", Plain),
+            Column("CPUS", "/cpumask", Plain),
+            Column("SOCKET", "/socket", Plain),
+            Column("QUARANTINED", "/quarantined", Plain),
+        ],
+    ),
+    call(&["controller", "delete"], "vhost_delete_controller", &["ctrlr"]),
+    call(&["controller", "move-queue"], "vhost_controller_move_queue", &["ctrlr", "queue", "worker"]),
+    Verb {
+        path: &["worker", "list"],
+        action: Action::Call { method: "framework_get_reactors", positional: &[] },
+        columns: &[
+            Column("CPU", "/lcore", Plain),
+            Column("BUSY", "/busy", Plain),
+            Column("IDLE", "/idle", Plain),
+            Column("ASLEEP", "/asleep", Plain),
+            Column("SLEEPS", "/sleeps", Plain),
+        ],
+        rows: "/reactors",
+    },
+    call(&["worker", "idle"], "framework_set_idle", &["spin_us"]),
+    table(
+        &["event", "list"],
+        "notify_get_notifications",
+        &[
+            Column("ID", "/id", Plain),
+            Column("TIME_MS", "/time_ms", Plain),
+            Column("TYPE", "/type", Plain),
+            Column("OBJECT", "/ctx", Plain),
+            Column("DETAIL", "/detail", Plain),
+        ],
+    ),
+    call(&["config", "save"], "save_config", &[]),
+    special(&["config", "load"], Action::LoadFile { method: "load_config" }),
+    special(&["config", "validate"], Action::LoadFile { method: "config_validate" }),
+    table(
+        &["config", "pending"],
+        "config_get_pending",
+        &[Column("OBJECT", "/object", Plain), Column("METHOD", "/method", Plain), Column("ERROR", "/error", Plain)],
+    ),
+    call(&["log", "level"], "log_set_level", &["level"]),
+    call(&["metrics"], "metrics_get", &[]),
+    special(&["top"], Action::Top),
+    special(&["rpc"], Action::Raw),
+    special(&["completions"], Action::Completions),
+];
+
+/// A disk that is a file takes its size anew; the method is that of its kind.
+pub(crate) fn rescan(client: &mut Client, name: &str) -> Result<Value, CallError> {
+    let disks = client.call("bdev_get_bdevs", json!({"name": name}))?;
+    let method = if disks[0]["product_name"] == "AIO disk" { "bdev_aio_rescan" } else { "bdev_uring_rescan" };
+    client.call(method, json!({"name": name}))
+}
+
+/// Reads a configuration document from a file, or from the standard input for `-`.
+pub(crate) fn read_document(file: &str) -> Result<Value, CallError> {
+    let text = if file == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    let text = text.map_err(|e| CallError::Usage(format!("{file}: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| CallError::Usage(format!("{file}: {e}")))
+}
+
+/// Copies an image and shows how far it is, on one line of the standard error.
+pub(crate) fn write_image(client: &mut Client, name: &str, file: &str) -> Result<Value, CallError> {
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
+    client.call("bdev_image_write", json!({"name": name, "file": file}))?;
+    loop {
+        let progress = client.call("bdev_image_get_progress", json!({"name": name}))?;
+        let number = |field: &str| progress[field].as_u64().unwrap_or(0);
+        let percent = number("copied") * 100 / number("total").max(1);
+        eprint!("\r{} of {} MiB, {percent} %", number("copied") >> 20, number("total") >> 20);
+        if progress["done"] == true {
+            eprintln!();
+            return match progress["error"].as_str() {
+                Some(error) => Err(CallError::Refused(json!({"message": format!("{file}: {error}")}))),
+                None => Ok(Value::Bool(true)),
+            };
+        }
+        std::thread::sleep(LOOK);
+    }
+}
