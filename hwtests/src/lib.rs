@@ -1,0 +1,51 @@
+//! Tests with real parts: guests, targets, tools.
+//!
+//! The library starts the parts; the tests are in `tests/`. Those that need QEMU, the guest image or minutes are marked
+//! `#[ignore]`; `scripts/test` installs what they need and runs them with
+//! `cargo test -p hwtests -- --include-ignored --test-threads=1`.
+//!
+//! - [`Process`]: a child whose output is watched; it dies with its owner.
+//! - [`Qemu`], [`Uml`]: guests with vhost-user-blk disks. A guest runs one shell script and prints its exit status.
+//! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
+//! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
+//! - [`fio`]: job files and results.
+//!
+//! Errors are [`anyhow::Error`]; a failed wait shows the last lines of the process waited for. With `HWTESTS_VERBOSE=1` in
+//! the environment each process's output is shown as it comes.
+
+mod daemon;
+pub mod fio;
+mod json_socket;
+mod process;
+mod qemu;
+mod qmp;
+mod storage_daemon;
+mod uml;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+
+pub use daemon::Daemon;
+pub use process::Process;
+pub use qemu::{Disk, Firmware, Qemu, QemuConfig};
+pub use qmp::Qmp;
+pub use storage_daemon::StorageDaemon;
+pub use uml::Uml;
+
+/// Which end of a vhost-user socket the backend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketRole {
+    /// The backend listens; QEMU connects, again and again.
+    Server,
+    /// QEMU listens; the backend connects, again and again.
+    Client,
+}
+
+/// The disk image made by `scripts/guest-image`, built if it is not there or out of date.
+pub fn guest_image() -> Result<PathBuf> {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scripts/guest-image");
+    let output = std::process::Command::new(script).output().context("run scripts/guest-image")?;
+    ensure!(output.status.success(), "scripts/guest-image failed: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}

@@ -1,0 +1,173 @@
+//! Guests boot from cloud disks, take their network from a cidata disk, and do not notice when the target is gone for a while.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use hwtests::{Daemon, Disk, Qemu, QemuConfig, fio, guest_image};
+use serde_json::{Value, json};
+
+const NQN: &str = "nqn.2024-01.io.sluice:test";
+const IQN: &str = "iqn.2024-01.io.sluice:test";
+const MAC: &str = "52:54:00:12:34:56";
+
+/// Reads label and files of the cidata disk as an initramfs script would, and configures the card that the MAC names.
+const APPLY: &str = r#"
+modprobe virtio_net
+mkdir /tmp/seed
+mount -o ro LABEL=cidata /tmp/seed
+mac=$(sed -n 's/.*macaddress: *"\(.*\)".*/\1/p' /tmp/seed/network-config)
+address=$(sed -n 's/.*addresses: *\[\(.*\)\].*/\1/p' /tmp/seed/network-config)
+for card in /sys/class/net/*; do
+    [ "$(cat $card/address)" = "$mac" ] || continue
+    busybox ip link set ${card##*/} up
+    busybox ip addr add $address dev ${card##*/}
+    busybox ip addr show ${card##*/}
+done
+sed -n 's/^instance-id: */instance: /p' /tmp/seed/meta-data
+"#;
+
+/// A cloud disk over our own target: it ends with the value.
+struct CloudDisk {
+    address: String,
+    _server: Box<dyn std::any::Any>,
+}
+
+fn nvme_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
+    use nvme::target::{Access, FileStore, Namespace, Server, Target, TargetConfig};
+    let target = Target::new(TargetConfig::new(NQN), 1);
+    let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
+    let store = Arc::new(FileStore::open(file, read_only)?);
+    target.set_namespace(1, Namespace { store, block_size: 512, access, uuid: uuid::Uuid::from_u128(7) });
+    let server = Server::start(target, address)?;
+    Ok(CloudDisk { address: server.address().to_string(), _server: Box::new(server) })
+}
+
+fn iscsi_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
+    use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
+    let opened = std::fs::File::options().read(true).write(!read_only).open(file)?;
+    let target = Target::new(TargetConfig::new(IQN));
+    target.insert_unit(iscsi::Lun(0), Arc::new(Unit::new(Arc::new(FileStore::new(opened)), 512, read_only, 7)));
+    let server = Server::start(address, Arc::new(target), Faults::default())?;
+    Ok(CloudDisk { address: server.address().to_string(), _server: Box::new(server) })
+}
+
+/// The part of `boot_create` that says where the disk is.
+fn source(protocol: &str, address: &str) -> Result<Value> {
+    let (ip, port) = address.rsplit_once(':').context("an address has a port")?;
+    Ok(match protocol {
+        "nvme" => json!({"traddr": ip, "trsvcid": port, "subnqn": NQN}),
+        "iscsi" => json!({"url": format!("iscsi://{address}/{IQN}/0"), "initiator_iqn": "iqn.2024-01.io.sluice:host"}),
+        other => bail!("no protocol {other}"),
+    })
+}
+
+fn boots(protocol: &str, disk: &CloudDisk) -> Result<()> {
+    let daemon = Daemon::start("0")?;
+    let network = format!(
+        "version: 2\nethernets:\n  net0:\n    match: {{macaddress: \"{MAC}\"}}\n    addresses: [10.77.0.2/24]\n"
+    );
+    let before = Instant::now();
+    let booted = daemon.rpc(
+        "boot_create",
+        json!({
+            "name": "host",
+            protocol: source(protocol, &disk.address)?,
+            "cidata": {"user_data": "#cloud-config\n", "network_config": network},
+        }),
+    )?;
+    println!("{protocol}: {} us from the call to the first read and the sockets", booted["total_us"]);
+    let disks = vec![Disk::new(daemon.vhost_socket("host")), Disk::new(daemon.vhost_socket("host-cidata"))];
+    let config = QemuConfig { mac: Some(MAC.to_owned()), ..QemuConfig::new(disks, APPLY) };
+    let guest = Qemu::start(&config)?;
+    guest.console().wait_for("guest: up", Duration::from_secs(60))?;
+    println!("{protocol}: {:.1} s from the call to user space", before.elapsed().as_secs_f32());
+    let output = guest.finish(Duration::from_secs(30))?;
+    ensure!(output.contains("inet 10.77.0.2/24"), "{protocol}: the network was not configured\n{output}");
+    ensure!(output.contains("instance: "), "{protocol}: no instance-id\n{output}");
+    daemon.rpc("boot_delete", json!({"name": "host"}))?;
+    ensure!(daemon.rpc("bdev_get_bdevs", json!({}))? == json!([]), "{protocol}: disks are left");
+    Ok(())
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_boots_over_nvme_and_takes_its_network_from_cidata() -> Result<()> {
+    boots("nvme", &nvme_target(&guest_image()?, true, "127.0.0.1:0")?)
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_guest_boots_over_iscsi_and_takes_its_network_from_cidata() -> Result<()> {
+    boots("iscsi", &iscsi_target(&guest_image()?, true, "127.0.0.1:0")?)
+}
+
+/// What was made before a step that fails is gone again.
+#[test]
+fn a_boot_that_fails_leaves_nothing_behind() -> Result<()> {
+    let daemon = Daemon::start("0")?;
+    let image = daemon.file("data.img");
+    std::fs::File::create(&image)?.set_len(1 << 20)?;
+    let disk = nvme_target(&image, false, "127.0.0.1:0")?;
+    let call = json!({
+        "name": "host",
+        "nvme": source("nvme", &disk.address)?,
+        "cidata": {"user_data": "#cloud-config\nnot yaml: [", "network_config": "version: 2"},
+    });
+    let error = daemon.rpc("boot_create", call).expect_err("user-data is not YAML").to_string();
+    ensure!(error.contains("bdev_cidata_create") && error.contains("user-data"), "{error}");
+    ensure!(daemon.rpc("bdev_get_bdevs", json!({}))? == json!([]));
+    ensure!(daemon.rpc("bdev_nvme_get_controllers", json!({}))? == json!([]));
+    Ok(())
+}
+
+/// Both targets go away under verified I/O and come back: no error in the guest, and the events tell the story.
+#[test]
+#[ignore = "boots a guest"]
+fn verified_io_outlives_the_targets() -> Result<()> {
+    const AWAY: Duration = Duration::from_secs(60);
+    let daemon = Daemon::start("0")?;
+    daemon.serve_guest_image("boot", json!({"readonly": true}))?;
+    let (nvme_image, iscsi_image) = (daemon.file("nvme.img"), daemon.file("iscsi.img"));
+    for image in [&nvme_image, &iscsi_image] {
+        std::fs::File::create(image)?.set_len(64 << 20)?;
+    }
+    let nvme = nvme_target(&nvme_image, false, "127.0.0.1:0")?;
+    let iscsi = iscsi_target(&iscsi_image, false, "127.0.0.1:0")?;
+    let (nvme_at, iscsi_at) = (nvme.address.clone(), iscsi.address.clone());
+    daemon.rpc("boot_create", json!({"name": "n", "nvme": source("nvme", &nvme_at)?}))?;
+    daemon.rpc("boot_create", json!({"name": "i", "iscsi": source("iscsi", &iscsi_at)?}))?;
+    let disks = ["boot", "n", "i"].map(|name| Disk::new(daemon.vhost_socket(name))).to_vec();
+    let verify = fio::Verify { devices: &["/dev/vdb", "/dev/vdc"], depths: &[1, 16], mib_per_job: 8, seconds: 100 };
+    let guest = Qemu::start(&QemuConfig::new(disks, &verify.script()))?;
+    guest.console().wait_for("fio: started", Duration::from_secs(60))?;
+    std::thread::sleep(Duration::from_secs(5));
+
+    drop((nvme, iscsi));
+    let (gone, mut calls) = (Instant::now(), Vec::new());
+    while gone.elapsed() < AWAY {
+        let call = Instant::now();
+        daemon.rpc("bdev_get_bdevs", json!({}))?;
+        calls.push(call.elapsed());
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    // The median: an emulated guest and fio share the processors with the call.
+    calls.sort();
+    let median = calls[calls.len() / 2];
+    ensure!(median < Duration::from_millis(100), "half of the calls took {median:?} and more: {calls:?}");
+    let lost = daemon.rpc("bdev_nvme_get_controllers", json!({}))?;
+    ensure!(lost[0]["ctrlrs"][0]["failed_attempts"].as_u64() > Some(3), "{lost}");
+    ensure!(lost[0]["ctrlrs"][0]["held"].as_u64() > Some(0), "{lost}");
+    let sessions = daemon.rpc("bdev_iscsi_get_sessions", json!({"name": "i"}))?;
+    ensure!(sessions[0]["held"].as_u64() > Some(0) && sessions[0]["oldest_ms"].as_u64() > Some(50_000), "{sessions}");
+    let _nvme = nvme_target(&nvme_image, false, &nvme_at)?;
+    let _iscsi = iscsi_target(&iscsi_image, false, &iscsi_at)?;
+
+    let reports = guest.finish_fio(Duration::from_secs(120))?;
+    println!("{} requests, the longest took {:.0} ms", reports[0].total_ios(), reports[0].longest_ms());
+    ensure!(reports[0].longest_ms() >= AWAY.as_millis() as f64 - 2000.0, "no request was held");
+    let events = daemon.rpc("notify_get_notifications", json!({}))?.to_string();
+    ensure!(events.contains("lost") && events.contains("attempt") && events.contains("connected"), "{events}");
+    Ok(())
+}
