@@ -1,0 +1,279 @@
+//! Where packets come from and go back to.
+
+use crate::mbuf::Mbuf;
+use crate::slot::{self, SLOTS};
+use crate::{Burst, Packet};
+use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
+use memory::{Memory, MemoryError};
+use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+/// Bytes in front of a packet's data for headers to come.
+pub const HEADROOM: u16 = 128;
+/// Bytes of data that a buffer holds behind its headroom.
+pub const DATA_ROOM: u16 = 2048;
+
+/// Buffers that a thread keeps at most, and how many move at a time when it has too many or too few.
+const CACHE: usize = 256;
+const MOVE: usize = 64;
+
+/// Bytes of a buffer with its header.
+const STRIDE: usize = size_of::<Mbuf>() + HEADROOM as usize + DATA_ROOM as usize;
+
+/// Marks [`Mbuf::pool`] as ours; DPDK's pools are aligned to cache lines.
+const OURS: usize = 1;
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// Too few or too many buffers.
+    #[error("packet buffers: got {got}, expected {MIN_BUFFERS} to {MAX_BUFFERS}")]
+    Count {
+        /// Buffers asked for.
+        got: usize,
+    },
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Fewest buffers of a pool: one burst.
+pub const MIN_BUFFERS: usize = crate::BURST;
+/// Most buffers of a pool: 16 Mi, about 36 GiB.
+pub const MAX_BUFFERS: usize = 1 << 24;
+
+/// A pool of another maker: DPDK's.
+pub trait Allocate: Send + Sync {
+    /// Appends up to `count` packets, each empty with [`HEADROOM`] in front, and returns how many. All or none is fine.
+    fn take(&self, burst: &mut Burst, count: usize) -> usize;
+    /// Buffers that are not in use.
+    fn free_count(&self) -> usize;
+    /// All its buffers.
+    fn capacity(&self) -> usize;
+}
+
+/// Frees one segment of a pool that is not ours. Set once by whoever makes such pools.
+static FREE_FOREIGN: AtomicPtr<()> = AtomicPtr::new(null_mut());
+
+/// Frees one segment into the pool that its header names.
+pub type FreeSegment = unsafe extern "C" fn(*mut Mbuf);
+
+/// A pool of packet buffers. Clones are the same pool.
+#[derive(Clone)]
+pub struct Pool(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Native(Arc<Owner>),
+    Foreign(Arc<dyn Allocate>),
+}
+
+impl Pool {
+    /// `buffers` buffers of [`DATA_ROOM`] bytes, on NUMA node `node` where one is given.
+    pub fn new(buffers: usize, node: Option<u32>) -> Result<Pool, PoolError> {
+        Ok(Pool(Kind::Native(Arc::new(Owner(ManuallyDrop::new(Native::new(buffers, node)?))))))
+    }
+
+    /// A pool of another maker. `free` gives a segment back to the pool its header names.
+    pub fn foreign(pool: Arc<dyn Allocate>, free: FreeSegment) -> Pool {
+        FREE_FOREIGN.store(free as *mut (), Ordering::Release);
+        Pool(Kind::Foreign(pool))
+    }
+
+    /// Appends up to `count` packets, as many as the burst has room for and the pool has, and returns how many. Each is empty,
+    /// with [`HEADROOM`] bytes in front.
+    #[inline]
+    pub fn take(&self, burst: &mut Burst, count: usize) -> usize {
+        let count = count.min(burst.remaining_capacity());
+        match &self.0 {
+            Kind::Native(native) => {
+                (0..count).take_while(|_| native.0.take().map(|packet| burst.push(packet)).is_some()).count()
+            }
+            Kind::Foreign(pool) => pool.take(burst, count),
+        }
+    }
+
+    /// One packet.
+    #[inline]
+    pub fn take_one(&self) -> Option<Packet> {
+        match &self.0 {
+            Kind::Native(native) => native.0.take(),
+            Kind::Foreign(pool) => {
+                let mut one = Burst::new();
+                pool.take(&mut one, 1);
+                one.pop()
+            }
+        }
+    }
+
+    /// Buffers that are in no packet. Exact when no thread is taking or giving.
+    pub fn free_count(&self) -> usize {
+        match &self.0 {
+            Kind::Native(native) => native.0.free_count(),
+            Kind::Foreign(pool) => pool.free_count(),
+        }
+    }
+
+    /// All buffers.
+    pub fn capacity(&self) -> usize {
+        match &self.0 {
+            Kind::Native(native) => native.0.shared.capacity(),
+            Kind::Foreign(pool) => pool.capacity(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} of {} free)", self.free_count(), self.capacity())
+    }
+}
+
+/// The handles' hold on the pool. The last one frees the memory if every buffer is home; else it stays for ever, for a packet
+/// somewhere still leads into it.
+struct Owner(ManuallyDrop<Box<Native>>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        if self.0.free_count() == self.0.shared.capacity() {
+            // SAFETY: dropped once, here; no packet leads into it, and nobody can take one any more.
+            unsafe { ManuallyDrop::drop(&mut self.0) }
+        }
+    }
+}
+
+/// Buffers of ours.
+struct Native {
+    /// What no thread has in its cache.
+    shared: ArrayQueue<NonNull<Mbuf>>,
+    caches: Box<[CachePadded<Cache>]>,
+    memory: Memory,
+}
+
+/// One thread's buffers, used by the owner of its slot only.
+struct Cache {
+    /// Written by the owner with plain stores, read by reports.
+    len: AtomicU32,
+    buffers: UnsafeCell<[*mut Mbuf; CACHE]>,
+}
+
+// SAFETY: buffers are raw memory that whoever holds the pointer owns; a cache is touched by its slot's thread alone.
+unsafe impl Send for Native {}
+// SAFETY: as above.
+unsafe impl Sync for Native {}
+
+impl Native {
+    fn new(buffers: usize, node: Option<u32>) -> Result<Box<Native>, PoolError> {
+        if !(MIN_BUFFERS..=MAX_BUFFERS).contains(&buffers) {
+            return Err(PoolError::Count { got: buffers });
+        }
+        let memory = Memory::allocate(buffers * STRIDE, node)?;
+        let cache =
+            || CachePadded::new(Cache { len: AtomicU32::new(0), buffers: UnsafeCell::new([null_mut(); CACHE]) });
+        let caches = (0..SLOTS).map(|_| cache()).collect();
+        let native = Box::new(Native { shared: ArrayQueue::new(buffers), caches, memory });
+        let pool = (&raw const *native).cast::<u8>().cast_mut().wrapping_add(OURS);
+        for index in 0..buffers {
+            // SAFETY: the buffer lies inside the allocation, which is zeroed and aligned to a page; nobody else has it yet.
+            let mbuf = unsafe { &mut *native.memory.as_ptr().add(index * STRIDE).cast::<Mbuf>() };
+            mbuf.buf_addr = (&raw mut *mbuf).wrapping_add(1).cast();
+            mbuf.buf_len = HEADROOM + DATA_ROOM;
+            mbuf.pool = pool;
+            native.shared.push(NonNull::from(mbuf)).expect("room for all");
+        }
+        Ok(native)
+    }
+
+    #[inline]
+    fn take(&self) -> Option<Packet> {
+        let mbuf = match slot::current() {
+            Some(slot) => self.caches[slot].pop(&self.shared)?,
+            None => self.shared.pop()?,
+        };
+        // SAFETY: a free buffer is ours alone; its constant fields were set when the pool was made.
+        unsafe {
+            let header = &mut *mbuf.as_ptr();
+            header.data_off = HEADROOM;
+            header.refcnt = 1;
+            header.nb_segs = 1;
+            header.ol_flags = 0;
+            header.packet_type = 0;
+            header.pkt_len = 0;
+            header.data_len = 0;
+            header.next = None;
+            header.tx_offload = 0;
+            Some(Packet::from_raw(mbuf))
+        }
+    }
+
+    #[inline]
+    fn give(&self, mbuf: NonNull<Mbuf>) {
+        match slot::current() {
+            Some(slot) => self.caches[slot].push(mbuf, &self.shared),
+            None => self.shared.push(mbuf).expect("room for all"),
+        }
+    }
+
+    fn free_count(&self) -> usize {
+        // Acquire: whoever gave the last buffer back has let go of the pool.
+        let cached: u32 = self.caches.iter().map(|cache| cache.len.load(Ordering::Acquire)).sum();
+        self.shared.len() + cached as usize
+    }
+}
+
+impl Cache {
+    #[inline]
+    fn pop(&self, shared: &ArrayQueue<NonNull<Mbuf>>) -> Option<NonNull<Mbuf>> {
+        // SAFETY: the calling thread owns the slot, and nothing below calls back.
+        let buffers = unsafe { &mut *self.buffers.get() };
+        let mut len = self.len.load(Ordering::Relaxed) as usize;
+        if len == 0 {
+            for (place, mbuf) in buffers.iter_mut().zip(std::iter::from_fn(|| shared.pop()).take(MOVE)) {
+                *place = mbuf.as_ptr();
+                len += 1;
+            }
+        }
+        len = len.checked_sub(1)?;
+        self.len.store(len as u32, Ordering::Release);
+        NonNull::new(buffers[len])
+    }
+
+    #[inline]
+    fn push(&self, mbuf: NonNull<Mbuf>, shared: &ArrayQueue<NonNull<Mbuf>>) {
+        // SAFETY: as in `pop`.
+        let buffers = unsafe { &mut *self.buffers.get() };
+        let mut len = self.len.load(Ordering::Relaxed) as usize;
+        if len == CACHE {
+            for &full in &buffers[CACHE - MOVE..] {
+                shared.push(NonNull::new(full).expect("a full cache")).expect("room for all");
+            }
+            len -= MOVE;
+        }
+        buffers[len] = mbuf.as_ptr();
+        self.len.store(len as u32 + 1, Ordering::Release);
+    }
+}
+
+/// Gives one segment back to its pool.
+///
+/// # Safety
+/// The caller owns the segment, and it came from a [`Pool`].
+#[inline]
+pub(crate) unsafe fn free_segment(mbuf: NonNull<Mbuf>) {
+    // SAFETY: the caller owns the segment.
+    let pool = unsafe { (*mbuf.as_ptr()).pool };
+    if pool.addr() & OURS != 0 {
+        // SAFETY: the pool lives for as long as one of its buffers is in a packet.
+        unsafe { (*pool.wrapping_sub(OURS).cast::<Native>()).give(mbuf) }
+    } else {
+        // SAFETY: a pool that is not ours has set the function before it gave its first packet.
+        unsafe {
+            let free: FreeSegment = std::mem::transmute(FREE_FOREIGN.load(Ordering::Relaxed));
+            free(mbuf.as_ptr());
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Pools give each buffer once, take it back from any thread, and are empty without harm.
+
+use crate::{Burst, DATA_ROOM, HEADROOM, L4Checksum, Offload, Pool};
+use proptest::prelude::*;
+
+#[test]
+fn a_pool_gives_all_its_buffers_once_and_then_none() {
+    let pool = Pool::new(300, None).unwrap();
+    let mut packets: Vec<_> = std::iter::from_fn(|| pool.take_one()).collect();
+    assert_eq!(packets.len(), 300);
+    assert_eq!(pool.free_count(), 0);
+    assert!(pool.take_one().is_none());
+    let mut addresses: Vec<_> = packets.iter().map(|p| p.data().as_ptr()).collect();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 300);
+    packets.truncate(10);
+    assert_eq!(pool.free_count(), 290);
+    let mut burst = Burst::new();
+    assert_eq!(pool.take(&mut burst, 100), 32);
+    assert_eq!(pool.take(&mut burst, 1), 0, "the burst is full");
+}
+
+#[test]
+fn buffers_come_home_from_other_threads() {
+    let pool = Pool::new(1024, None).unwrap();
+    let (send, receive) = crossbeam::channel::bounded(64);
+    std::thread::scope(|scope| {
+        scope.spawn(|| receive.iter().for_each(drop));
+        for _ in 0..20_000 {
+            pool.take_one().into_iter().for_each(|packet| send.send(packet).unwrap());
+        }
+        drop(send);
+    });
+    assert_eq!(pool.free_count(), 1024);
+}
+
+#[test]
+fn a_packet_outlives_the_last_handle_of_its_pool() {
+    let pool = Pool::new(64, None).unwrap();
+    let mut packet = pool.take_one().unwrap();
+    drop(pool);
+    packet.append(4).unwrap().copy_from_slice(b"live");
+    assert_eq!(packet.data(), b"live");
+}
+
+#[test]
+fn room_in_front_and_behind_is_bounded() {
+    let pool = Pool::new(32, None).unwrap();
+    let mut packet = pool.take_one().unwrap();
+    assert_eq!((packet.headroom(), packet.tailroom()), (usize::from(HEADROOM), usize::from(DATA_ROOM)));
+    assert!(packet.append(usize::from(DATA_ROOM) + 1).is_none());
+    packet.append(100).unwrap().fill(7);
+    assert!(packet.prepend(usize::from(HEADROOM) + 1).is_none());
+    packet.prepend(14).unwrap()[..14].fill(1);
+    assert_eq!(packet.len(), 114);
+    assert!(!packet.trim_front(115));
+    assert!(packet.trim_front(14));
+    assert_eq!(packet.data(), [7; 100]);
+}
+
+#[test]
+fn work_left_to_do_is_kept_as_dpdk_keeps_it() {
+    let pool = Pool::new(32, None).unwrap();
+    let mut packet = pool.take_one().unwrap();
+    assert!(packet.offload().is_none());
+    for checksum in [L4Checksum::Tcp, L4Checksum::Udp, L4Checksum::Sctp] {
+        let wanted =
+            Offload { checksum: Some(checksum), segment_size: 1448, ipv6: true, l2_len: 18, l3_len: 40, l4_len: 32 };
+        packet.set_offload(&wanted);
+        assert_eq!(packet.offload(), wanted);
+        assert_eq!(packet.copy(&pool).unwrap().offload(), wanted);
+    }
+    packet.set_offload(&Offload::default());
+    assert!(packet.offload().is_none() && packet.flags() == 0);
+}
+
+proptest! {
+    #[test]
+    fn bytes_over_several_segments_stay_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..9000), cut in 0_usize..9000) {
+        let pool = Pool::new(64, None).unwrap();
+        {
+            let mut packet = pool.take_one().unwrap();
+            prop_assert!(packet.extend_from_slice(&bytes, &pool));
+            let mut copy = packet.copy(&pool).unwrap();
+            copy.truncate(cut);
+            let kept = &bytes[..cut.min(bytes.len())];
+            let mut got = vec![0; copy.len()];
+            copy.copy_to(&mut got);
+            prop_assert_eq!(&got, kept);
+            prop_assert_eq!(copy.segments().count(), copy.segment_count());
+            prop_assert_eq!(copy.segments().map(<[u8]>::len).sum::<usize>(), copy.len());
+        }
+        prop_assert_eq!(pool.free_count(), pool.capacity());
+    }
+}
