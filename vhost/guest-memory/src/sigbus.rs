@@ -1,7 +1,7 @@
 //! A peer may truncate the file behind its memory while we read it; the kernel then raises SIGBUS on our access.
 //!
-//! The handler looks the address up in a fixed table of watched ranges. If it is ours, it puts zeroed private memory in the
-//! place of the lost pages and marks the range as hit: the access that faulted goes on, the device that owns the range is found
+//! The handler looks the address up in a fixed table of watched ranges. If it is ours, it marks the range as hit and puts zeroed
+//! private memory in the place of the lost pages: the access that faulted goes on, the device that owns the range is found
 //! broken at its next check and is quarantined alone. Any other SIGBUS is the process's own bug and ends it as by default.
 
 use std::sync::Once;
@@ -15,6 +15,17 @@ struct Slot {
     start: AtomicUsize,
     len: AtomicUsize,
     hit: AtomicBool,
+}
+
+impl Slot {
+    /// The watched range, if it has `address`.
+    fn holds(&self, address: usize) -> Option<(&Slot, usize, usize)> {
+        let start = self.start.load(Ordering::Acquire);
+        let len = self.len.load(Ordering::Acquire);
+        // The second look: another thread may have given the slot to another range in between.
+        let holds = start > TAKEN && address.wrapping_sub(start) < len && self.start.load(Ordering::Acquire) == start;
+        holds.then_some((self, start, len))
+    }
 }
 
 static SLOTS: [Slot; MAX_WATCHED] =
@@ -47,7 +58,7 @@ pub(crate) fn watch(start: usize, len: usize) -> Option<Watch> {
     let free = |slot: &&Slot| slot.start.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok();
     let index = SLOTS.iter().position(|slot| free(&slot))?;
     SLOTS[index].hit.store(false, Ordering::Relaxed);
-    SLOTS[index].len.store(len, Ordering::Relaxed);
+    SLOTS[index].len.store(len, Ordering::Release);
     SLOTS[index].start.store(start, Ordering::Release);
     Some(Watch(index))
 }
@@ -66,11 +77,10 @@ fn install() {
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let address = unsafe { (*info).si_addr() } as usize;
-    for slot in &SLOTS {
-        let start = slot.start.load(Ordering::Acquire);
-        let len = slot.len.load(Ordering::Relaxed);
-        if start > TAKEN && address.wrapping_sub(start) < len && overlay(start, len) {
-            slot.hit.store(true, Ordering::Relaxed);
+    if let Some((slot, start, len)) = SLOTS.iter().find_map(|slot| slot.holds(address)) {
+        // The mark first: whoever reads a zero of ours also sees why.
+        slot.hit.store(true, Ordering::SeqCst);
+        if overlay(start, len) {
             return;
         }
     }

@@ -1,8 +1,8 @@
 //! A disk's part on one worker: some of its queues and one channel into the backend.
 
+use crate::Fault;
 use crate::event::{EventKind, EventSink};
 use crate::queue::{BlkQueue, DeviceView};
-use crate::{Fault, event};
 use block::{BlockChannel, Completions, Geometry, IoStats};
 use clock::Cycles;
 use crossbeam::channel;
@@ -79,8 +79,9 @@ impl Source for Shard {
 
     fn arm(&mut self) -> bool {
         let quarantined = self.state.quarantined.load(Ordering::Relaxed);
-        let ready = self.queues.iter_mut().fold(false, |ready, queue| (!quarantined && queue.arm()) | ready);
-        ready || !self.inbox.is_empty()
+        // Arming touches the rings: memory that is found lost here is reported at the next quiescent point, before any sleep.
+        let ready = |queue: &mut BlkQueue| !quarantined && (queue.arm() | queue.memory_is_lost());
+        self.queues.iter_mut().fold(false, |any, queue| ready(queue) | any) || !self.inbox.is_empty()
     }
 
     fn disarm(&mut self) {
@@ -95,11 +96,7 @@ impl Source for Shard {
         self.geometry.quiesce();
         let in_flight = self.queues.iter().map(|q| q.in_flight() as u32).sum();
         self.in_flight.store(in_flight, Ordering::Relaxed);
-        for queue in &mut self.queues {
-            if queue.memory_is_lost() && !self.state.quarantined.load(Ordering::Relaxed) {
-                quarantine(&self.state, queue, event::Fault::Truncated);
-            }
-        }
+        self.queues.iter_mut().for_each(|queue| check_memory(&self.state, queue));
     }
 }
 
@@ -146,7 +143,10 @@ impl Shard {
         match command {
             Command::Add(queue) => self.queues.push(queue),
             Command::Take(index, waiter) => {
+                let state = self.state.clone();
                 if let Some(queue) = self.queue(index) {
+                    // The session may have seen it first, and ends for that reason.
+                    check_memory(&state, queue);
                     queue.leaving = Some(waiter);
                 }
             }
@@ -182,6 +182,13 @@ fn apply(queue: &mut BlkQueue, update: Update) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Quarantines the device if the memory of `queue` is lost.
+fn check_memory(state: &DeviceState, queue: &mut BlkQueue) {
+    if queue.memory_is_lost() {
+        quarantine(state, queue, Fault::Truncated);
+    }
+}
+
 /// Stops the device: it takes nothing more; what is in flight ends as usual.
 #[cold]
 fn quarantine(state: &DeviceState, queue: &mut BlkQueue, fault: Fault) {
@@ -201,6 +208,18 @@ pub fn stand_alone(
     memory: &Arc<GuestMemory>,
     setups: &[virtqueue::Setup],
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {
+    let (shard, _, events) = lone_shard(bdev, memory, setups)?;
+    Ok((Box::new(shard), events))
+}
+
+/// A shard on its own, its mailbox, and its events.
+pub(crate) type LoneShard = (Shard, engine::Sender<Command>, channel::Receiver<crate::Event>);
+
+pub(crate) fn lone_shard(
+    bdev: &dyn block::Bdev,
+    memory: &Arc<GuestMemory>,
+    setups: &[virtqueue::Setup],
+) -> Result<LoneShard, Box<dyn std::error::Error>> {
     let (events, receiver) = EventSink::new(16);
     let state =
         DeviceState { name: "stand-alone".into(), id: [b'i'; ID_LEN], quarantined: AtomicBool::new(false), events };
@@ -211,7 +230,7 @@ pub fn stand_alone(
         queues.push(Box::new(queue));
     }
     let waker = engine::Waker::new()?;
-    let (_, inbox) = engine::mailbox(waker, 1);
+    let (commands, inbox) = engine::mailbox(waker, 1);
     let shard = Shard {
         state: Arc::new(state),
         geometry: engine::Snapshot::new(bdev.geometry()).reader(),
@@ -222,5 +241,5 @@ pub fn stand_alone(
         stats: Arc::default(),
         in_flight: Arc::default(),
     };
-    Ok((Box::new(shard), receiver))
+    Ok((shard, commands, receiver))
 }
