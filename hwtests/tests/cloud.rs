@@ -12,22 +12,6 @@ const NQN: &str = "nqn.2024-01.io.sluice:test";
 const IQN: &str = "iqn.2024-01.io.sluice:test";
 const MAC: &str = "52:54:00:12:34:56";
 
-/// Reads label and files of the cidata disk as an initramfs script would, and configures the card that the MAC names.
-const APPLY: &str = r#"
-modprobe virtio_net
-mkdir /tmp/seed
-mount -o ro LABEL=cidata /tmp/seed
-mac=$(sed -n 's/.*macaddress: *"\(.*\)".*/\1/p' /tmp/seed/network-config)
-address=$(sed -n 's/.*addresses: *\[\(.*\)\].*/\1/p' /tmp/seed/network-config)
-for card in /sys/class/net/*; do
-    [ "$(cat $card/address)" = "$mac" ] || continue
-    busybox ip link set ${card##*/} up
-    busybox ip addr add $address dev ${card##*/}
-    busybox ip addr show ${card##*/}
-done
-sed -n 's/^instance-id: */instance: /p' /tmp/seed/meta-data
-"#;
-
 /// A cloud disk over our own target: it ends with the value.
 struct CloudDisk {
     address: String,
@@ -79,7 +63,7 @@ fn boots(protocol: &str, disk: &CloudDisk) -> Result<()> {
     )?;
     println!("{protocol}: {} us from the call to the first read and the sockets", booted["total_us"]);
     let disks = vec![Disk::new(daemon.vhost_socket("host")), Disk::new(daemon.vhost_socket("host-cidata"))];
-    let config = QemuConfig { mac: Some(MAC.to_owned()), ..QemuConfig::new(disks, APPLY) };
+    let config = QemuConfig { mac: Some(MAC.to_owned()), ..QemuConfig::new(disks, "busybox ip addr") };
     let guest = Qemu::start(&config)?;
     guest.console().wait_for("guest: up", Duration::from_secs(60))?;
     println!("{protocol}: {:.1} s from the call to user space", before.elapsed().as_secs_f32());
