@@ -1,0 +1,236 @@
+//! The environment abstraction layer: DPDK's one instance in a process.
+
+use crate::{Errno, log};
+use dpdk_sys as sys;
+use std::ffi::{CString, c_char};
+use std::sync::{Arc, Mutex, Weak};
+
+/// Where DPDK takes its memory from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EalMemory {
+    /// Hugepages without files (`--in-memory`): nothing is left behind, no mount and no privilege is needed.
+    InMemory,
+    /// Hugepages as files of a mounted hugetlbfs, which other DPDK processes may map under this prefix.
+    Files {
+        /// Tells instances on one machine apart.
+        prefix: String,
+    },
+    /// Normal pages (`--no-huge`), this much at once. Slower, and devices that need physical addresses do not work.
+    NoHuge {
+        /// Mebibytes.
+        mib: u32,
+    },
+}
+
+/// How DPDK is started.
+#[derive(Clone, Debug)]
+pub struct EalConfig {
+    /// Where memory comes from.
+    pub memory: EalMemory,
+    /// CPUs for DPDK's own threads (interrupts, alarms); empty: those that the calling thread may run on.
+    pub control_cpus: Vec<usize>,
+    /// More options of the EAL, as in its documentation.
+    pub options: Vec<String>,
+}
+
+impl EalMemory {
+    /// Mebibytes of [`EalMemory::NoHuge`] where nobody says: room for a hundred thousand packets.
+    pub const NO_HUGE_MIB: u32 = 256;
+
+    /// Hugepages where the system has free ones, else normal pages.
+    pub fn detect() -> EalMemory {
+        let free = |path: std::path::PathBuf| -> Option<u64> {
+            std::fs::read_to_string(path.join("free_hugepages")).ok()?.trim().parse().ok()
+        };
+        let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
+        if sizes.filter_map(|size| free(size.path())).any(|free| free > 0) {
+            EalMemory::InMemory
+        } else {
+            EalMemory::NoHuge { mib: EalMemory::NO_HUGE_MIB }
+        }
+    }
+}
+
+impl Default for EalConfig {
+    fn default() -> EalConfig {
+        EalConfig { memory: EalMemory::detect(), control_cpus: Vec::new(), options: Vec::new() }
+    }
+}
+
+/// Why DPDK did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EalError {
+    /// Once a process is what DPDK can do.
+    #[error(
+        "DPDK was already initialised in this process: share its `Eal`, or restart the process to change its options"
+    )]
+    AlreadyInitialised,
+    /// An option that would end the process or cannot be passed.
+    #[error("EAL option {option:?}: {expected}")]
+    Option {
+        /// The option.
+        option: String,
+        /// What is accepted.
+        expected: &'static str,
+    },
+    /// An option that DPDK does not understand.
+    #[error("DPDK refused an option of {options:?}: {said}")]
+    Options {
+        /// All options.
+        options: Vec<String>,
+        /// What DPDK logged.
+        said: String,
+    },
+    /// Not enough hugepages, or none.
+    #[error(
+        "DPDK has no memory: {said}. Reserve hugepages (`sysctl vm.nr_hugepages=512`), or use no-huge memory, which is slower"
+    )]
+    Memory {
+        /// What DPDK logged.
+        said: String,
+    },
+    /// Something needs a privilege.
+    #[error("DPDK lacks a permission: {said}. In-memory and no-huge memory need none")]
+    Permission {
+        /// What DPDK logged.
+        said: String,
+    },
+    /// Anything else.
+    #[error("DPDK did not start with {options:?}: {errno}: {said}")]
+    Failed {
+        /// All options.
+        options: Vec<String>,
+        /// DPDK's reason.
+        errno: Errno,
+        /// What DPDK logged.
+        said: String,
+    },
+}
+
+/// The running EAL. Pools and devices hold it; it ends with its last owner, and the process cannot start it again.
+#[derive(Clone)]
+pub struct Eal {
+    _environment: Arc<Environment>,
+}
+
+struct Environment;
+
+/// `None` before the first initialisation; then the EAL, for as long as it runs.
+static INSTANCE: Mutex<Option<Weak<Environment>>> = Mutex::new(None);
+
+impl Eal {
+    /// Starts DPDK. Takes hold of no device: [`crate::EthDev::attach`] does.
+    pub fn init(config: &EalConfig) -> Result<Eal, EalError> {
+        let mut instance = INSTANCE.lock().expect("no panic under this lock");
+        if instance.is_some() {
+            return Err(EalError::AlreadyInitialised);
+        }
+        let options = options(config)?;
+        log::redirect();
+        // DPDK pins the thread that it is started on: give it one that ends.
+        let started = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("dpdk-init".into());
+            thread.spawn_scoped(scope, || start(&options)).map(|thread| thread.join().expect("no panic in DPDK"))
+        });
+        let (result, said) =
+            started.unwrap_or_else(|e| (Err(Errno(e.raw_os_error().unwrap_or_default())), String::new()));
+        match result {
+            Ok(()) => {
+                let environment = Arc::new(Environment);
+                *instance = Some(Arc::downgrade(&environment));
+                Ok(Eal { _environment: environment })
+            }
+            Err(Errno(libc::EALREADY)) => Err(EalError::AlreadyInitialised),
+            Err(Errno(libc::EINVAL)) => Err(EalError::Options { options, said }),
+            Err(Errno(libc::ENOMEM)) => Err(EalError::Memory { said }),
+            Err(Errno(libc::EACCES | libc::EPERM)) => Err(EalError::Permission { said }),
+            Err(errno) => Err(EalError::Failed { options, errno, said }),
+        }
+    }
+
+    /// The running EAL, if there is one.
+    pub fn running() -> Option<Eal> {
+        INSTANCE
+            .lock()
+            .expect("no panic under this lock")
+            .as_ref()?
+            .upgrade()
+            .map(|environment| Eal { _environment: environment })
+    }
+
+    /// DPDK's version in words.
+    pub fn version() -> String {
+        // SAFETY: DPDK returns a C string that it keeps.
+        unsafe { std::ffi::CStr::from_ptr(sys::rte_version()) }.to_string_lossy().into_owned()
+    }
+}
+
+impl std::fmt::Debug for Eal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Eal")
+    }
+}
+
+impl Drop for Environment {
+    fn drop(&mut self) {
+        // SAFETY: pools, devices and queues hold the EAL, so none is left; no call to DPDK can follow.
+        unsafe { sys::rte_eal_cleanup() };
+    }
+}
+
+/// The EAL's argument vector.
+fn options(config: &EalConfig) -> Result<Vec<String>, EalError> {
+    let cpus = if config.control_cpus.is_empty() { allowed_cpus() } else { config.control_cpus.clone() };
+    let cpus = cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let mut options = vec![
+        "sluice".to_owned(),
+        format!("--lcores=0@({cpus})"),
+        // An allow list with nothing in it: devices are attached one by one.
+        "--allow=0000:00:00.0".to_owned(),
+        "--no-telemetry".to_owned(),
+    ];
+    match &config.memory {
+        EalMemory::InMemory => options.push("--in-memory".to_owned()),
+        EalMemory::Files { prefix } => options.push(format!("--file-prefix={prefix}")),
+        EalMemory::NoHuge { mib } => {
+            options.extend(["--no-huge".to_owned(), "--no-shconf".to_owned(), format!("-m{mib}")]);
+        }
+    }
+    for option in &config.options {
+        if ["-h", "--help", "-v", "--version"].contains(&option.as_str()) {
+            let expected = "it would end the process; expected an option that configures";
+            return Err(EalError::Option { option: option.clone(), expected });
+        }
+        options.push(option.clone());
+    }
+    match options.iter().find(|option| option.contains('\0')) {
+        Some(option) => Err(EalError::Option { option: option.clone(), expected: "expected no NUL byte" }),
+        None => Ok(options),
+    }
+}
+
+/// The CPUs that the calling thread may run on.
+fn allowed_cpus() -> Vec<usize> {
+    // SAFETY: an empty set of the size that is passed, which the kernel fills.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
+        set
+    };
+    // SAFETY: in bounds of the set.
+    let cpus = (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) });
+    cpus.collect()
+}
+
+/// Runs `rte_eal_init`, and returns what it logged.
+fn start(options: &[String]) -> (Result<(), Errno>, String) {
+    let options: Vec<CString> =
+        options.iter().map(|option| CString::new(option.as_str()).expect("checked for NUL")).collect();
+    // DPDK permutes the vector and keeps pointers into the strings.
+    let mut argv: Vec<*mut c_char> = options.into_iter().map(CString::into_raw).collect();
+    let argc = argv.len() as i32;
+    argv.push(std::ptr::null_mut());
+    // SAFETY: `argc` C strings and a null, in memory that is never freed.
+    let (parsed, said) = log::listen(|| unsafe { sys::rte_eal_init(argc, argv.leak().as_mut_ptr()) });
+    (if parsed < 0 { Err(Errno::last()) } else { Ok(()) }, said)
+}

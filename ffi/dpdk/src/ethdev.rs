@@ -1,0 +1,380 @@
+//! Ethernet devices: attach, configure, start, ask, stop, remove.
+
+mod attach;
+mod start;
+
+pub use attach::AttachError;
+pub use start::{EthDevConfig, Queues, StartError};
+
+use crate::{Errno, Mempool};
+use attach::Device;
+use dpdk_sys as sys;
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+/// An Ethernet device of DPDK. Dropped, it is stopped and removed, as soon as its queues are gone too.
+pub struct EthDev {
+    port: Arc<Port>,
+    /// DPDK wants one thread at a time to change a device.
+    one_thread: PhantomData<Cell<()>>,
+}
+
+/// A port of DPDK, owned by its handle and by its queues while it runs.
+pub(crate) struct Port {
+    id: u16,
+    name: String,
+    running: bool,
+    /// What it receives into.
+    pool: Option<Mempool>,
+    /// Removed after its last port.
+    _device: Arc<Device>,
+}
+
+impl Port {
+    pub(crate) fn id(&self) -> u16 {
+        self.id
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // SAFETY: no queue is left, so nobody is in the device. Both calls are fine with a device that is stopped or gone.
+        unsafe {
+            if self.running {
+                sys::rte_eth_dev_stop(self.id);
+            }
+            sys::rte_eth_dev_close(self.id);
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name, on its bus: a PCI address, or the first part of `devargs`.
+    pub name: String,
+    /// The driver's.
+    pub driver: String,
+    /// NUMA node, where it is at one.
+    pub numa_node: Option<u32>,
+    /// Most receive queues.
+    pub max_rx_queues: u16,
+    /// Most send queues.
+    pub max_tx_queues: u16,
+    /// Smallest MTU.
+    pub min_mtu: u16,
+    /// Largest MTU.
+    pub max_mtu: u16,
+    /// What it does to packets that it receives: `RTE_ETH_RX_OFFLOAD_*`.
+    pub rx_offloads: u64,
+    /// What it does to packets that it sends: `RTE_ETH_TX_OFFLOAD_*`.
+    pub tx_offloads: u64,
+}
+
+/// The link now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Packets can come and go.
+    pub up: bool,
+    /// Mbit/s, where it has a speed.
+    pub speed: Option<u32>,
+    /// Both directions at once.
+    pub full_duplex: bool,
+}
+
+/// Counters of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Dropped by the device, as nobody fetched them in time.
+    pub rx_missed: u64,
+    /// Bad packets.
+    pub rx_errors: u64,
+    /// Packets that could not be sent.
+    pub tx_errors: u64,
+    /// Not received, as the pool was empty.
+    pub rx_no_buffer: u64,
+}
+
+/// Why a device did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// Queues are still with workers.
+    #[error("{device}: {what}: {queues} of its queues are in use: take them back from their workers first")]
+    QueuesInUse {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+        /// Queues that are not back.
+        queues: usize,
+    },
+    /// The driver cannot.
+    #[error("{device}: {what}: its driver does not do that")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// It is not there any more.
+    #[error("{device}: {what}: the device is gone: remove the port")]
+    Gone {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+    },
+    /// The value is not accepted.
+    #[error("{device}: {what}: got {got}, expected {expected}")]
+    Invalid {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+        /// The value.
+        got: String,
+        /// What is accepted.
+        expected: String,
+    },
+    /// Anything else.
+    #[error("{device}: {what}: {errno}")]
+    Failed {
+        /// The device.
+        device: String,
+        /// What was asked.
+        what: &'static str,
+        /// DPDK's reason.
+        errno: Errno,
+    },
+}
+
+impl EthDev {
+    fn new(id: u16, device: Arc<Device>) -> EthDev {
+        let name = name(id);
+        let port = Arc::new(Port { id, name, running: false, pool: None, _device: device });
+        EthDev { port, one_thread: PhantomData }
+    }
+
+    /// DPDK's number for it, which [`packet::Mbuf::port`] carries.
+    pub fn port_id(&self) -> u16 {
+        self.port.id
+    }
+
+    /// Its name on its bus.
+    pub fn name(&self) -> &str {
+        &self.port.name
+    }
+
+    /// What it is.
+    pub fn info(&self) -> Result<DeviceInfo, DeviceError> {
+        let raw = self.raw_info()?;
+        // SAFETY: the device exists; without a node the answer is negative.
+        let node = unsafe { sys::rte_eth_dev_socket_id(self.port.id) };
+        Ok(DeviceInfo {
+            name: self.port.name.clone(),
+            // SAFETY: a C string of the driver, or null.
+            driver: unsafe { text(raw.driver_name) },
+            numa_node: u32::try_from(node).ok(),
+            max_rx_queues: raw.max_rx_queues,
+            max_tx_queues: raw.max_tx_queues,
+            min_mtu: raw.min_mtu,
+            max_mtu: raw.max_mtu,
+            rx_offloads: raw.rx_offload_capa,
+            tx_offloads: raw.tx_offload_capa,
+        })
+    }
+
+    fn raw_info(&self) -> Result<sys::rte_eth_dev_info, DeviceError> {
+        let mut raw = sys::rte_eth_dev_info::default();
+        // SAFETY: fills `raw`.
+        self.check("read its information", unsafe { sys::rte_eth_dev_info_get(self.port.id, &raw mut raw) })?;
+        Ok(raw)
+    }
+
+    /// Its MAC address.
+    pub fn mac(&self) -> Result<[u8; 6], DeviceError> {
+        let mut mac = sys::rte_ether_addr::default();
+        // SAFETY: fills `mac`.
+        self.check("read its MAC address", unsafe { sys::rte_eth_macaddr_get(self.port.id, &raw mut mac) })?;
+        Ok(mac.addr_bytes)
+    }
+
+    /// Gives it another MAC address.
+    pub fn set_mac(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
+        let mut raw = sys::rte_ether_addr { addr_bytes: mac };
+        // SAFETY: reads `raw`.
+        match unsafe { sys::rte_eth_dev_default_mac_addr_set(self.port.id, &raw mut raw) } {
+            failed if failed == -libc::EINVAL => {
+                Err(self.invalid("set its MAC address", format!("{mac:02x?}"), "a unicast address that is not zero"))
+            }
+            returned => self.check("set its MAC address", returned),
+        }
+    }
+
+    /// Its MTU.
+    pub fn mtu(&self) -> Result<u16, DeviceError> {
+        let mut mtu = 0;
+        // SAFETY: fills `mtu`.
+        self.check("read its MTU", unsafe { sys::rte_eth_dev_get_mtu(self.port.id, &raw mut mtu) })?;
+        Ok(mtu)
+    }
+
+    /// Sets its MTU. Some drivers want to be stopped for that.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
+        let info = self.raw_info()?;
+        // SAFETY: plain integers.
+        match unsafe { sys::rte_eth_dev_set_mtu(self.port.id, mtu) } {
+            failed if failed == -libc::EINVAL => {
+                let expected = format!("{} to {}", info.min_mtu, info.max_mtu);
+                Err(self.invalid("set its MTU", mtu.to_string(), expected))
+            }
+            returned => self.check("set its MTU", returned),
+        }
+    }
+
+    /// The link, without waiting for one that is coming up.
+    pub fn link(&self) -> Result<Link, DeviceError> {
+        let mut link = sys::rte_eth_link::default();
+        // SAFETY: fills `link`.
+        self.check("read its link", unsafe { sys::rte_eth_link_get_nowait(self.port.id, &raw mut link) })?;
+        let known = ![0, sys::RTE_ETH_SPEED_NUM_UNKNOWN].contains(&link.link_speed);
+        Ok(Link {
+            up: u32::from(link.link_status()) == sys::RTE_ETH_LINK_UP,
+            speed: known.then_some(link.link_speed),
+            full_duplex: u32::from(link.link_duplex()) == sys::RTE_ETH_LINK_FULL_DUPLEX,
+        })
+    }
+
+    /// Takes the link up or down.
+    pub fn set_link(&mut self, up: bool) -> Result<(), DeviceError> {
+        // SAFETY: plain integers.
+        let returned = unsafe {
+            if up { sys::rte_eth_dev_set_link_up(self.port.id) } else { sys::rte_eth_dev_set_link_down(self.port.id) }
+        };
+        self.check("change its link", returned)
+    }
+
+    /// Receives what is for others, too, or not.
+    pub fn set_promiscuous(&mut self, promiscuous: bool) -> Result<(), DeviceError> {
+        // SAFETY: plain integers.
+        let returned = unsafe {
+            if promiscuous {
+                sys::rte_eth_promiscuous_enable(self.port.id)
+            } else {
+                sys::rte_eth_promiscuous_disable(self.port.id)
+            }
+        };
+        self.check("change promiscuous mode", returned)
+    }
+
+    /// Its counters since it was attached or [reset](Self::reset_stats).
+    pub fn stats(&self) -> Result<Stats, DeviceError> {
+        let mut raw = sys::rte_eth_stats::default();
+        // SAFETY: fills `raw`.
+        self.check("read its counters", unsafe { sys::rte_eth_stats_get(self.port.id, &raw mut raw) })?;
+        Ok(Stats {
+            rx_packets: raw.ipackets,
+            rx_bytes: raw.ibytes,
+            tx_packets: raw.opackets,
+            tx_bytes: raw.obytes,
+            rx_missed: raw.imissed,
+            rx_errors: raw.ierrors,
+            tx_errors: raw.oerrors,
+            rx_no_buffer: raw.rx_nombuf,
+        })
+    }
+
+    /// Counters by the driver's own names.
+    pub fn extended_stats(&self) -> Result<Vec<(String, u64)>, DeviceError> {
+        const WHAT: &str = "read its extended counters";
+        let id = self.port.id;
+        // SAFETY: asks for the count.
+        let count = unsafe { sys::rte_eth_xstats_get_names(id, std::ptr::null_mut(), 0) };
+        self.check(WHAT, count)?;
+        let mut names = vec![sys::rte_eth_xstat_name::default(); count as usize];
+        let mut values = vec![sys::rte_eth_xstat::default(); count as usize];
+        // SAFETY: both have room for `count`; more is reported and not written.
+        let (named, valued) = unsafe {
+            let named = sys::rte_eth_xstats_get_names(id, names.as_mut_ptr(), count as u32);
+            (named, sys::rte_eth_xstats_get(id, values.as_mut_ptr(), count as u32))
+        };
+        self.check(WHAT, named)?;
+        self.check(WHAT, valued)?;
+        values.truncate(valued as usize);
+        let name = |stat: &sys::rte_eth_xstat| names.get(stat.id as usize).map(|name| chars(&name.name));
+        Ok(values.iter().filter_map(|stat| Some((name(stat)?, stat.value))).collect())
+    }
+
+    /// Sets its counters to zero.
+    pub fn reset_stats(&mut self) -> Result<(), DeviceError> {
+        // SAFETY: plain integers.
+        self.check("reset its counters", unsafe { sys::rte_eth_stats_reset(self.port.id) })
+    }
+
+    /// Whether its hardware was taken away.
+    pub fn is_gone(&self) -> bool {
+        // SAFETY: plain integers.
+        unsafe { sys::rte_eth_dev_is_removed(self.port.id) == 1 }
+    }
+
+    /// What a call returned, as a result.
+    fn check(&self, what: &'static str, returned: i32) -> Result<(), DeviceError> {
+        let device = || self.port.name.clone();
+        Errno::check(returned).map_err(|errno| match errno.0 {
+            libc::ENOTSUP | libc::ENOSYS => DeviceError::Unsupported { device: device(), what },
+            libc::ENODEV | libc::EIO => DeviceError::Gone { device: device(), what },
+            _ => DeviceError::Failed { device: device(), what, errno },
+        })
+    }
+
+    fn invalid(&self, what: &'static str, got: String, expected: impl Into<String>) -> DeviceError {
+        DeviceError::Invalid { device: self.port.name.clone(), what, got, expected: expected.into() }
+    }
+}
+
+impl std::fmt::Debug for EthDev {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EthDev({}, port {})", self.port.name, self.port.id)
+    }
+}
+
+/// A port's name.
+fn name(id: u16) -> String {
+    let mut name = [0; sys::RTE_ETH_NAME_MAX_LEN as usize];
+    // SAFETY: the room that DPDK asks for.
+    if unsafe { sys::rte_eth_dev_get_name_by_port(id, name.as_mut_ptr()) } < 0 {
+        return format!("port {id}");
+    }
+    chars(&name)
+}
+
+/// A C string in an array that is long enough.
+fn chars(bytes: &[c_char]) -> String {
+    bytes.iter().take_while(|&&byte| byte != 0).map(|&byte| char::from(byte as u8)).collect()
+}
+
+/// A C string, or nothing.
+///
+/// # Safety
+/// `pointer` is null or leads to a C string.
+unsafe fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: as the caller promises.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
+}

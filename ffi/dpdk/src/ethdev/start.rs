@@ -1,0 +1,187 @@
+//! Configuring and starting a device, which gives its queues; and stopping it, which wants them back.
+
+use super::{DeviceError, EthDev, Port};
+use crate::{Errno, Mempool, RxQueue, TxQueue, log};
+use dpdk_sys as sys;
+use std::ptr::null;
+use std::sync::Arc;
+
+/// How a device is to run.
+#[derive(Clone, Debug)]
+pub struct EthDevConfig {
+    /// What it receives into.
+    pub pool: Mempool,
+    /// Receive queues; packets are spread over them by their flow's hash.
+    pub rx_queues: u16,
+    /// Send queues.
+    pub tx_queues: u16,
+    /// Descriptors of each receive queue; the driver may take fewer or more.
+    pub rx_descriptors: u16,
+    /// Descriptors of each send queue.
+    pub tx_descriptors: u16,
+    /// The MTU, where it is to change.
+    pub mtu: Option<u16>,
+    /// Receive what is for others, too.
+    pub promiscuous: bool,
+}
+
+impl EthDevConfig {
+    /// One queue each way, as a switch wants them.
+    pub fn new(pool: &Mempool) -> EthDevConfig {
+        EthDevConfig {
+            pool: pool.clone(),
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            mtu: None,
+            promiscuous: true,
+        }
+    }
+}
+
+/// The queues of a running device. They are to be given to workers.
+#[derive(Debug)]
+pub struct Queues {
+    /// To receive.
+    pub rx: Vec<RxQueue>,
+    /// To send.
+    pub tx: Vec<TxQueue>,
+}
+
+/// Why a device did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It runs already and its queues are out, or it cannot be asked.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A step failed.
+    #[error("{device}: {step}: {errno}: {said}")]
+    Step {
+        /// The device.
+        device: String,
+        /// What was tried, with its numbers.
+        step: String,
+        /// The driver's reason.
+        errno: Errno,
+        /// What DPDK logged.
+        said: String,
+    },
+}
+
+/// Hashed where the device spreads packets over queues.
+const RSS: u64 = sys::RTE_ETH_RSS_IP as u64
+    | sys::RTE_ETH_RSS_TCP as u64
+    | sys::RTE_ETH_RSS_UDP as u64
+    | sys::RTE_ETH_RSS_SCTP as u64;
+
+/// Taken from the device where it has them. Not `MBUF_FAST_FREE`: packets come from several pools.
+const RX_OFFLOADS: u64 = sys::RTE_ETH_RX_OFFLOAD_IPV4_CKSUM as u64
+    | sys::RTE_ETH_RX_OFFLOAD_TCP_CKSUM as u64
+    | sys::RTE_ETH_RX_OFFLOAD_UDP_CKSUM as u64
+    | sys::RTE_ETH_RX_OFFLOAD_SCATTER as u64;
+const TX_OFFLOADS: u64 = sys::RTE_ETH_TX_OFFLOAD_IPV4_CKSUM as u64
+    | sys::RTE_ETH_TX_OFFLOAD_TCP_CKSUM as u64
+    | sys::RTE_ETH_TX_OFFLOAD_UDP_CKSUM as u64
+    | sys::RTE_ETH_TX_OFFLOAD_SCTP_CKSUM as u64
+    | sys::RTE_ETH_TX_OFFLOAD_TCP_TSO as u64
+    | sys::RTE_ETH_TX_OFFLOAD_UDP_TSO as u64
+    | sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS as u64;
+
+impl EthDev {
+    /// Configures and starts the device, and gives its queues. A device that runs is stopped first, if its queues are back.
+    pub fn start(&mut self, config: &EthDevConfig) -> Result<Queues, StartError> {
+        self.stop()?;
+        let info = self.raw_info()?;
+        self.check_config(config, &info)?;
+        self.configure(config, &info)?;
+        let (mut rx, mut tx) = (config.rx_descriptors, config.tx_descriptors);
+        let id = self.port.id;
+        // SAFETY: changes the two numbers to what the driver can.
+        self.step("adjust descriptors", || unsafe {
+            sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &raw mut rx, &raw mut tx)
+        })?;
+        for queue in 0..config.rx_queues {
+            // SAFETY: the pool lives until the device is stopped; no configuration means the driver's own.
+            self.step(format!("set up receive queue {queue} of {rx} descriptors"), || unsafe {
+                sys::rte_eth_rx_queue_setup(
+                    id,
+                    queue,
+                    rx,
+                    sys::rte_eth_dev_socket_id(id) as u32,
+                    null(),
+                    config.pool.as_ptr(),
+                )
+            })?;
+        }
+        for queue in 0..config.tx_queues {
+            // SAFETY: no configuration means the driver's own.
+            self.step(format!("set up send queue {queue} of {tx} descriptors"), || unsafe {
+                sys::rte_eth_tx_queue_setup(id, queue, tx, sys::rte_eth_dev_socket_id(id) as u32, null())
+            })?;
+        }
+        self.idle_port("start")?.pool = Some(config.pool.clone());
+        // SAFETY: the device is configured.
+        self.step("start", || unsafe { sys::rte_eth_dev_start(id) })?;
+        self.idle_port("start")?.running = true;
+        if let Err(error) = self.set_promiscuous(config.promiscuous) {
+            tracing::debug!(%error, "promiscuous mode stays as it is");
+        }
+        Ok(Queues {
+            rx: (0..config.rx_queues).map(|queue| RxQueue::new(self.port.clone(), queue)).collect(),
+            tx: (0..config.tx_queues).map(|queue| TxQueue::new(self.port.clone(), queue)).collect(),
+        })
+    }
+
+    /// Stops the device, whose queues are back: dropped, that is. Its packets go home.
+    pub fn stop(&mut self) -> Result<(), DeviceError> {
+        let port = self.idle_port("stop")?;
+        if port.running {
+            // SAFETY: no queue is left, so nobody is in the device.
+            let returned = unsafe { sys::rte_eth_dev_stop(port.id) };
+            port.running = returned < 0;
+            self.check("stop", returned)?;
+        }
+        Ok(())
+    }
+
+    /// The port, as long as no queue is out.
+    fn idle_port(&mut self, what: &'static str) -> Result<&mut Port, DeviceError> {
+        let (queues, device) = (Arc::strong_count(&self.port) - 1, self.port.name.clone());
+        Arc::get_mut(&mut self.port).ok_or(DeviceError::QueuesInUse { device, what, queues })
+    }
+
+    fn check_config(&self, config: &EthDevConfig, info: &sys::rte_eth_dev_info) -> Result<(), DeviceError> {
+        let range = |what, got: u16, min: u16, max: u16| match got {
+            got if (min..=max).contains(&got) => Ok(()),
+            got => Err(self.invalid(what, got.to_string(), format!("{min} to {max}"))),
+        };
+        range("receive queues", config.rx_queues, 1, info.max_rx_queues)?;
+        range("send queues", config.tx_queues, 1, info.max_tx_queues)?;
+        config.mtu.map_or(Ok(()), |mtu| range("MTU", mtu, info.min_mtu, info.max_mtu))
+    }
+
+    fn configure(&self, config: &EthDevConfig, info: &sys::rte_eth_dev_info) -> Result<(), StartError> {
+        let mut conf = sys::rte_eth_conf::default();
+        conf.rxmode.mtu = config.mtu.map_or(0, u32::from);
+        conf.rxmode.offloads = RX_OFFLOADS & info.rx_offload_capa;
+        conf.txmode.offloads = TX_OFFLOADS & info.tx_offload_capa;
+        let hashes = RSS & info.flow_type_rss_offloads;
+        if config.rx_queues > 1 && hashes != 0 {
+            conf.rxmode.mq_mode = sys::RTE_ETH_MQ_RX_RSS;
+            conf.rxmode.offloads |= u64::from(sys::RTE_ETH_RX_OFFLOAD_RSS_HASH) & info.rx_offload_capa;
+            conf.rx_adv_conf.rss_conf.rss_hf = hashes;
+        }
+        let step = format!("configure {} receive and {} send queues", config.rx_queues, config.tx_queues);
+        // SAFETY: reads `conf`.
+        self.step(step, || unsafe {
+            sys::rte_eth_dev_configure(self.port.id, config.rx_queues, config.tx_queues, &raw const conf)
+        })
+    }
+
+    fn step(&self, step: impl Into<String>, call: impl FnOnce() -> i32) -> Result<(), StartError> {
+        let (returned, said) = log::listen(call);
+        let device = || self.port.name.clone();
+        Errno::check(returned).map_err(|errno| StartError::Step { device: device(), step: step.into(), errno, said })
+    }
+}

@@ -1,0 +1,65 @@
+//! Which of DPDK's lcores the calling thread is: the index of its cache in each pool.
+
+use crate::Eal;
+use dpdk_sys as sys;
+use std::cell::Cell;
+
+/// No lcore: such a thread works on what all share.
+pub(crate) const ANY: u32 = sys::DPDK_LCORE_ID_ANY;
+/// This thread has not asked yet.
+const UNKNOWN: u32 = ANY - 1;
+
+/// The thread's lcore, given back when the thread ends.
+struct Registration(Cell<u32>);
+
+thread_local! {
+    static LCORE: Registration = const { Registration(Cell::new(UNKNOWN)) };
+}
+
+/// The calling thread's lcore, or [`ANY`]. Asked for the first time, registers the thread: for those who carry packets.
+#[inline]
+pub(crate) fn current() -> u32 {
+    LCORE.try_with(|lcore| if lcore.0.get() == UNKNOWN { register(lcore) } else { lcore.0.get() }).unwrap_or(ANY)
+}
+
+/// The calling thread's lcore, or a number that is none.
+#[inline(always)]
+pub(crate) fn known() -> u32 {
+    LCORE.try_with(|lcore| lcore.0.get()).unwrap_or(ANY)
+}
+
+#[cold]
+fn register(lcore: &Registration) -> u32 {
+    // SAFETY: a packet or a queue is at hand, so the EAL is up. A thread that gets no lcore keeps working without.
+    let id = unsafe { if sys::rte_thread_register() == 0 { sys::dpdk_lcore_id() } else { ANY } };
+    if id == ANY {
+        tracing::warn!("no DPDK lcore left for this thread: its packets come and go without a cache");
+    }
+    lcore.0.set(id);
+    id
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let id = self.0.get();
+        // Keep the EAL up meanwhile; where it has ended, there is nothing to give back.
+        if id < sys::RTE_MAX_LCORE
+            && let Some(_eal) = Eal::running()
+        {
+            // SAFETY: the EAL is up and this thread is registered; nobody else uses its caches.
+            unsafe {
+                sys::rte_mempool_walk(Some(flush), (&raw const id).cast_mut().cast());
+                sys::rte_thread_unregister();
+            }
+        }
+    }
+}
+
+/// Empties one lcore's cache of a pool, so that its buffers do not wait for the next thread of that number.
+unsafe extern "C" fn flush(pool: *mut sys::rte_mempool, id: *mut std::ffi::c_void) {
+    // SAFETY: `drop` passes an lcore number, whose thread runs this; DPDK passes a pool that lives.
+    unsafe {
+        let cache = sys::rte_mempool_default_cache(pool, *id.cast::<u32>());
+        sys::rte_mempool_cache_flush(cache, pool);
+    }
+}

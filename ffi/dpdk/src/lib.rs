@@ -1,0 +1,45 @@
+//! DPDK with owners, lifetimes and typed errors.
+//!
+//! - [`Eal`]: the environment, once in a process. It ends with its last owner.
+//! - [`Mempool`]: packet buffers of DPDK, which the rest of the process uses as a [`packet::Pool`]. An `rte_mbuf` is a
+//!   [`packet::Mbuf`] to the byte (the crate does not compile otherwise), so a burst passes without a look at its packets.
+//! - [`EthDev`]: a port that `devargs` name, attached and removed at run time. Started, it gives its [`RxQueue`]s and
+//!   [`TxQueue`]s away; each belongs to one worker at a time, and the device runs until the last is back.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let eal = dpdk::Eal::init(&dpdk::EalConfig::default())?;
+//! let pool = dpdk::Mempool::new(&eal, "packets", 8192, None)?;
+//! let mut dev = dpdk::EthDev::attach(&eal, "net_ring0")?.remove(0);
+//! let mut queues = dev.start(&dpdk::EthDevConfig::new(&pool))?;
+//! let mut burst = packet::Burst::new();
+//! while queues.rx[0].receive(&mut burst) != 0 {
+//!     queues.tx[0].send(&mut burst);
+//!     burst.clear(); // what found no room goes back to the pool
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A thread that receives or takes packets is registered with DPDK at its first burst, and so has its own cache in each pool.
+//!
+//! Errors: one enum an operation. Each has what was asked for, the errno, and what DPDK logged meanwhile; DPDK's log itself goes
+//! to `tracing`. Calls that change a device are slow and belong to a control thread; only the queues and pools are for a poll
+//! loop.
+
+#![allow(unsafe_code)] // calls into a C library; each block says why it is sound
+
+mod eal;
+mod errno;
+mod ethdev;
+mod lcore;
+mod log;
+mod mbuf;
+mod mempool;
+mod queue;
+
+pub use eal::{Eal, EalConfig, EalError, EalMemory};
+pub use errno::Errno;
+pub use ethdev::{AttachError, DeviceError, DeviceInfo, EthDev, EthDevConfig, Link, Queues, StartError, Stats};
+pub use mempool::{Mempool, MempoolError};
+pub use queue::{RxQueue, TxQueue};

@@ -1,0 +1,72 @@
+//! DPDK's log: into `tracing`, and the errors of a call into that call's error.
+
+use dpdk_sys as sys;
+use std::cell::RefCell;
+use std::ffi::{c_char, c_void};
+use std::ptr::null_mut;
+
+/// Bytes of DPDK's words that an error carries at most.
+const SAID_LIMIT: usize = 1024;
+
+thread_local! {
+    /// What DPDK has complained of on this thread, while somebody listens.
+    static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs `call` and returns what DPDK logged as a warning or worse meanwhile on this thread, in one line.
+pub(crate) fn listen<T>(call: impl FnOnce() -> T) -> (T, String) {
+    SAID.set(Some(String::new()));
+    let result = call();
+    (result, SAID.take().unwrap_or_default())
+}
+
+/// Sends DPDK's log to us. Called once, before the EAL starts.
+pub(crate) fn redirect() {
+    let functions = sys::cookie_io_functions_t { write: Some(write), ..Default::default() };
+    // SAFETY: the cookie is not used, and the mode is a C string; the stream stays open for as long as the process.
+    unsafe {
+        let stream = sys::fopencookie(null_mut(), c"w".as_ptr(), functions);
+        if !stream.is_null() {
+            sys::rte_openlog_stream(stream);
+        }
+    }
+}
+
+/// stdio's write function: whole messages, as DPDK flushes after each.
+unsafe extern "C" fn write(_cookie: *mut c_void, bytes: *const c_char, len: usize) -> sys::__ssize_t {
+    // SAFETY: stdio lends `len` bytes.
+    let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
+    // SAFETY: reads a thread-local integer.
+    let level = unsafe { sys::rte_log_cur_msg_loglevel() } as u32;
+    // A panic must not cross into C; a subscriber that panics loses a line.
+    let _ = std::panic::catch_unwind(|| {
+        String::from_utf8_lossy(bytes).lines().map(str::trim).filter(|line| !line.is_empty()).for_each(|line| {
+            emit(level, line);
+            if level <= sys::RTE_LOG_WARNING {
+                remember(line);
+            }
+        });
+    });
+    len as sys::__ssize_t
+}
+
+fn emit(level: u32, line: &str) {
+    match level {
+        ..=sys::RTE_LOG_ERR => tracing::error!(target: "dpdk", "{line}"),
+        sys::RTE_LOG_WARNING => tracing::warn!(target: "dpdk", "{line}"),
+        sys::RTE_LOG_NOTICE | sys::RTE_LOG_INFO => tracing::debug!(target: "dpdk", "{line}"),
+        _ => tracing::trace!(target: "dpdk", "{line}"),
+    }
+}
+
+fn remember(line: &str) {
+    SAID.with_borrow_mut(|said| {
+        let Some(said) = said else { return };
+        if said.len() + line.len() < SAID_LIMIT {
+            if !said.is_empty() {
+                said.push_str("; ");
+            }
+            said.push_str(line);
+        }
+    });
+}

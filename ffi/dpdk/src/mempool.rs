@@ -1,0 +1,306 @@
+//! Packet buffers of DPDK.
+
+use crate::{Eal, Errno, lcore, log};
+use dpdk_sys as sys;
+use packet::{Allocate, Burst, Mbuf, Packet};
+use std::ffi::{CString, c_void};
+use std::mem::ManuallyDrop;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Buffers that each thread keeps for itself at most.
+const CACHE: u32 = 256;
+
+/// Fewest buffers of a pool: DPDK wants more than its cache, half again.
+const MIN_BUFFERS: u32 = CACHE * 3 / 2;
+
+const _: () = assert!(packet::HEADROOM as u32 == sys::RTE_PKTMBUF_HEADROOM);
+
+/// Why a pool could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MempoolError {
+    /// The name is too long, empty, or has a NUL.
+    #[error("mempool name {got:?}: expected 1 to {} bytes", sys::RTE_MEMPOOL_NAMESIZE - 1)]
+    Name {
+        /// The name asked for.
+        got: String,
+    },
+    /// There is such a pool.
+    #[error("mempool {name:?} exists already: expected another name")]
+    Exists {
+        /// The name asked for.
+        name: String,
+    },
+    /// Too few buffers.
+    #[error("mempool {name:?} of {got} buffers: expected at least {MIN_BUFFERS}")]
+    Count {
+        /// The name asked for.
+        name: String,
+        /// Buffers asked for.
+        got: u32,
+    },
+    /// DPDK has no memory for it.
+    #[error("mempool {name:?} of {buffers} buffers ({} MiB): {errno}: {said}. More hugepages or fewer buffers help", mebibytes(*buffers))]
+    Memory {
+        /// The name asked for.
+        name: String,
+        /// Buffers asked for.
+        buffers: u32,
+        /// DPDK's reason.
+        errno: Errno,
+        /// What DPDK logged.
+        said: String,
+    },
+}
+
+/// What a pool takes, roughly.
+fn mebibytes(buffers: u32) -> u64 {
+    let buffer = size_of::<Mbuf>() as u64 + u64::from(packet::HEADROOM + packet::DATA_ROOM) + 64;
+    (u64::from(buffers) * buffer).div_ceil(1 << 20)
+}
+
+/// An `rte_mempool` of packet buffers. Clones are the same pool.
+#[derive(Clone)]
+pub struct Mempool(Arc<Owned>);
+
+impl Mempool {
+    /// `buffers` buffers, on NUMA node `node` where one is given. The name is for DPDK's tools.
+    pub fn new(eal: &Eal, name: &str, buffers: u32, node: Option<u32>) -> Result<Mempool, MempoolError> {
+        let bad_name = || MempoolError::Name { got: name.to_owned() };
+        let c_name = CString::new(name).map_err(|_| bad_name())?;
+        if !(1..sys::RTE_MEMPOOL_NAMESIZE as usize).contains(&name.len()) {
+            return Err(bad_name());
+        }
+        if buffers < MIN_BUFFERS {
+            return Err(MempoolError::Count { name: name.to_owned(), got: buffers });
+        }
+        let node = node.map_or(sys::SOCKET_ID_ANY, |node| node as i32);
+        let room = packet::HEADROOM + packet::DATA_ROOM;
+        // SAFETY: the EAL is up, the name is a C string.
+        let (pool, said) =
+            log::listen(|| unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), buffers, CACHE, 0, room, node) });
+        match NonNull::new(pool) {
+            Some(pool) => Ok(Mempool(Arc::new(Owned { pool, eal: ManuallyDrop::new(eal.clone()) }))),
+            None if Errno::last() == Errno(libc::EEXIST) => Err(MempoolError::Exists { name: name.to_owned() }),
+            None => Err(MempoolError::Memory { name: name.to_owned(), buffers, errno: Errno::last(), said }),
+        }
+    }
+
+    /// The pool as the rest of the process takes packets from it.
+    pub fn packets(&self) -> packet::Pool {
+        packet::Pool::foreign(self.0.clone(), free_segment)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
+        self.0.pool.as_ptr()
+    }
+}
+
+impl std::fmt::Debug for Mempool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Mempool({} of {} free)", self.0.free_count(), self.0.capacity())
+    }
+}
+
+/// The handles' hold on the pool. The last one frees it if every buffer is home; else it stays for ever, and the EAL with it,
+/// for a packet somewhere still leads into it.
+struct Owned {
+    pool: NonNull<sys::rte_mempool>,
+    eal: ManuallyDrop<Eal>,
+}
+
+// SAFETY: DPDK's pools are made for many threads: each works on its own cache, and the rest is a lock-free ring.
+unsafe impl Send for Owned {}
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        let away = self.capacity() - self.free_count();
+        if away != 0 {
+            tracing::warn!(away, "a DPDK packet pool stays: packets of it are still somewhere");
+            return;
+        }
+        // SAFETY: no packet leads into the pool and no handle is left; the EAL is let go once, after it.
+        unsafe {
+            sys::rte_mempool_free(self.pool.as_ptr());
+            ManuallyDrop::drop(&mut self.eal);
+        }
+    }
+}
+
+impl Allocate for Owned {
+    #[inline]
+    fn take(&self, burst: &mut Burst, count: usize) -> usize {
+        let count = count.min(burst.remaining_capacity());
+        let mut mbufs = [null_mut::<c_void>(); packet::BURST];
+        // SAFETY: the pool is alive, and `count` is at most a burst.
+        if !unsafe { get_bulk(self.pool.as_ptr(), lcore::current(), &mut mbufs[..count]) } {
+            return 0;
+        }
+        for mbuf in &mbufs[..count] {
+            // SAFETY: a buffer that the pool gave is ours alone, with the constant fields set.
+            burst.push(unsafe { reset(mbuf.cast()) });
+        }
+        count
+    }
+
+    fn free_count(&self) -> usize {
+        let pool = self.pool.as_ptr();
+        // SAFETY: the pool is alive.
+        let shared = unsafe { ops(pool).get_count.map_or(0, |get_count| get_count(pool)) };
+        // SAFETY: the pool is alive. Of other threads' caches only the length is read.
+        let caches = (0..sys::RTE_MAX_LCORE).filter_map(|lcore| unsafe { Cache::of(pool, lcore) });
+        // Acquire: whoever gave the last buffer back has let go of the pool.
+        let cached: u32 = caches.map(|cache| cache.len().load(Ordering::Acquire)).sum();
+        (shared + cached) as usize
+    }
+
+    fn capacity(&self) -> usize {
+        // SAFETY: the pool is alive; the field does not change.
+        unsafe { (*self.pool.as_ptr()).size as usize }
+    }
+}
+
+/// Makes an empty packet of a free buffer, whose `refcnt`, `next` and `nb_segs` DPDK keeps ready.
+///
+/// # Safety
+/// The caller owns `mbuf`, which came from a pool just now.
+#[inline(always)]
+unsafe fn reset(mbuf: *mut Mbuf) -> Packet {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let header = &mut *mbuf;
+        header.data_off = packet::HEADROOM;
+        header.port = u16::MAX;
+        header.ol_flags = 0;
+        header.packet_type = 0;
+        header.pkt_len = 0;
+        header.data_len = 0;
+        header.tx_offload = 0;
+        Packet::from_raw(NonNull::from(header))
+    }
+}
+
+/// The functions of the pool's driver.
+///
+/// # Safety
+/// `pool` is alive.
+#[inline(always)]
+unsafe fn ops<'a>(pool: *mut sys::rte_mempool) -> &'a sys::rte_mempool_ops {
+    // SAFETY: the table does not change once pools exist, and the index is good.
+    unsafe {
+        &*(&raw const sys::rte_mempool_ops_table.ops).cast::<sys::rte_mempool_ops>().add((*pool).ops_index as usize)
+    }
+}
+
+/// One thread's cache of a pool.
+#[derive(Clone, Copy)]
+struct Cache(NonNull<sys::rte_mempool_cache>);
+
+impl Cache {
+    /// `lcore`'s cache of `pool`; `None` where the thread or the pool has none.
+    ///
+    /// # Safety
+    /// `pool` is alive, and `lcore` is the calling thread.
+    #[inline(always)]
+    unsafe fn of(pool: *mut sys::rte_mempool, lcore: u32) -> Option<Cache> {
+        // SAFETY: a pool with caches has one for each lcore.
+        unsafe {
+            let cached = lcore < sys::RTE_MAX_LCORE && (*pool).cache_size != 0;
+            cached.then(|| Cache(NonNull::new_unchecked((*pool).local_cache.add(lcore as usize))))
+        }
+    }
+
+    /// Buffers in it. Written by its thread alone; reports read it.
+    #[inline(always)]
+    fn len(&self) -> &AtomicU32 {
+        // SAFETY: the cache lives as long as its pool; C writes it as a plain integer on the same thread.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.0.as_ptr()).len) }
+    }
+
+    /// Where buffer `index` is.
+    #[inline(always)]
+    fn at(&self, index: usize) -> *mut *mut c_void {
+        // SAFETY: callers stay below twice the largest cache.
+        unsafe { (&raw mut (*self.0.as_ptr()).objs).cast::<*mut c_void>().add(index) }
+    }
+}
+
+/// `rte_mempool_get_bulk`: fills `objects`, at most a burst, or takes none.
+///
+/// # Safety
+/// `pool` is alive, and `lcore` is the calling thread.
+#[inline]
+unsafe fn get_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &mut [*mut c_void]) -> bool {
+    let dequeue = |to: *mut *mut c_void, count: usize| {
+        // SAFETY: `to` has room for `count` pointers.
+        unsafe { ops(pool).dequeue.is_some_and(|dequeue| dequeue(pool, to, count as u32) == 0) }
+    };
+    // SAFETY: as the caller promises.
+    let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else {
+        return dequeue(objects.as_mut_ptr(), objects.len());
+    };
+    let mut len = cache.len().load(Ordering::Relaxed) as usize;
+    if len < objects.len() {
+        // SAFETY: a plain field. With it the cache has room: for twice the largest size, and both counts are less than a burst.
+        let refill = unsafe { (*cache.0.as_ptr()).size } as usize + objects.len() - len;
+        if dequeue(cache.at(len), refill) {
+            len += refill;
+        } else if !dequeue(cache.at(len), objects.len() - len) {
+            return false;
+        } else {
+            len = objects.len();
+        }
+    }
+    len -= objects.len();
+    // SAFETY: the cache has as many behind `len`.
+    objects.copy_from_slice(unsafe { std::slice::from_raw_parts(cache.at(len), objects.len()) });
+    cache.len().store(len as u32, Ordering::Relaxed);
+    true
+}
+
+/// `rte_mempool_put`.
+///
+/// # Safety
+/// `pool` is alive, `lcore` is the calling thread, and the caller owns `object`, which came from the pool.
+#[inline]
+unsafe fn put(pool: *mut sys::rte_mempool, lcore: u32, object: *mut c_void) {
+    let enqueue = |from: *const *mut c_void, count: u32| {
+        // SAFETY: `from` has `count` objects of the pool, which has room for all that it ever gave.
+        unsafe { ops(pool).enqueue.map(|enqueue| enqueue(pool, from, count)) };
+    };
+    // SAFETY: as the caller promises.
+    let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else { return enqueue(&raw const object, 1) };
+    let mut len = cache.len().load(Ordering::Relaxed);
+    // SAFETY: a plain field.
+    if len >= unsafe { (*cache.0.as_ptr()).flushthresh } {
+        enqueue(cache.at(0), len);
+        len = 0;
+    }
+    // SAFETY: in bounds: the threshold is below the cache's room.
+    unsafe { *cache.at(len as usize) = object };
+    // Release: a report that sees the buffer home sees this thread done with the pool.
+    cache.len().store(len + 1, Ordering::Release);
+}
+
+/// `rte_pktmbuf_free_seg`, for [`packet::Packet`]s.
+///
+/// # Safety
+/// The caller owns the segment, and it came from a DPDK pool.
+unsafe extern "C" fn free_segment(mbuf: *mut Mbuf) {
+    const ATTACHED: u64 = sys::RTE_MBUF_F_EXTERNAL | sys::RTE_MBUF_F_INDIRECT;
+    let raw = mbuf.cast::<sys::rte_mbuf>();
+    // SAFETY: the caller owns the segment.
+    unsafe {
+        let header = &mut *mbuf;
+        if header.refcnt != 1 || header.ol_flags & ATTACHED != 0 {
+            return sys::rte_pktmbuf_free_seg(raw);
+        }
+        // What DPDK expects of a free buffer.
+        header.next = None;
+        header.nb_segs = 1;
+        put((*raw).pool, lcore::known(), raw.cast());
+    }
+}
