@@ -447,12 +447,12 @@ impl BlockChannel for Channel {
 }
 
 impl Drop for Channel {
-    /// Requests that are left go unanswered. Writes among them that the controller may still execute must not be overtaken by
-    /// those of the next channel: the controller is reset.
+    /// Requests that are left go unanswered. Writes among them that the controller may still execute must not come after those
+    /// of the next channel: the supervisor resets the controller, and connects no queue until it has let go.
     fn drop(&mut self) {
         self.lose_link();
-        if self.fenced.iter().any(|fenced| fenced.association == self.association) {
-            self.port.ask_reset(self.association);
+        if let Some(association) = self.fenced.iter().map(|fenced| fenced.association).max() {
+            self.shared.abandon(association);
         }
         for io in self.waiting.drain(..).chain(self.fenced.drain(..).map(|fenced| fenced.io)) {
             io.request.abandon();

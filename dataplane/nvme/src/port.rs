@@ -71,6 +71,9 @@ pub struct Counters {
 pub(crate) struct Shared {
     /// Associations up to this one have let go of everything (written by the supervisor).
     released: AtomicU64,
+    /// The last association whose writes in flight nobody waits for any more (written by channels as they are dropped). Until
+    /// it is released no queue is connected: what it may still execute must not come after the writes of the next channel.
+    abandoned: AtomicU64,
     verdict: AtomicU8,
     /// An I/O command was answered since the supervisor last looked.
     traffic: AtomicBool,
@@ -96,6 +99,7 @@ impl Shared {
     pub(crate) fn new(sink: EventSink, wake: Option<EventFd>) -> Shared {
         Shared {
             released: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
             verdict: AtomicU8::new(Verdict::Hold as u8),
             traffic: AtomicBool::new(false),
             last_queue: AtomicU16::new(0),
@@ -125,6 +129,14 @@ impl Shared {
     pub(crate) fn release(&self, association: u64) {
         self.released.fetch_max(association, Ordering::AcqRel);
         self.wake_channels();
+    }
+
+    pub(crate) fn abandoned(&self) -> u64 {
+        self.abandoned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn abandon(&self, association: u64) {
+        self.abandoned.fetch_max(association, Ordering::AcqRel);
     }
 
     pub(crate) fn verdict(&self) -> Verdict {

@@ -206,6 +206,7 @@ impl Supervisor {
     /// [`interests`](Supervisor::interests) wakes.
     pub(crate) fn turn(&mut self, now: Cycles) {
         self.hear(now);
+        self.drop_fences(now);
         let state = std::mem::replace(&mut self.state, State::Dead);
         self.state = match state {
             State::Down { retry_at } if now >= retry_at => self.start(now),
@@ -214,7 +215,6 @@ impl Supervisor {
             State::Stopping(association) => self.turn_stopping(association, now),
             other => other,
         };
-        self.drop_fences(now);
         self.apply_timeouts(now);
         self.clean_ports();
     }
@@ -368,11 +368,12 @@ impl Supervisor {
 
     /// Why an association must be given up although its admin queue works.
     fn doomed(&self, association: &Association) -> Option<&'static str> {
+        if self.shared.abandoned() == association.number {
+            return Some("a channel was dropped with writes in flight");
+        }
         for port in lock(&self.shared.ports).iter() {
             if port.reset_association() == association.number {
-                let dropped = "a channel was dropped with writes in flight";
-                let late = "a command was not answered, nor could it be aborted";
-                return Some(if port.is_closed() { dropped } else { late });
+                return Some("a command was not answered, nor could it be aborted");
             }
             if port.lost_association() == association.number && !port.is_closed() {
                 return Some("the connection of an I/O queue failed");
@@ -387,6 +388,10 @@ impl Supervisor {
             return Ok(());
         }
         let ports: Vec<Arc<Port>> = lock(&self.shared.ports).clone();
+        // After the look at the ports: the one of the next channel comes with the news of the dropped one.
+        if self.shared.abandoned() > self.shared.released() {
+            return Ok(());
+        }
         for port in ports {
             if !port.is_closed() && association.served.iter().all(|(queue, _)| *queue != port.queue) {
                 self.begin_connect(association, port, now)?;

@@ -70,6 +70,7 @@ impl Target {
                 cc: 0,
                 csts: 0,
                 queues: Vec::new(),
+                connections: 0,
                 event_mask: 0,
                 namespaces_changed: false,
             });
@@ -86,6 +87,7 @@ impl Target {
             return Err(Reply::status(NvmeStatus::SEQUENCE_ERROR));
         }
         controller.queues.push(queue);
+        controller.connections += 1;
         Ok((Association { controller: id, queue }, Reply::result(id.into())))
     }
 
@@ -111,7 +113,7 @@ impl Target {
             (0x04, Some(Property::Cap)) => Reply::result(CAP),
             (0x04, Some(Property::Vs)) => Reply::result(VERSION),
             (0x04, Some(Property::Cc)) => Reply::result(controller.cc.into()),
-            (0x04, Some(Property::Csts)) => Reply::result(controller.csts.into()),
+            (0x04, Some(Property::Csts)) => Reply::result(controller.status().into()),
             (0x00, Some(Property::Cc)) => {
                 let (before, after) = (controller.cc, sqe.cdw(12));
                 controller.cc = after;

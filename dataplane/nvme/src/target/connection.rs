@@ -115,6 +115,9 @@ impl Connection {
             self.closed = true;
             return;
         }
+        if association.queue > 0 && self.target.is_stopping(association.controller) {
+            return self.lost(now);
+        }
         while let Some(at) = self.pending.iter().position(|p| p.due <= now) {
             let Pending { sqe, data, act, .. } = self.pending.swap_remove(at);
             self.execute(&sqe, &data, act);
@@ -173,10 +176,12 @@ impl Connection {
     pub fn lost(&mut self, now: Cycles) {
         self.closed = true;
         let Some(association) = self.association.take() else { return };
+        if association.queue > 0 {
+            let writes = if self.faults.late_writes { self.late_writes() } else { Vec::new() };
+            self.target.let_go(association.controller, writes, now);
+        }
         if self.faults.late_writes {
-            let writes = self.late_writes();
-            self.target.keep_late(association.controller, writes, now);
-            return;
+            return; // The controller does not notice.
         }
         let mut state = self.target.state();
         if association.queue == 0 {

@@ -1,7 +1,7 @@
 //! The subsystem: namespaces, controllers, and who may connect.
 
 use super::{Faults, Store};
-use crate::spec::{IdentifyNamespace, NamespaceIds, NvmeStatus};
+use crate::spec::{IdentifyNamespace, NamespaceIds, NvmeStatus, cc, csts};
 use clock::Cycles;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,10 +93,24 @@ pub(super) struct Controller {
     pub(super) csts: u32,
     /// Connected I/O queues.
     pub(super) queues: Vec<u16>,
+    /// Connections of I/O queues that have not let go of their commands.
+    pub(super) connections: u32,
     /// Asynchronous events the host asked for (feature 0Bh).
     pub(super) event_mask: u32,
     /// A namespace changed and no event said so yet.
     pub(super) namespaces_changed: bool,
+}
+
+impl Controller {
+    /// The host reset or shut it down: its I/O queues let go of their commands.
+    fn is_stopping(&self) -> bool {
+        self.cc & cc::EN == 0 || self.cc & cc::SHN_NORMAL != 0
+    }
+
+    /// CSTS as the host sees it: whoever is stopping has stopped when the last I/O queue has let go.
+    pub(super) fn status(&self) -> u32 {
+        if self.is_stopping() && self.connections > 0 { csts::RDY } else { self.csts }
+    }
 }
 
 /// A write whose connection died before it was executed.
@@ -215,10 +229,13 @@ impl Target {
         }
     }
 
-    /// Keeps writes of a dead connection for later, at any time before the controller must have stopped.
-    pub(super) fn keep_late(&self, controller: u16, writes: Vec<(u32, u64, Vec<u8>)>, now: Cycles) {
+    /// A connection of an I/O queue is over. Its `writes` are kept for later, at any time before the controller must have
+    /// stopped, or applied now if it is just doing so.
+    pub(super) fn let_go(&self, controller: u16, writes: Vec<(u32, u64, Vec<u8>)>, now: Cycles) {
         let mut state = self.state();
-        let Some(c) = state.controllers.get(&controller) else { return };
+        let Some(c) = state.controllers.get_mut(&controller) else { return };
+        c.connections -= 1;
+        let stopping = c.is_stopping();
         // With traffic based keep-alive the controller may take twice its timeout to notice, and then its quiesce time.
         let end = c.traffic + Cycles::from(c.keep_alive * 2 + Duration::from_millis(self.config.quiesce_ms.into()));
         for (nsid, offset, data) in writes {
@@ -226,6 +243,14 @@ impl Target {
             let due = now + Cycles(state.random() % span);
             state.late.push(LateWrite { due, controller, nsid, offset, data });
         }
+        if stopping {
+            self.stop_commands(&mut state, controller);
+        }
+    }
+
+    /// Whether the host reset or shut down a controller.
+    pub(super) fn is_stopping(&self, controller: u16) -> bool {
+        self.state().controllers.get(&controller).is_some_and(Controller::is_stopping)
     }
 
     /// The host reset or shut down a controller: whatever it still holds is applied now, or never.
