@@ -5,4 +5,5 @@
 
 pub mod blk;
 pub mod feature;
+pub mod net;
 pub mod ring;
