@@ -167,6 +167,15 @@ impl Position {
         if index >= size { Position { index: index - size, wrap: !self.wrap } } else { Position { index, ..self } }
     }
 
+    /// `count` descriptors back in a ring of `size`, which has as many.
+    #[inline(always)]
+    pub(crate) fn retreated(self, count: u16, size: u16) -> Position {
+        match self.index.checked_sub(count) {
+            Some(index) => Position { index, ..self },
+            None => Position { index: self.index + size - count, wrap: !self.wrap },
+        }
+    }
+
     /// Descriptors from here to `end`, 0 to `size`.
     fn distance(self, end: Position, size: u16) -> u16 {
         let around = (u32::from(end.index) + u32::from(size) - u32::from(self.index)) % u32::from(size);

@@ -71,6 +71,13 @@ impl Virtqueue {
         each!(&mut self.0, q => q.pop(chain))
     }
 
+    /// Undoes the last [`pop`](Self::pop) that was neither undone nor completed: the chain is available again. `token` is its
+    /// name. Not for a ring with an inflight region.
+    #[inline]
+    pub fn unpop(&mut self, token: Token) {
+        each!(&mut self.0, q => q.unpop(token))
+    }
+
     /// Gives a chain back, with the bytes that were written to it. The driver sees it after the next [`flush`](Self::flush).
     #[inline]
     pub fn complete(&mut self, token: Token, written: u32) {

@@ -166,6 +166,14 @@ impl PackedQueue {
         Ok(true)
     }
 
+    #[inline]
+    pub(crate) fn unpop(&mut self, token: Token) {
+        assert!(self.inflight.is_none(), "the region has the chain already");
+        debug_assert_eq!(token.sequence(), self.taken.wrapping_sub(1), "the last one taken");
+        self.avail = self.avail.retreated(token.count(), self.size);
+        self.taken = self.taken.wrapping_sub(1);
+    }
+
     /// Takes the chain that starts with `first` at the available position.
     #[inline]
     fn pop_ring(&mut self, first: PackedDesc, chain: &mut Chain) -> Result<Token, QueueError> {

@@ -140,6 +140,14 @@ impl SplitQueue {
         Ok(true)
     }
 
+    #[inline]
+    pub(crate) fn unpop(&mut self, token: Token) {
+        assert!(self.inflight.is_none(), "the region has the chain already");
+        debug_assert_eq!(token.sequence(), self.taken.wrapping_sub(1), "the last one taken");
+        self.next_avail = self.next_avail.wrapping_sub(1);
+        self.taken = self.taken.wrapping_sub(1);
+    }
+
     /// Reads the driver's index. Returns whether there is something to take.
     #[inline]
     fn look(&mut self) -> Result<bool, QueueError> {
