@@ -15,16 +15,24 @@
 
 #![allow(unsafe_code)] // raw buffers shared with DPDK; each block says why it is sound
 
+mod checksum;
+mod headers;
 mod mbuf;
 mod offload;
 mod packet;
 mod pool;
+mod segment;
 mod slot;
+mod vnet;
 
+pub use checksum::internet_checksum;
+pub use headers::Headers;
 pub use mbuf::{Mbuf, offload_flag};
 pub use offload::{L4Checksum, Offload};
 pub use packet::{Packet, Segments};
 pub use pool::{Allocate, DATA_ROOM, FreeSegment, HEADROOM, MAX_BUFFERS, MIN_BUFFERS, Pool, PoolError};
+pub use segment::Segmented;
+pub use vnet::{InvalidOffload, MIN_SEGMENT};
 
 /// Packets that are handled together.
 pub const BURST: usize = 32;
