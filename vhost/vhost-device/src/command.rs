@@ -1,0 +1,153 @@
+//! The worker's end: its queues, and the messages that change them.
+
+use crate::{Fault, Health, Queue};
+use crossbeam::channel;
+use engine::Mailbox;
+use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
+use std::fs::File;
+use std::sync::Arc;
+
+/// A message to a worker's [`Queues`].
+#[derive(Debug)]
+pub enum Command<Q> {
+    /// A queue to serve.
+    Add(Box<Q>),
+    /// Drains a queue and gives it back.
+    Take(u16, channel::Sender<Box<Q>>),
+    /// Changes a queue.
+    Update(u16, Update),
+    /// Answered when everything sent before has been done.
+    Barrier(channel::Sender<()>),
+}
+
+/// A change of a queue. Descriptors that were replaced go back to be closed by the session.
+#[derive(Debug)]
+pub enum Update {
+    /// SET_VRING_ENABLE.
+    Enabled(bool),
+    /// SET_VRING_KICK.
+    Kick(Option<File>, channel::Sender<Option<File>>),
+    /// SET_VRING_CALL.
+    Call(Option<File>, channel::Sender<Option<File>>),
+    /// SET_VRING_ERR.
+    Err(Option<File>, channel::Sender<Option<File>>),
+    /// Another memory table; the sender hears when the old one is not in use any more.
+    Memory(Arc<GuestMemory>, channel::Sender<()>),
+    /// The dirty log.
+    Log(Option<DirtyLog>),
+    /// Where writes to the used ring are logged.
+    UsedLog(Option<GuestAddress>),
+}
+
+impl Update {
+    pub(crate) fn apply<Q: Queue>(self, queue: &mut Q) -> Result<(), Fault> {
+        let vring = queue.vring_mut();
+        match self {
+            Update::Enabled(enabled) => vring.enabled = enabled,
+            Update::Kick(kick, old) => drop(old.send(vring.set_kick(kick))),
+            Update::Call(call, old) => drop(old.send(vring.set_call(call))),
+            Update::Err(err, old) => drop(old.send(vring.set_err(err))),
+            Update::Memory(memory, fresh) => queue.set_memory(memory, fresh)?,
+            Update::Log(log) => vring.set_log(log),
+            Update::UsedLog(address) => vring.set_used_log(address),
+        }
+        Ok(())
+    }
+}
+
+/// A device's queues on one worker.
+#[allow(clippy::vec_box)] // a queue moves to another worker as one pointer
+pub struct Queues<Q> {
+    inbox: Mailbox<Command<Q>>,
+    /// Those that serve.
+    serving: Vec<Box<Q>>,
+    /// Those that take nothing more and leave when drained, with who waits for them.
+    leaving: Vec<(Box<Q>, channel::Sender<Box<Q>>)>,
+}
+
+impl<Q: Queue> Queues<Q> {
+    /// Queues that come by `inbox`, which [`Placement::open`](crate::Placement::open) gave. Room for `count`.
+    pub fn new(inbox: Mailbox<Command<Q>>, count: u16) -> Queues<Q> {
+        let room = usize::from(count);
+        Queues { inbox, serving: Vec::with_capacity(room), leaving: Vec::with_capacity(room) }
+    }
+
+    /// The queues that serve.
+    #[inline(always)]
+    pub fn serving(&mut self) -> &mut [Box<Q>] {
+        &mut self.serving
+    }
+
+    /// The queues that serve.
+    pub fn iter(&self) -> impl Iterator<Item = &Q> {
+        self.serving.iter().map(Box::as_ref)
+    }
+
+    /// The queues that only end what is in flight.
+    pub fn leaving(&mut self) -> impl Iterator<Item = &mut Q> {
+        self.leaving.iter_mut().map(|(queue, _)| queue.as_mut())
+    }
+
+    /// A queue, serving or leaving.
+    #[inline]
+    pub fn find(&mut self, index: u16) -> Option<&mut Q> {
+        let leaving = self.leaving.iter_mut().map(|(queue, _)| queue);
+        self.serving.iter_mut().chain(leaving).find(|q| q.vring().index == index).map(Box::as_mut)
+    }
+
+    /// Whether no message waits.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        self.inbox.is_empty()
+    }
+
+    /// Does what was sent. Once a turn, before the queues are served. Returns whether something was.
+    #[inline]
+    pub fn take_commands(&mut self, health: &Health) -> bool {
+        let mut any = false;
+        while let Some(command) = self.inbox.take() {
+            self.command(command, health);
+            any = true;
+        }
+        any
+    }
+
+    #[cold]
+    fn command(&mut self, command: Command<Q>, health: &Health) {
+        match command {
+            Command::Add(queue) => self.serving.push(queue),
+            Command::Take(index, waiter) => {
+                if let Some(at) = self.serving.iter().position(|q| q.vring().index == index) {
+                    self.leaving.push((self.serving.swap_remove(at), waiter));
+                    self.let_go();
+                }
+            }
+            Command::Update(index, update) => {
+                if let Some(queue) = self.find(index)
+                    && let Err(fault) = update.apply(queue)
+                {
+                    health.quarantine(queue.vring_mut(), fault);
+                }
+            }
+            Command::Barrier(waiter) => {
+                let _nobody_waits_any_more = waiter.send(());
+            }
+        }
+    }
+
+    /// Lets drained queues go, published. After completions were handed out.
+    #[inline]
+    pub fn release(&mut self) {
+        if !self.leaving.is_empty() {
+            self.let_go();
+        }
+    }
+
+    #[cold]
+    fn let_go(&mut self) {
+        for (mut queue, waiter) in self.leaving.extract_if(.., |(queue, _)| queue.in_flight() == 0) {
+            queue.vring_mut().flush();
+            let _nobody_waits_any_more = waiter.send(queue);
+        }
+    }
+}

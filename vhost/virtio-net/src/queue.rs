@@ -1,0 +1,71 @@
+//! A ring of a network device.
+
+use vhost_device::{Fault, Queue, Vring};
+use vhost_user::RingStart;
+use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
+use virtio_spec::{feature, ring};
+use virtqueue::{Setup, Token};
+
+/// Where the used index stands in a split ring's device area (virtio 1.3, 2.7.8).
+const USED_IDX: usize = 2;
+
+/// A ring: the guest's receive ring where the index is even, else its transmit ring.
+pub(crate) struct NetQueue {
+    pub(crate) vring: Vring,
+    /// Negotiated virtio features.
+    features: u64,
+    pub(crate) header_len: usize,
+    /// Receive buffers of one packet that is being sent, with the bytes written.
+    pub(crate) taken: Vec<(Token, u32)>,
+}
+
+impl NetQueue {
+    pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, Fault> {
+        start.setup.base = base(&start);
+        let setup = start.setup.clone();
+        Ok(NetQueue::around(Vring::new(start)?, &setup))
+    }
+
+    pub(crate) fn around(mut vring: Vring, setup: &Setup) -> NetQueue {
+        let features = setup.features;
+        let header_len = match features & (feature::VERSION_1 | net::MRG_RXBUF) {
+            0 => LEGACY_HEADER_LEN,
+            _ => HEADER_LEN,
+        };
+        // Until the worker sleeps it polls; kicks on a receive ring are never needed.
+        vring.ring.disarm();
+        NetQueue { vring, features, header_len, taken: Vec::with_capacity(usize::from(setup.size)) }
+    }
+
+    /// Whether packets for the guest go here.
+    #[inline(always)]
+    pub(crate) fn is_receive(&self) -> bool {
+        self.vring.index.is_multiple_of(2)
+    }
+
+    #[inline(always)]
+    pub(crate) fn has(&self, feature: u64) -> bool {
+        self.features & feature == feature
+    }
+}
+
+impl Queue for NetQueue {
+    fn vring(&self) -> &Vring {
+        &self.vring
+    }
+
+    fn vring_mut(&mut self) -> &mut Vring {
+        &mut self.vring
+    }
+}
+
+/// Where to go on. A ring is drained whenever it stops, so what was used is what was taken; and after a death of this process
+/// only the used index in the ring is right. A packed ring has none: there the front-end must know.
+fn base(start: &RingStart) -> u32 {
+    let setup = &start.setup;
+    if setup.packed() {
+        return setup.base;
+    }
+    let used = start.memory.user_window(setup.addresses.device, ring::used_len(setup.size), 4);
+    used.map_or(setup.base, |used| u32::from(used.load_u16(USED_IDX, std::sync::atomic::Ordering::Acquire)))
+}
