@@ -1,0 +1,110 @@
+//! The two tiers before the classifier. Both map a hash of what flows look at to a flow; neither owns anything, and a stale entry
+//! is noticed when it is hit, so flows come and go without a walk over them.
+
+use crate::key::{Mask, Miniflow, NARROW};
+
+/// The exact-match cache: the whole narrow key, in one cache line with its flow. Two entries a set.
+#[derive(Debug)]
+pub(crate) struct Emc {
+    entries: Box<[EmcEntry]>,
+    /// Insertions asked for since start; one in [`THRASH`] of them may displace a live entry.
+    asked: u32,
+}
+
+/// Of so many keys that find their set full, one gets in: a working set larger than the cache does not wash it out.
+const THRASH: u32 = 32;
+
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct EmcEntry {
+    hash: u32,
+    /// 0 in an entry that was never used.
+    epoch: u32,
+    pub(crate) flow: u32,
+    pub(crate) generation: u32,
+    words: [u64; NARROW],
+}
+
+impl Emc {
+    /// `entries` is rounded up to a power of two.
+    pub(crate) fn new(entries: usize) -> Emc {
+        Emc { entries: vec![EmcEntry::default(); entries.max(2).next_power_of_two()].into(), asked: 0 }
+    }
+
+    #[inline]
+    fn set(&self, hash: u32) -> usize {
+        hash as usize & (self.entries.len() - 2)
+    }
+
+    /// The entry of a packet with this hash, all of whose relevant words are narrow.
+    #[inline]
+    pub(crate) fn find(&self, packet: &Miniflow, union: &Mask, epoch: u32) -> Option<&EmcEntry> {
+        let set = self.set(packet.hash);
+        let ways = self.entries[set..].first_chunk::<2>()?;
+        ways.iter().find(|entry| {
+            let mut difference = u64::from(entry.hash ^ packet.hash | entry.epoch ^ epoch);
+            for i in 0..NARROW {
+                difference |= packet.key.words[i] & union.words[i] ^ entry.words[i];
+            }
+            difference == 0
+        })
+    }
+
+    /// Remembers the flow of a packet. `is_live` tells whether an entry's flow is still there.
+    pub(crate) fn insert(
+        &mut self,
+        packet: &Miniflow,
+        union: &Mask,
+        epoch: u32,
+        (flow, generation): (u32, u32),
+        is_live: impl Fn(&EmcEntry) -> bool,
+    ) {
+        let set = self.set(packet.hash);
+        let free = (set..set + 2).find(|i| self.entries[*i].epoch != epoch || !is_live(&self.entries[*i]));
+        let at = free.or_else(|| {
+            self.asked = self.asked.wrapping_add(1);
+            self.asked.is_multiple_of(THRASH).then_some(set + (self.asked / THRASH % 2) as usize)
+        });
+        if let Some(at) = at {
+            let words = std::array::from_fn(|i| packet.key.words[i] & union.words[i]);
+            self.entries[at] = EmcEntry { hash: packet.hash, epoch, flow, generation, words };
+        }
+    }
+}
+
+/// The signature cache: only hash and flow, eight entries a cache line. What it says is checked against the flow itself.
+#[derive(Debug)]
+pub(crate) struct Smc {
+    slots: Box<[[u64; 2]]>,
+}
+
+impl Smc {
+    /// `entries` is rounded up to a power of two.
+    pub(crate) fn new(entries: usize) -> Smc {
+        Smc { slots: vec![[0; 2]; (entries / 2).max(1).next_power_of_two()].into() }
+    }
+
+    /// Both ways of the set of this hash.
+    #[inline]
+    pub(crate) fn set(&self, hash: u32) -> [u64; 2] {
+        self.slots[hash as usize & (self.slots.len() - 1)]
+    }
+
+    /// The flow that a way names, if it is for this hash.
+    #[inline]
+    pub(crate) fn flow(way: u64, hash: u32) -> Option<u32> {
+        ((way >> 32) as u32 == hash && way as u32 != 0).then(|| way as u32 - 1)
+    }
+
+    /// Remembers a flow; of the set, the entry that is older goes.
+    #[inline]
+    pub(crate) fn insert(&mut self, hash: u32, flow: u32) {
+        let last = self.slots.len() - 1;
+        let set = &mut self.slots[hash as usize & last];
+        let new = u64::from(hash) << 32 | u64::from(flow + 1);
+        if (set[0] >> 32) as u32 != hash {
+            set[1] = set[0];
+        }
+        set[0] = new;
+    }
+}

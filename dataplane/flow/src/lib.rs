@@ -1,0 +1,36 @@
+//! The flow cache: from the bytes of a packet to what is done with it.
+//!
+//! A packet's headers become a [`Key`] ([`extract`]), held in a [`Miniflow`]; a [`FlowCache`] finds the [`Megaflow`] that it
+//! matches; the flow's [`Action`]s are carried out ([`execute`]). Each worker owns one cache, so nothing here locks or waits.
+//!
+//! ```text
+//! burst -> extract -> FlowCache::lookup_batch -> FlowCache::record -> execute -> (packet, port) pairs
+//!                            | miss
+//!                            v
+//!                  control plane: translates, FlowCache::insert
+//! ```
+//!
+//! *Lifecycle.* A flow is installed by [`FlowCache::insert`] (translations, disjoint by construction) or
+//! [`FlowCache::insert_checked`] (operators), renewed after [`FlowCache::invalidate`], and goes by [`FlowCache::remove`] or
+//! [`FlowCache::age`], each of which returns its final statistics.
+//!
+//! *Errors.* No packet is an error: a broken one has a shorter key. What an operator writes can be wrong: [`text::ParseError`]
+//! says where, [`InsertError`] why a flow cannot be installed and what to do.
+//!
+//! [`mod@reference`] has the slow and obvious twin of extraction and classifier; tests and fuzz targets hold both side by side.
+
+pub mod action;
+mod cache;
+mod classifier;
+mod exact;
+pub mod execute;
+mod extract;
+pub mod key;
+mod store;
+pub mod text;
+
+pub use action::{Action, PortNo};
+pub use cache::{BATCH, Config, FlowCache, FlowId, Hits, InsertError, Megaflow, Stats};
+pub use classifier::{Limits, Work};
+pub use extract::{Metadata, ethertype, extract, protocol};
+pub use key::{Key, Mask, Miniflow, field};
