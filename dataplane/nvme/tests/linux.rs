@@ -1,13 +1,11 @@
-//! Against Linux's own target: nvmet-tcp of Debian's kernel in a QEMU guest (tests/linux-target). Skipped with a word on what
-//! is missing. Ignored by default, as it boots a guest: `cargo test -p nvme --test linux -- --ignored`.
+//! Against Linux's own target: nvmet-tcp of Debian's kernel in a QEMU guest. Skipped with a word on what is missing. Ignored by
+//! default, as it boots a guest: `cargo test -p nvme --test linux -- --ignored`.
 
 mod support;
 
 use block::Status;
+use hwtests::{LinuxTarget, Protocol};
 use nvme::{AttachParams, Event, EventSink, NvmeController};
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{first_disk, pattern, read, wait_for, write};
@@ -18,69 +16,16 @@ const SUBSYSTEM: &str = "/sys/kernel/config/nvmet/subsystems/nqn.2024-01.org.slu
 /// What nvmet gives a file on tmpfs.
 const BLOCK: u64 = 4096;
 
-struct Linux {
-    child: Child,
-    input: ChildStdin,
-    lines: Receiver<String>,
-    port: u16,
-}
-
-impl Linux {
-    /// Boots the guest, or says why not.
-    fn start() -> Option<Linux> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/linux-target");
-        let mut child =
-            Command::new(script).arg(port.to_string()).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (sender, lines) = channel();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || output.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
-        let input = child.stdin.take().unwrap();
-        let mut linux = Linux { child, input, lines, port };
-        if linux.wait_for("target: ready") {
-            return Some(linux);
-        }
-        let status = linux.child.wait().unwrap();
-        assert_eq!(status.code(), Some(77), "the target did not come up: {status}");
-        None
-    }
-
-    fn wait_for(&mut self, wanted: &str) -> bool {
-        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(180)) {
-            if line.contains(wanted) {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Runs a line of shell in the guest.
-    fn run(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap();
-        assert!(self.wait_for("target: done 0"), "{line}");
-    }
-
-    fn params(&self) -> AttachParams {
-        let mut params = AttachParams::new("Nvme0", ([127, 0, 0, 1], self.port).into(), NQN);
-        params.options.keep_alive_timeout_ms = 5000;
-        params
-    }
-}
-
-impl Drop for Linux {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn attach_params(linux: &LinuxTarget) -> AttachParams {
+    let mut params = AttachParams::new("Nvme0", linux.address(), NQN);
+    params.options.keep_alive_timeout_ms = 5000;
+    params
 }
 
 #[test]
 #[ignore = "boots a guest"]
 fn linux_nvmet_tcp() {
-    let Some(mut linux) = Linux::start() else {
-        eprintln!("skipped: no Linux target here (see above)");
-        return;
-    };
+    let Some(mut linux) = LinuxTarget::start(Protocol::Nvme).unwrap() else { return };
     mixed_io_with_every_digest(&linux);
     namespaces_change(&mut linux);
     outage(&mut linux);
@@ -92,9 +37,9 @@ fn told() -> EventSink {
     Arc::new(|event: &Event| eprintln!("{event}"))
 }
 
-fn mixed_io_with_every_digest(linux: &Linux) {
+fn mixed_io_with_every_digest(linux: &LinuxTarget) {
     for digests in 0..4 {
-        let mut params = linux.params();
+        let mut params = attach_params(linux);
         (params.hdgst, params.ddgst) = (digests & 1 != 0, digests & 2 != 0);
         let controller = NvmeController::attach(&params, told()).unwrap();
         let disk = first_disk(&controller);
@@ -110,39 +55,41 @@ fn mixed_io_with_every_digest(linux: &Linux) {
         }
         controller.detach();
     }
-    let found = nvme::discover(&linux.params()).unwrap();
+    let found = nvme::discover(&attach_params(linux)).unwrap();
     assert!(found.iter().any(|entry| entry.subnqn == NQN), "{found:?}");
 }
 
-fn namespaces_change(linux: &mut Linux) {
+fn namespaces_change(linux: &mut LinuxTarget) {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = {
         let events = events.clone();
         Arc::new(move |event: &Event| events.lock().unwrap().push(event.clone()))
     };
-    let controller = NvmeController::attach(&linux.params(), sink).unwrap();
+    let controller = NvmeController::attach(&attach_params(linux), sink).unwrap();
     let seen = |wanted: Event| events.lock().unwrap().contains(&wanted);
-    linux.run(&format!("truncate -s 96M /tmp/disk && echo 1 >{SUBSYSTEM}/namespaces/1/revalidate_size"));
+    linux.run(&format!("truncate -s 96M /tmp/disk && echo 1 >{SUBSYSTEM}/namespaces/1/revalidate_size")).unwrap();
     wait_for("resize", || seen(Event::NamespaceResized { nsid: 1, from: (64 << 20) / BLOCK, to: (96 << 20) / BLOCK }));
-    linux.run(&format!(
-        "truncate -s 8M /tmp/second && cd {SUBSYSTEM}/namespaces && mkdir 2 && echo -n /tmp/second >2/device_path \
+    linux
+        .run(&format!(
+            "truncate -s 8M /tmp/second && cd {SUBSYSTEM}/namespaces && mkdir 2 && echo -n /tmp/second >2/device_path \
          && echo 1 >2/buffered_io && echo 1 >2/enable"
-    ));
+        ))
+        .unwrap();
     wait_for("a second namespace", || seen(Event::NamespaceAdded { nsid: 2 }));
     assert_eq!(controller.namespaces().len(), 2);
-    linux.run(&format!("echo 0 >{SUBSYSTEM}/namespaces/2/enable && rmdir {SUBSYSTEM}/namespaces/2"));
+    linux.run(&format!("echo 0 >{SUBSYSTEM}/namespaces/2/enable && rmdir {SUBSYSTEM}/namespaces/2")).unwrap();
     wait_for("its removal", || seen(Event::NamespaceRemoved { nsid: 2 }));
-    linux.run("truncate -s 64M /tmp/disk");
+    linux.run("truncate -s 64M /tmp/disk").unwrap();
     assert!(controller.namespaces()[0].1.rescan().unwrap());
 }
 
 /// The port goes away under a held write, for longer than the keep-alive timeout, and comes back.
-fn outage(linux: &mut Linux) {
-    let controller = NvmeController::attach(&linux.params(), told()).unwrap();
+fn outage(linux: &mut LinuxTarget) {
+    let controller = NvmeController::attach(&attach_params(linux), told()).unwrap();
     let mut channel = first_disk(&controller).open_channel().unwrap();
     assert_eq!(write(channel.as_mut(), 0, &pattern(65_536, 1)), Status::Ok);
     let link = "/sys/kernel/config/nvmet/ports/1/subsystems/nqn.2024-01.org.sluice:linux";
-    linux.run(&format!("rm {link}"));
+    linux.run(&format!("rm {link}")).unwrap();
     let bytes = pattern(65_536, 2);
     let writer = {
         let bytes = bytes.clone();
@@ -152,15 +99,15 @@ fn outage(linux: &mut Linux) {
         })
     };
     std::thread::sleep(Duration::from_secs(3));
-    linux.run(&format!("ln -s {SUBSYSTEM} {link}"));
+    linux.run(&format!("ln -s {SUBSYSTEM} {link}")).unwrap();
     let (mut channel, status) = writer.join().unwrap();
     assert_eq!(status, Status::Ok);
     assert!(read(channel.as_mut(), 0, 65_536).0 == bytes);
     assert!(controller.status().associations >= 2);
 }
 
-fn wrong_names(linux: &Linux) {
-    let mut params = linux.params();
+fn wrong_names(linux: &LinuxTarget) {
+    let mut params = attach_params(linux);
     params.subnqn = "nqn.2024-01.org.sluice:other".into();
     let error = NvmeController::attach(&params, told()).unwrap_err().to_string();
     assert!(error.contains("Connect: the target refuses"), "{error}");
