@@ -2,7 +2,7 @@
 //!
 //! Types and functions have DPDK's names and DPDK's documentation. Nothing here is safe; the crate `dpdk` beside it owns
 //! lifetimes and turns errno into variants. The receive and transmit functions are inline in C: they are reached through
-//! [`rte_eth_fp_ops`], the mempool's through [`rte_mempool_ops_table`].
+//! `rte_eth_fp_ops`, the mempool's through `rte_mempool_ops_table`.
 
 #![allow(non_camel_case_types, non_snake_case, non_upper_case_globals)]
 #![allow(clippy::all, clippy::undocumented_unsafe_blocks, missing_docs, unsafe_op_in_unsafe_fn)]

@@ -115,7 +115,7 @@ pub struct Eal {
 
 struct Environment;
 
-/// `None` before the first initialisation; then the EAL, for as long as it runs.
+/// `None` before the first initialisation; then the EAL, for as long as it runs, which is not at all where it failed.
 static INSTANCE: Mutex<Option<Weak<Environment>>> = Mutex::new(None);
 
 impl Eal {
@@ -126,6 +126,7 @@ impl Eal {
             return Err(EalError::AlreadyInitialised);
         }
         let options = options(config)?;
+        *instance = Some(Weak::new());
         log::redirect();
         // DPDK pins the thread that it is started on: give it one that ends.
         let started = std::thread::scope(|scope| {
@@ -140,7 +141,6 @@ impl Eal {
                 *instance = Some(Arc::downgrade(&environment));
                 Ok(Eal { _environment: environment })
             }
-            Err(Errno(libc::EALREADY)) => Err(EalError::AlreadyInitialised),
             Err(Errno(libc::EINVAL)) => Err(EalError::Options { options, said }),
             Err(Errno(libc::ENOMEM)) => Err(EalError::Memory { said }),
             Err(Errno(libc::EACCES | libc::EPERM)) => Err(EalError::Permission { said }),

@@ -62,7 +62,10 @@ fn mebibytes(buffers: u32) -> u64 {
 
 /// An `rte_mempool` of packet buffers. Clones are the same pool.
 #[derive(Clone)]
-pub struct Mempool(Arc<Owned>);
+pub struct Mempool {
+    owned: Arc<Owned>,
+    packets: packet::Pool,
+}
 
 impl Mempool {
     /// `buffers` buffers, on NUMA node `node` where one is given. The name is for DPDK's tools.
@@ -81,25 +84,30 @@ impl Mempool {
         let (pool, said) =
             log::listen(|| unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), buffers, CACHE, 0, room, node) });
         match NonNull::new(pool) {
-            Some(pool) => Ok(Mempool(Arc::new(Owned { pool, eal: ManuallyDrop::new(eal.clone()) }))),
+            Some(pool) => {
+                let owned = Arc::new(Owned { pool, eal: ManuallyDrop::new(eal.clone()) });
+                // Before a device fills its first packet, for this says how packets are freed.
+                let packets = packet::Pool::foreign(owned.clone(), free_segment);
+                Ok(Mempool { owned, packets })
+            }
             None if Errno::last() == Errno(libc::EEXIST) => Err(MempoolError::Exists { name: name.to_owned() }),
             None => Err(MempoolError::Memory { name: name.to_owned(), buffers, errno: Errno::last(), said }),
         }
     }
 
     /// The pool as the rest of the process takes packets from it.
-    pub fn packets(&self) -> packet::Pool {
-        packet::Pool::foreign(self.0.clone(), free_segment)
+    pub fn packets(&self) -> &packet::Pool {
+        &self.packets
     }
 
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
-        self.0.pool.as_ptr()
+        self.owned.pool.as_ptr()
     }
 }
 
 impl std::fmt::Debug for Mempool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Mempool({} of {} free)", self.0.free_count(), self.0.capacity())
+        write!(f, "Mempool({} of {} free)", self.owned.free_count(), self.owned.capacity())
     }
 }
 

@@ -19,7 +19,7 @@ fn devices_start_and_stop_and_every_buffer_comes_home() {
     let pool = Mempool::new(&eal, "packets", 4096, None).unwrap();
     refused_pools(&eal);
     refused_devices(&eal);
-    let packets = pool.packets();
+    let packets = pool.packets().clone();
     assert_eq!(packets.free_count(), 4096);
     for _ in 0..3 {
         one_life(&eal, &pool);
@@ -85,18 +85,19 @@ fn one_life(eal: &Eal, pool: &Mempool) {
 }
 
 fn a_thread_that_ends_leaves_nothing_in_its_cache(pool: &Mempool) {
-    let packets = pool.packets();
+    let packets = pool.packets().clone();
     let mut all = Vec::new();
     while let Some(packet) = packets.take_one() {
         all.push(packet);
     }
     assert_eq!((all.len(), packets.free_count()), (4096, 0), "what this thread's cache holds, it gives");
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let thread = scope.spawn(|| {
             let mut burst = Burst::new();
             assert_eq!(packets.take(&mut burst, 1), 0);
             drop(all);
         });
+        thread.join().unwrap(); // its end, not only that of its closure
     });
     assert_eq!(packets.free_count(), 4096);
     let again: Vec<_> = std::iter::from_fn(|| packets.take_one()).collect();
