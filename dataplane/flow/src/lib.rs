@@ -25,7 +25,9 @@ mod classifier;
 mod exact;
 pub mod execute;
 mod extract;
+pub mod fuzz;
 pub mod key;
+pub mod reference;
 mod store;
 pub mod text;
 
