@@ -12,7 +12,7 @@ use crate::pdu::{
 use crate::scsi::{Cdb, op, sense_key, status};
 use crate::text::Pairs;
 use clock::Cycles;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -100,7 +100,7 @@ pub struct TargetConnection {
     phase: Phase,
     nexus: Option<(Arc<Nexus>, u64)>,
     input: Vec<u8>,
-    output: Vec<u8>,
+    output: VecDeque<u8>,
     /// Bytes of output that were ever made.
     made: u64,
     writes: HashMap<u32, Write>,
@@ -125,7 +125,7 @@ impl TargetConnection {
             phase: Phase::Login(LoginTarget::new(seed)),
             nexus: None,
             input: Vec::new(),
-            output: Vec::new(),
+            output: VecDeque::new(),
             made: 0,
             writes: HashMap::new(),
             jobs: Vec::new(),
@@ -182,8 +182,7 @@ impl TargetConnection {
     /// Takes up to `limit` bytes to send.
     pub fn take_output(&mut self, limit: usize) -> Vec<u8> {
         let limit = if self.faults.chunk == 0 { limit } else { limit.min(self.faults.chunk) };
-        let rest = self.output.split_off(limit.min(self.output.len()));
-        std::mem::replace(&mut self.output, rest)
+        self.output.drain(..limit.min(self.output.len())).collect()
     }
 
     /// Whether the connection is to be closed, once its output is sent.
@@ -596,7 +595,7 @@ impl TargetConnection {
     fn push_output(&mut self, bytes: &[u8]) {
         let left = self.faults.cut_after_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(self.made));
         let len = left.min(bytes.len() as u64) as usize;
-        self.output.extend_from_slice(&bytes[..len]);
+        self.output.extend(&bytes[..len]);
         self.made += len as u64;
         if len < bytes.len() {
             self.phase = Phase::Closed;
