@@ -8,7 +8,7 @@
 //! - [`Qemu`], [`Uml`]: guests with vhost-user-blk disks. A guest runs one shell script and prints its exit status.
 //! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
 //! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
-//! - [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest; the tests of the crates nvme and iscsi that use it are theirs.
+//! - [`iscsi_peers`]: tgt and istgt; [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest. The crates nvme and iscsi test with them.
 //! - [`fio`]: job files and results.
 //!
 //! Errors are [`anyhow::Error`]; a failed wait shows the last lines of the process waited for. With `HWTESTS_VERBOSE=1` in
@@ -16,6 +16,7 @@
 
 mod daemon;
 pub mod fio;
+pub mod iscsi_peers;
 mod json_socket;
 mod linux_target;
 mod process;

@@ -4,11 +4,11 @@
 mod support;
 
 use block::{Bdev, Op, Status};
+use hwtests::iscsi_peers::{OUTGOING, USER};
 use hwtests::{LinuxTarget, Protocol};
 use iscsi::{Auth, ChapAlgorithm, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::peers::{OUTGOING, USER};
 use support::*;
 
 const IQN: &str = "iqn.2024-01.org.sluice:linux";

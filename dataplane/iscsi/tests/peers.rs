@@ -3,15 +3,15 @@
 mod support;
 
 use block::{Bdev, Op, Status};
+use hwtests::iscsi_peers::{self as peers, OUTGOING, Peer, Setup, USER};
 use iscsi::{Auth, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun};
 use std::time::{Duration, Instant};
-use support::peers::{self, OUTGOING, Peer, Setup, USER};
 use support::*;
 
-type Start = fn(Setup, u16, tempfile::TempDir) -> Peer;
+type Start = fn(Setup, u16, tempfile::TempDir) -> anyhow::Result<Peer>;
 
 fn params(peer: &Peer, setup: Setup) -> IscsiParams {
-    let mut params = IscsiParams::new("disk", INITIATOR, &peer.portal, &peer.target, Lun::from_number(peer.lun));
+    let mut params = IscsiParams::new("disk", INITIATOR, &peer.portal, peer.target, Lun::from_number(peer.lun));
     let digest = if setup.digests { DigestPolicy::Require } else { DigestPolicy::None };
     (params.header_digest, params.data_digest) = (digest, digest);
     let credentials = |(name, secret): (&str, &str)| Credentials { name: name.into(), secret: secret.into() };
@@ -26,7 +26,7 @@ fn all_setups(start: Start) {
     for digests in [false, true] {
         for (chap, mutual) in [(false, false), (true, false), (true, true)] {
             let setup = Setup { digests, chap, mutual };
-            let peer = start(setup, peers::free_port(), tempfile::tempdir().unwrap());
+            let peer = start(setup, peers::free_port().unwrap(), tempfile::tempdir().unwrap()).unwrap();
             let story = Story::default();
             let disk = match IscsiDisk::attach(&params(&peer, setup), story.sink()) {
                 Ok(disk) => disk,
@@ -41,8 +41,8 @@ fn all_setups(start: Start) {
 
 /// Kills the target under I/O, twice, and starts it again after a while: every I/O ends well and reads back.
 fn restarts(start: Start) {
-    let (setup, port) = (Setup::default(), peers::free_port());
-    let mut peer = start(setup, port, tempfile::tempdir().unwrap());
+    let (setup, port) = (Setup::default(), peers::free_port().unwrap());
+    let mut peer = start(setup, port, tempfile::tempdir().unwrap()).unwrap();
     let story = Story::default();
     let disk = IscsiDisk::attach(&params(&peer, setup), story.sink()).unwrap();
     let mut worker = Worker::open(&disk);
@@ -56,7 +56,7 @@ fn restarts(start: Start) {
         };
         (0..32).for_each(|at| write(&mut worker, at));
         worker.channel.poll(clock::Cycles::now(), &mut block::Completions::default());
-        let dir = peer.kill();
+        let dir = peer.kill().unwrap();
         (32..64).for_each(|at| write(&mut worker, at));
         let (outage, mut early) = (Instant::now(), block::Completions::default());
         let mut ended = 0;
@@ -65,7 +65,7 @@ fn restarts(start: Start) {
             ended += early.drain().inspect(|c| assert_eq!(c.status, Status::Ok)).count();
         }
         assert!(ended < 64, "something was held");
-        peer = start(setup, port, dir);
+        peer = start(setup, port, dir).unwrap();
         for (request, status) in worker.wait(submitted - ended, Duration::from_secs(20)) {
             assert_eq!(status, Status::Ok, "{request:?}");
         }
@@ -81,7 +81,7 @@ fn restarts(start: Start) {
 
 fn refusals(start: Start) {
     let setup = Setup { chap: true, ..Setup::default() };
-    let peer = start(setup, peers::free_port(), tempfile::tempdir().unwrap());
+    let peer = start(setup, peers::free_port().unwrap(), tempfile::tempdir().unwrap()).unwrap();
     let error = |change: fn(&mut IscsiParams)| {
         let mut params = params(&peer, setup);
         change(&mut params);
@@ -96,7 +96,7 @@ fn refusals(start: Start) {
 }
 
 fn discovers(start: Start) {
-    let peer = start(Setup::default(), peers::free_port(), tempfile::tempdir().unwrap());
+    let peer = start(Setup::default(), peers::free_port().unwrap(), tempfile::tempdir().unwrap()).unwrap();
     let found = iscsi::discover(&peer.portal, INITIATOR, Auth::default(), Duration::from_secs(5)).unwrap();
     let target = found.iter().find(|t| t.iqn == peer.target).expect("listed");
     assert!(target.addresses.iter().any(|a| a.starts_with(&peer.portal)), "{target:?}");

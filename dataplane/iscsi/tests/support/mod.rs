@@ -2,8 +2,6 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses a part
 
-pub mod peers;
-
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
 use guest_memory::IoBuffers;
