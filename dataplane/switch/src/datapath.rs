@@ -1,0 +1,307 @@
+//! The packet path of one worker.
+//!
+//! ```text
+//! rx burst -> extract -> cache look-up -> actions -> a batch per output -> tx -> flush
+//!                             |  miss
+//!                             +--> parked, upcall --> translation --> megaflow, by mailbox --> released in order
+//! ```
+
+use crate::output::{Outputs, PortSlot};
+use crate::stats::WorkerCounters;
+use crate::upcall::{Parked, Parking, Ticket, Upcall, Upcalls};
+use crate::{Meter, PARKED_FLOWS_OF_A_PORT, PortNo};
+use arrayvec::ArrayVec;
+use clock::Cycles;
+use crossbeam::channel;
+use engine::{Mailbox, Source};
+use flow::{BATCH, FlowCache, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
+use packet::{Burst, Packet};
+use std::sync::Arc;
+
+/// Messages that a worker takes a turn.
+const MESSAGES: usize = 64;
+/// Flows whose statistics a worker tells at one quiescent point.
+const SWEEP: usize = 512;
+
+/// What the control side tells a worker.
+pub(crate) enum Message {
+    /// A port is there.
+    AddPort(PortNo, Box<PortSlot>),
+    /// A port is gone; what the worker had of it goes back to be destroyed.
+    RemovePort(PortNo, channel::Sender<Option<Box<PortSlot>>>),
+    /// What becomes of the packets that wait for this answer, and of those like them.
+    Resolve(Resolve),
+    /// A flow of an operator, or another translation of a flow that is there.
+    Install(Megaflow),
+    /// A flow is no longer right.
+    Remove(Key, Mask),
+    /// A meter is there, or gone.
+    SetMeter(u32, Option<Arc<Meter>>),
+    /// Statistics are wanted.
+    Sweep(Sweep),
+}
+
+/// The answer to an upcall.
+pub(crate) struct Resolve {
+    pub(crate) ticket: Ticket,
+    pub(crate) flow: Megaflow,
+    /// Whether the flow is for later packets too, or for those that wait alone.
+    pub(crate) install: bool,
+    pub(crate) narrow: bool,
+}
+
+/// A request for the statistics of all flows.
+pub(crate) struct Sweep {
+    /// Has room for as many flows as the control side knows of; what is beyond is left out.
+    pub(crate) seen: Vec<(u128, Stats)>,
+    pub(crate) cursor: u32,
+    pub(crate) reply: channel::Sender<Vec<(u128, Stats)>>,
+}
+
+/// The switch on one worker.
+pub(crate) struct Datapath {
+    worker: usize,
+    inbox: Mailbox<Message>,
+    upcalls: Arc<Upcalls>,
+    outputs: Outputs,
+    cache: FlowCache,
+    parking: Parking,
+    counters: Arc<WorkerCounters>,
+    /// Requests for statistics: that of the translator, and that of somebody who looks.
+    sweeps: ArrayVec<Sweep, 2>,
+    keys: Box<[Miniflow; BATCH]>,
+    burst: Burst,
+    /// An upcall was queued in this turn.
+    asked: bool,
+}
+
+impl Datapath {
+    pub(crate) fn new(
+        worker: usize,
+        inbox: Mailbox<Message>,
+        upcalls: Arc<Upcalls>,
+        outputs: Outputs,
+        cache: flow::Config,
+        counters: Arc<WorkerCounters>,
+    ) -> Datapath {
+        Datapath {
+            worker,
+            inbox,
+            upcalls,
+            outputs,
+            cache: FlowCache::new(cache),
+            parking: Parking::new(),
+            counters,
+            sweeps: ArrayVec::new(),
+            keys: Box::new(std::array::from_fn(|_| Miniflow::default())),
+            burst: Burst::new(),
+            asked: false,
+        }
+    }
+
+    /// Carries the packets of `self.burst`, which came in by `in_port`, to their end.
+    fn carry(&mut self, in_port: PortNo, now: Cycles) {
+        let mut found = [None; BATCH];
+        let count = self.burst.len();
+        for (packet, key) in self.burst.iter().zip(self.keys.iter_mut()) {
+            let metadata = Metadata { in_port, packet_len: packet.len() as u32, ..Metadata::default() };
+            extract(packet.data(), &metadata, key);
+        }
+        self.cache.lookup_batch(&mut self.keys[..count], &mut found);
+        let mut burst = std::mem::take(&mut self.burst);
+        for (i, packet) in burst.drain(..).enumerate() {
+            let key = &self.keys[i];
+            let Some(id) = found[i] else {
+                self.miss(i, in_port, packet, now);
+                continue;
+            };
+            self.cache.record(id, 1, packet.len() as u64, key.tcp_flags(), now);
+            if let Some(actions) = self.cache.actions(id) {
+                self.outputs.execute(actions, packet, key, in_port, now);
+            }
+        }
+    }
+
+    /// Parks a packet that no megaflow matches, and asks for one.
+    #[cold]
+    fn miss(&mut self, i: usize, in_port: PortNo, packet: Packet, now: Cycles) {
+        let key = &self.keys[i];
+        let Some(slot) = self.outputs.slot(in_port) else { return };
+        if let Some(at) = self.parking.find(key) {
+            if let Parked::Refused = self.parking.park_behind(at, packet) {
+                slot.counters.count(|c| &c.parked_full);
+            }
+            return;
+        }
+        if slot.parked >= PARKED_FLOWS_OF_A_PORT {
+            slot.counters.count(|c| &c.upcall_full);
+            return;
+        }
+        if !slot.upcalls.as_mut().is_none_or(|bucket| bucket.take(now)) {
+            slot.counters.count(|c| &c.upcall_limited);
+            return;
+        }
+        match self.parking.park(key, in_port, packet) {
+            Parked::First(ticket) => {
+                slot.parked += 1;
+                slot.counters.count(|c| &c.upcalls);
+                let key = *key.key();
+                self.ask(ticket, key, false);
+            }
+            Parked::Behind | Parked::Refused => slot.counters.count(|c| &c.upcall_full),
+        }
+    }
+
+    fn ask(&mut self, ticket: Ticket, key: Key, narrow: bool) {
+        let asked = self.upcalls.push(Upcall { worker: self.worker, ticket, key, narrow });
+        debug_assert!(asked, "there is room for all that is parked");
+        self.asked = true;
+    }
+
+    fn take(&mut self, message: Message, now: Cycles) {
+        match message {
+            Message::AddPort(port, slot) => self.outputs.add(port, slot),
+            Message::RemovePort(port, reply) => {
+                while let Some((_, packets)) = self.parking.release_where(|of, _| of == port) {
+                    drop(packets);
+                }
+                drop(reply.try_send(self.outputs.remove(port)));
+            }
+            Message::Resolve(answer) => self.resolve(answer, now),
+            Message::Install(flow) => {
+                let (key, mask) = (flow.key, flow.mask);
+                if self.install(flow).is_ok() {
+                    self.release_like(&key, &mask, now);
+                }
+            }
+            Message::Remove(key, mask) => {
+                if let Some(id) = self.cache.find(&key, &mask) {
+                    drop(self.cache.remove(id));
+                }
+            }
+            Message::SetMeter(id, meter) => self.outputs.set_meter(id, meter),
+            // A third one goes unanswered: its sender sees that.
+            Message::Sweep(sweep) => drop(self.sweeps.try_push(sweep)),
+        }
+    }
+
+    fn install(&mut self, flow: Megaflow) -> Result<(), InsertError> {
+        let actions = flow.actions.clone();
+        match self.cache.insert(flow) {
+            Ok(_) => Ok(()),
+            Err(InsertError::Exists(id)) => self.cache.modify(id, actions).map(|_| ()).map_err(InsertError::from),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An upcall is answered: the flow is installed, and the packets that waited go on.
+    fn resolve(&mut self, answer: Resolve, now: Cycles) {
+        let Some(key) = self.parking.key(answer.ticket).copied() else { return };
+        let Megaflow { mask, ref actions, .. } = answer.flow;
+        let (masked, actions) = (answer.flow.key, actions.clone());
+        let installed = answer.install.then(|| self.install(answer.flow));
+        if let Some(Err(InsertError::TooManyMasks)) = installed
+            && !answer.narrow
+        {
+            return self.ask(answer.ticket, key, true);
+        }
+        if let Some((port, packets)) = self.parking.release(answer.ticket) {
+            self.run(port, packets, &actions, now);
+        }
+        match installed {
+            Some(Ok(())) => self.release_like(&masked, &mask, now),
+            Some(Err(_)) => self.counters.count(|c| &c.not_installed),
+            None => {}
+        }
+    }
+
+    /// Later packets like these hit the cache: those that wait for another answer must go first.
+    fn release_like(&mut self, key: &Key, mask: &Mask, now: Cycles) {
+        while let Some((port, packets)) = self.parking.release_where(|_, waiting| waiting.matches(key, mask)) {
+            let Some(actions) = self.cache.find(key, mask).and_then(|id| self.cache.actions(id)).cloned() else {
+                continue;
+            };
+            self.run(port, packets, &actions, now);
+        }
+    }
+
+    fn run(
+        &mut self,
+        port: PortNo,
+        packets: impl IntoIterator<Item = Packet>,
+        actions: &Arc<[flow::Action]>,
+        now: Cycles,
+    ) {
+        if let Some(slot) = self.outputs.slot(port) {
+            slot.parked = slot.parked.saturating_sub(1);
+        }
+        for packet in packets {
+            let metadata = Metadata { in_port: port, packet_len: packet.len() as u32, ..Metadata::default() };
+            let keys = &mut self.keys[..1];
+            extract(packet.data(), &metadata, &mut keys[0]);
+            let mut found = [None; BATCH];
+            self.cache.lookup_batch(keys, &mut found);
+            if let Some(id) = found[0] {
+                self.cache.record(id, 1, packet.len() as u64, keys[0].tcp_flags(), now);
+            }
+            self.outputs.execute(actions, packet, &keys[0], port, now);
+        }
+    }
+
+    /// Goes on with telling statistics.
+    fn tell(&mut self) {
+        let Some(sweep) = self.sweeps.first_mut() else { return };
+        let seen = &mut sweep.seen;
+        let next = self.cache.sweep(sweep.cursor, SWEEP, |ufid, stats| {
+            if seen.len() < seen.capacity() {
+                seen.push((ufid, *stats));
+            }
+        });
+        match next {
+            Some(next) => sweep.cursor = next,
+            None => {
+                let Sweep { seen, reply, .. } = self.sweeps.remove(0);
+                drop(reply.try_send(seen));
+            }
+        }
+    }
+}
+
+impl Source for Datapath {
+    fn poll(&mut self, now: Cycles) -> usize {
+        let mut work = 0;
+        // First what was decided: packets that wait go before those that come now.
+        for _ in 0..MESSAGES {
+            let Some(message) = self.inbox.take() else { break };
+            self.take(message, now);
+            work += 1;
+        }
+        work += self.outputs.take_handed();
+        for at in 0..self.outputs.polled() {
+            let Some(in_port) = self.outputs.rx(at, &mut self.burst) else { continue };
+            work += self.burst.len();
+            self.carry(in_port, now);
+        }
+        if work > 0 {
+            self.outputs.flush();
+        }
+        if std::mem::take(&mut self.asked) {
+            self.upcalls.notify();
+        }
+        work
+    }
+
+    fn arm(&mut self) -> bool {
+        self.outputs.arm() | !self.inbox.is_empty() | !self.sweeps.is_empty()
+    }
+
+    fn disarm(&mut self) {
+        self.outputs.disarm();
+    }
+
+    fn quiesce(&mut self) {
+        self.outputs.quiesce();
+        self.tell();
+        self.counters.publish(&self.cache, self.parking.len());
+    }
+}

@@ -1,0 +1,112 @@
+//! Counters: written by one worker with plain stores, read by anybody.
+
+use flow::FlowCache;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $shared:ident, $(#[$sum_outer:meta])* $sum:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
+        $(#[$outer])*
+        #[derive(Debug, Default)]
+        #[repr(align(128))]
+        pub(crate) struct $shared {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        $(#[$sum_outer])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $sum {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl $sum {
+            /// Their names in order, with their values.
+            pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+
+        impl $shared {
+            /// Counts one.
+            #[inline(always)]
+            pub(crate) fn count(&self, which: impl FnOnce(&$shared) -> &AtomicU64) {
+                let counter = which(self);
+                counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+
+            /// As they are now.
+            pub(crate) fn read(&self) -> $sum {
+                $sum { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl std::ops::Add for $sum {
+            type Output = $sum;
+
+            fn add(self, other: $sum) -> $sum {
+                $sum { $($name: self.$name + other.$name,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// What one worker counts of the packets that came in by one port.
+    PathCounters,
+    /// What the switch counts of the packets that came in by a port, beside the port's own counters.
+    PathStats {
+        /// Packets for which the translation was asked.
+        upcalls,
+        /// Dropped: more misses a second than the port may have.
+        upcall_limited,
+        /// Dropped: as many flows wait for the translation as may.
+        upcall_full,
+        /// Dropped: as many packets of the flow wait for the translation as may.
+        parked_full,
+        /// Dropped: over the limit for flooding.
+        metered,
+        /// Copies not sent: the pool was empty.
+        no_buffer,
+        /// Not sent: the port is gone.
+        no_port,
+        /// Not sent: the queue to the worker that has the port's queue was full.
+        handed_full,
+    }
+}
+
+counters! {
+    /// What one worker counts.
+    WorkerCounters,
+    /// What a worker's part of the switch has done.
+    WorkerStats {
+        /// Packets that the exact-match tier answered.
+        hits_exact,
+        /// Packets that the signature tier answered.
+        hits_signature,
+        /// Packets that the megaflow tier answered.
+        hits_megaflow,
+        /// Packets that none answered.
+        misses,
+        /// Flows in the cache.
+        flows,
+        /// Different masks among them.
+        masks,
+        /// Flows whose packets wait for the translation.
+        parked,
+        /// Flows that found no room in the cache.
+        not_installed,
+    }
+}
+
+impl WorkerCounters {
+    pub(crate) fn publish(&self, cache: &FlowCache, parked: usize) {
+        let hits = cache.hits();
+        let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
+        set(&self.hits_exact, hits.exact);
+        set(&self.hits_signature, hits.signature);
+        set(&self.hits_megaflow, hits.megaflow);
+        set(&self.misses, hits.miss);
+        set(&self.flows, cache.len() as u64);
+        set(&self.masks, cache.masks().0 as u64);
+        set(&self.parked, parked as u64);
+    }
+}

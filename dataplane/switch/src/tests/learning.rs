@@ -1,0 +1,158 @@
+//! What a bridge does with packets, seen from its ports.
+
+use super::{BROADCAST, Net, access, any, frame, mac, trunk};
+use crate::mac_table::Station;
+use std::time::Duration;
+
+#[test]
+fn unknown_stations_are_looked_for_everywhere_and_then_known() {
+    let mut net = Net::new(&[any(), any(), any()]);
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2, 3]);
+    assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1]);
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2], "the flow that flooded is another now");
+    assert_eq!(net.reaches(3, &frame(mac(3), BROADCAST, None)), [1, 2]);
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(1), None)), [0; 0], "it is behind the same port");
+    assert_eq!(net.pool.free_count(), net.pool.capacity());
+}
+
+#[test]
+fn a_flow_is_asked_for_once() {
+    let mut net = Net::new(&[any(), any()]);
+    net.reaches(1, &frame(mac(1), BROADCAST, None));
+    let asked = net.upcalls();
+    for _ in 0..100 {
+        assert_eq!(net.reaches(1, &frame(mac(1), BROADCAST, None)), [2]);
+    }
+    assert_eq!(net.upcalls(), asked);
+}
+
+#[test]
+fn packets_that_wait_leave_in_order() {
+    let mut net = Net::new(&[any(), any()]);
+    let numbered = |n: u8| {
+        let mut frame = frame(mac(1), mac(2), None);
+        frame[20] = n;
+        frame
+    };
+    (0..10).for_each(|n| net.send(1, &numbered(n)));
+    net.poll();
+    assert!(net.received(2).is_empty());
+    (10..16).for_each(|n| net.send(1, &numbered(n)));
+    net.poll();
+    net.shared.translate(net.now);
+    (16..30).for_each(|n| net.send(1, &numbered(n)));
+    net.settle();
+    assert!(net.received(2).iter().map(|frame| frame[20]).eq(0..30));
+}
+
+#[test]
+fn a_station_that_moves_is_found_at_its_new_port_at_once() {
+    let mut net = Net::new(&[any(), any(), any()]);
+    net.reaches(2, &frame(mac(2), BROADCAST, None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
+    net.reaches(3, &frame(mac(2), BROADCAST, None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [3]);
+    net.reaches(2, &frame(mac(2), BROADCAST, None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2], "and back, by a flow that was there before");
+}
+
+#[test]
+fn stations_age_unless_their_flows_are_in_use() {
+    let mut net = Net::new(&[any(), any(), any()]);
+    net.reaches(2, &frame(mac(2), BROADCAST, None));
+    net.reaches(3, &frame(mac(3), BROADCAST, None));
+    for _ in 0..3 {
+        net.reaches(2, &frame(mac(2), BROADCAST, None));
+        net.sweep_after(Duration::from_secs(150));
+    }
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(3), None)), [2, 3], "forgotten");
+}
+
+#[test]
+fn vlans_are_apart_and_tags_come_and_go() {
+    let mut net = Net::new(&[access(10), access(10), access(20), trunk(&[10, 20], None), trunk(&[20], Some(10))]);
+    net.send(1, &frame(mac(1), BROADCAST, None));
+    net.settle();
+    assert_eq!(net.received(2), [frame(mac(1), BROADCAST, None)]);
+    assert!(net.received(3).is_empty());
+    assert_eq!(net.received(4), [frame(mac(1), BROADCAST, Some(10))]);
+    assert_eq!(net.received(5), [frame(mac(1), BROADCAST, None)]);
+    net.send(4, &frame(mac(4), mac(1), Some(10)));
+    net.settle();
+    assert_eq!(net.received(1), [frame(mac(4), mac(1), None)]);
+    assert_eq!(net.reaches(4, &frame(mac(4), mac(1), Some(20))), [3, 5], "unknown in the other VLAN");
+    assert_eq!(net.reaches(4, &frame(mac(4), mac(1), None)), [0; 0], "not of a VLAN that the trunk carries");
+    assert_eq!(net.reaches(1, &frame(mac(1), BROADCAST, Some(10))), [0; 0], "an access port takes no tags");
+}
+
+#[test]
+fn settings_of_a_port_change_with_flows_in_place() {
+    let mut net = Net::new(&[access(10), access(10), access(20)]);
+    net.reaches(2, &frame(mac(2), BROADCAST, None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
+    net.shared.lock().attach("br", "1", access(20)).unwrap();
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [3]);
+    assert_eq!(net.reaches(3, &frame(mac(3), mac(1), None)), [1], "learned in its new VLAN");
+    net.shared.lock().detach("br", "3").unwrap();
+    assert_eq!(net.reaches(3, &frame(mac(3), mac(1), None)), [0; 0]);
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(3), None)), [0; 0]);
+}
+
+#[test]
+fn what_is_for_the_link_stays_on_the_link() {
+    let mut net = Net::new(&[any(), any()]);
+    let bpdu = "01:80:c2:00:00:00".parse().unwrap();
+    assert_eq!(net.reaches(1, &frame(mac(1), bpdu, None)), [0; 0]);
+    assert_eq!(net.reaches(1, &frame(BROADCAST, mac(2), None)), [0; 0], "a group cannot send");
+    assert_eq!(net.reaches(1, &frame(crate::Mac::new(0), mac(2), None)), [0; 0]);
+}
+
+#[test]
+fn static_stations_stay_and_flushed_ones_are_learned_again() {
+    let mut net = Net::new(&[any(), any(), any()]);
+    let station = Station { vlan: 0, mac: mac(9) };
+    net.shared.lock().pin("br", station, "3").unwrap();
+    net.reaches(2, &frame(mac(9), BROADCAST, None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(9), None)), [3], "what an operator said is not learned anew");
+    assert_eq!(net.shared.lock().forget("br", |entry| entry.seen.is_none()).unwrap(), 1);
+    assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1, 3]);
+    net.reaches(1, &frame(mac(1), mac(9), None));
+    assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1]);
+}
+
+#[test]
+fn idle_flows_go() {
+    let mut net = Net::new(&[any(), any()]);
+    net.reaches(1, &frame(mac(1), BROADCAST, None));
+    assert_eq!(net.flows(), 1);
+    let mut state = net.shared.lock();
+    let ufid = state.flows.iter().next().unwrap().0;
+    let used = clock::Cycles::now() - crate::limits::FLOW_IDLE.into() - Duration::from_secs(1).into();
+    state.flows.get_mut(ufid).unwrap().installed = used;
+    let seen = [(ufid, flow::Stats { used, ..flow::Stats::default() })].into();
+    let now = net.now;
+    state.swept(&seen, now);
+    drop(state);
+    assert_eq!(net.flows(), 0);
+    net.settle();
+    let asked = net.upcalls();
+    net.reaches(1, &frame(mac(1), BROADCAST, None));
+    assert_eq!(net.upcalls(), asked + 1, "it is in no cache any more");
+}
+
+#[test]
+fn flooding_has_a_limit() {
+    let limited = crate::BridgePort { flood_pps: Some(1), ..any() };
+    let mut net = Net::new(&[limited, any()]);
+    for _ in 0..200 {
+        net.send(1, &frame(mac(1), BROADCAST, None));
+        net.settle();
+    }
+    let flooded = net.received(2).len();
+    assert!((32..=40).contains(&flooded), "{flooded}");
+    net.reaches(2, &frame(mac(2), mac(1), None));
+    assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2], "known stations are reached");
+    assert_eq!(net.shared.lock().port_reports()[0].path.metered, 200 - flooded as u64);
+    assert_eq!(net.pool.free_count(), net.pool.capacity());
+}

@@ -1,0 +1,167 @@
+//! The switch on memory ports, driven by hand: no thread runs, so every test sees the same order of things.
+
+mod learning;
+
+use crate::datapath::Datapath;
+use crate::switch::{Shared, assemble};
+use crate::{BridgeConfig, BridgePort, Mac, PortConfig, PortNo, VlanMode};
+use clock::Cycles;
+use engine::{Engine, IdlePolicy, Source, Waker, WorkerHandle};
+use packet::{Packet, Pool};
+use port::{MemoryPort, Wire};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A switch with a wire at each port.
+pub(crate) struct Net {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) datapaths: Vec<Datapath>,
+    pub(crate) wires: Vec<Arc<Wire>>,
+    pub(crate) pool: Pool,
+    pub(crate) now: Instant,
+    handles: Vec<WorkerHandle>,
+    /// Its workers sleep: the datapaths are polled by the test.
+    _engine: Engine,
+}
+
+pub(crate) const BUFFERS: usize = 4096;
+
+impl Net {
+    /// A switch with one worker and a bridge `br` that has these ports, named by their numbers from 1.
+    pub(crate) fn new(ports: &[BridgePort]) -> Net {
+        Net::with_workers(1, ports)
+    }
+
+    pub(crate) fn with_workers(workers: usize, ports: &[BridgePort]) -> Net {
+        let cpu = std::iter::from_fn({
+            let mut cpus = 0..1024;
+            move || cpus.find(|cpu| Engine::start(&[*cpu], IdlePolicy::default()).is_ok())
+        });
+        let cpu = { cpu }.next().unwrap();
+        let engine = Engine::start(&[cpu], IdlePolicy::default()).unwrap();
+        let pool = Pool::new(BUFFERS, None).unwrap();
+        let wakers: Vec<Waker> = (0..workers).map(|_| Waker::new().unwrap()).collect();
+        let small = flow::Config { emc_entries: 256, smc_entries: 1024, ..flow::Config::default() };
+        let (shared, datapaths) = assemble(&wakers, &pool, small);
+        let handles = vec![engine.workers()[0].clone(); workers];
+        let mut net = Net { shared, datapaths, wires: Vec::new(), pool, now: Instant::now(), handles, _engine: engine };
+        net.shared.lock().create_bridge("br", BridgeConfig::default()).unwrap();
+        for config in ports {
+            net.add_port(config.clone());
+        }
+        net
+    }
+
+    /// Adds a port to the bridge. Returns its number.
+    pub(crate) fn add_port(&mut self, config: BridgePort) -> PortNo {
+        let (port, wire) = MemoryPort::new(256);
+        self.add(Arc::new(port), config, wire)
+    }
+
+    pub(crate) fn add(&mut self, port: Arc<dyn port::Port>, config: BridgePort, wire: Arc<Wire>) -> PortNo {
+        let mut state = self.shared.lock();
+        let name = (self.wires.len() + 1).to_string();
+        let port_config = PortConfig { number: Some(self.wires.len() as PortNo + 1), upcall_pps: None };
+        let number = state.add_port(&name, port, &port_config, &self.handles).unwrap();
+        state.attach("br", &name, config).unwrap();
+        self.wires.push(wire);
+        drop(state);
+        self.settle();
+        number
+    }
+
+    /// Takes a port out, as [`crate::Switch::remove_port`] does, with workers that go on meanwhile.
+    pub(crate) fn remove_port(&mut self, name: &str) {
+        let (shared, name) = (self.shared.clone(), name.to_owned());
+        let removing = std::thread::spawn(move || drop(shared.lock().remove_port(&name).unwrap()));
+        while !removing.is_finished() {
+            self.poll();
+        }
+        removing.join().unwrap();
+    }
+
+    pub(crate) fn send(&self, port: PortNo, frame: &[u8]) {
+        let mut packet = self.pool.take_one().unwrap();
+        assert!(packet.extend_from_slice(frame, &self.pool));
+        self.wires[port as usize - 1].send(packet).unwrap();
+    }
+
+    /// One turn of every worker.
+    pub(crate) fn poll(&mut self) -> usize {
+        self.datapaths.iter_mut().map(|datapath| datapath.poll(Cycles::now())).sum()
+    }
+
+    /// Runs until nothing is left to do.
+    pub(crate) fn settle(&mut self) {
+        while self.poll() + self.shared.translate(self.now) > 0 {}
+        self.datapaths.iter_mut().for_each(|datapath| datapath.quiesce());
+    }
+
+    /// What came out by a port.
+    pub(crate) fn received(&self, port: PortNo) -> Vec<Vec<u8>> {
+        let bytes = |packet: Packet| packet.segments().flatten().copied().collect();
+        std::iter::from_fn(|| self.wires[port as usize - 1].receive()).map(bytes).collect()
+    }
+
+    /// Sends a frame and tells which ports it came out by.
+    pub(crate) fn reaches(&mut self, port: PortNo, frame: &[u8]) -> Vec<PortNo> {
+        self.send(port, frame);
+        self.settle();
+        (1..=self.wires.len() as PortNo).filter(|port| !self.received(*port).is_empty()).collect()
+    }
+
+    /// Time goes by, and the switch takes note of what its flows have seen.
+    pub(crate) fn sweep_after(&mut self, time: Duration) {
+        self.now += time;
+        let answers = self.shared.ask_stats();
+        self.settle();
+        let told: Vec<_> = answers.into_iter().map(|answer| answer.try_recv().unwrap()).collect();
+        self.shared.swept(told, self.now);
+        self.settle();
+    }
+
+    pub(crate) fn flows(&self) -> usize {
+        self.shared.lock().flows.len()
+    }
+
+    /// How many packets the translation was asked for, over all ports.
+    pub(crate) fn upcalls(&self) -> u64 {
+        self.shared.lock().port_reports().iter().map(|port| port.path.upcalls).sum()
+    }
+}
+
+pub(crate) fn access(vlan: u16) -> BridgePort {
+    BridgePort { vlan: VlanMode::Access { vlan }, ..BridgePort::default() }
+}
+
+pub(crate) fn trunk(vlans: &[u16], native: Option<u16>) -> BridgePort {
+    BridgePort { vlan: VlanMode::Trunk { vlans: vlans.to_vec(), native }, ..BridgePort::default() }
+}
+
+pub(crate) fn any() -> BridgePort {
+    BridgePort::default()
+}
+
+pub(crate) fn mac(n: u8) -> Mac {
+    Mac::from([2, 0, 0, 0, 0, n])
+}
+
+pub(crate) const BROADCAST: Mac = Mac::new(0xffff_ffff_ffff);
+
+/// A frame of no protocol, with a tag where one is given.
+pub(crate) fn frame(source: Mac, destination: Mac, tag: Option<u16>) -> Vec<u8> {
+    frame_of(source, destination, tag, 0x88b5, &[7; 46])
+}
+
+pub(crate) fn frame_of(source: Mac, destination: Mac, tag: Option<u16>, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    frame.extend_from_slice(&destination.bits().to_be_bytes()[2..]);
+    frame.extend_from_slice(&source.bits().to_be_bytes()[2..]);
+    if let Some(tci) = tag {
+        frame.extend_from_slice(&0x8100_u16.to_be_bytes());
+        frame.extend_from_slice(&tci.to_be_bytes());
+    }
+    frame.extend_from_slice(&ethertype.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
