@@ -1,5 +1,7 @@
 //! Pools give each buffer once, take it back from any thread, and are empty without harm.
 
+mod offload;
+
 use crate::{Burst, DATA_ROOM, HEADROOM, L4Checksum, Offload, Pool};
 use proptest::prelude::*;
 
