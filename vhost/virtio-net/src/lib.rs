@@ -17,12 +17,19 @@
 
 mod controller;
 mod features;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
+#[cfg(any(test, fuzzing))]
+mod guest;
 mod queue;
 mod receive;
 mod shard;
 mod transmit;
 
 pub use controller::{NetController, NetParams, NetReport};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_receive, fuzz_receive_race, fuzz_transmit};
+pub use shard::{StandAlone, stand_alone};
 pub use vhost_device::{Event, EventKind, EventSink, Fault, MoveError};
 pub use vhost_user::{Role, SocketError};
 
@@ -37,3 +44,6 @@ pub const MAX_MTU: u16 = 65535 - FRAMING as u16;
 
 /// Bytes of a frame around its payload: an Ethernet header and two VLAN tags.
 const FRAMING: usize = 22;
+
+#[cfg(test)]
+mod tests;

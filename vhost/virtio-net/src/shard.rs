@@ -1,11 +1,12 @@
 //! A device's part on one worker.
 
 use crate::queue::NetQueue;
+use guest_memory::GuestMemory;
 use packet::{Burst, Packet, Pool, offload_flag};
 use port::{PortShard, PortStats};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use vhost_device::{Fault, Health, Queues};
+use vhost_device::{Command, EventSink, Fault, Health, Queues, Vring};
 
 /// What all shards of a device share; written by its session only, and rarely.
 pub(crate) struct DeviceState {
@@ -170,4 +171,29 @@ fn flow_hash(packet: &Packet) -> u32 {
     let mixed =
         words.fold(0_u32, |hash, &word| (hash ^ u32::from_ne_bytes(word)).wrapping_mul(0x9e37_79b1).rotate_left(15));
     mixed ^ mixed >> 16
+}
+
+/// What [`stand_alone`] gives: the shard, its counters, and the events that it reports.
+pub type StandAlone = (Box<dyn PortShard>, Arc<PortStats>, crossbeam::channel::Receiver<vhost_device::Event>);
+
+/// A port's shard on its own, without socket, session or engine: for tests and for benchmarks of the path alone. Its rings are
+/// enabled and have no eventfds; `memory` is as [`guest_memory::GuestMemory::anonymous`] makes it.
+pub fn stand_alone(
+    memory: &Arc<GuestMemory>,
+    setups: &[virtqueue::Setup],
+    pool: Pool,
+    mtu: u16,
+) -> Result<StandAlone, Box<dyn std::error::Error>> {
+    let (events, receiver) = EventSink::new(16);
+    let state = Arc::new(DeviceState::new(Health::new("stand-alone".into(), events), mtu));
+    let (sender, inbox) = engine::mailbox(engine::Waker::new()?, setups.len());
+    for (index, setup) in setups.iter().enumerate() {
+        let mut vring = Vring::without_descriptors(index as u16, memory.clone(), setup)?;
+        vring.enabled = true;
+        drop(sender.send(Command::Add(Box::new(NetQueue::around(vring, setup)))));
+    }
+    let (queues, stats) = (Queues::new(inbox, setups.len() as u16), Arc::<PortStats>::default());
+    let mut shard = Shard { state, queues, pool, stats: stats.clone(), first: 0 };
+    shard.queues.take_commands(&shard.state.health);
+    Ok((Box::new(shard), stats, receiver))
 }
