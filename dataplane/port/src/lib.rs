@@ -10,9 +10,13 @@
 //!
 //! Descriptors that wake a sleeping worker are registered by the port with the worker's [`engine::WakeSet`].
 
+#[cfg(feature = "dpdk")]
+mod ethdev;
 mod memory;
 mod stats;
 
+#[cfg(feature = "dpdk")]
+pub use ethdev::{EthdevParams, EthdevPort};
 pub use memory::{MemoryPort, Wire};
 pub use stats::{Counters, PortStats};
 

@@ -42,4 +42,4 @@ pub use eal::{Eal, EalConfig, EalError, EalMemory};
 pub use errno::Errno;
 pub use ethdev::{AttachError, DeviceError, DeviceInfo, EthDev, EthDevConfig, Link, Queues, StartError, Stats};
 pub use mempool::{Mempool, MempoolError};
-pub use queue::{RxQueue, TxQueue};
+pub use queue::{RxQueue, TxCapabilities, TxQueue};

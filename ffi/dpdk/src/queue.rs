@@ -23,6 +23,39 @@ pub struct TxQueue {
     port: Arc<Port>,
     id: u16,
     ops: *const sys::rte_eth_fp_ops,
+    capabilities: TxCapabilities,
+}
+
+/// What a device does to packets that it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TxCapabilities {
+    /// Completes TCP checksums.
+    pub tcp_checksum: bool,
+    /// Completes UDP checksums.
+    pub udp_checksum: bool,
+    /// Completes SCTP checksums.
+    pub sctp_checksum: bool,
+    /// Cuts TCP packets into segments.
+    pub tcp_segmentation: bool,
+    /// Cuts UDP packets into datagrams.
+    pub udp_segmentation: bool,
+    /// Takes packets of several buffers.
+    pub chains: bool,
+}
+
+impl TxCapabilities {
+    /// From `RTE_ETH_TX_OFFLOAD_*`.
+    pub(crate) fn new(offloads: u64) -> TxCapabilities {
+        let has = |offload: u32| offloads & u64::from(offload) != 0;
+        TxCapabilities {
+            tcp_checksum: has(sys::RTE_ETH_TX_OFFLOAD_TCP_CKSUM),
+            udp_checksum: has(sys::RTE_ETH_TX_OFFLOAD_UDP_CKSUM),
+            sctp_checksum: has(sys::RTE_ETH_TX_OFFLOAD_SCTP_CKSUM),
+            tcp_segmentation: has(sys::RTE_ETH_TX_OFFLOAD_TCP_TSO),
+            udp_segmentation: has(sys::RTE_ETH_TX_OFFLOAD_UDP_TSO),
+            chains: has(sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS),
+        }
+    }
 }
 
 // SAFETY: DPDK wants one thread at a time at a queue, not always the same; `&mut` and no `Sync` see to it.
@@ -80,9 +113,14 @@ impl RxQueue {
 }
 
 impl TxQueue {
-    pub(crate) fn new(port: Arc<Port>, id: u16) -> TxQueue {
+    pub(crate) fn new(port: Arc<Port>, id: u16, capabilities: TxCapabilities) -> TxQueue {
         let ops = ops(port.id());
-        TxQueue { port, id, ops }
+        TxQueue { port, id, ops, capabilities }
+    }
+
+    /// What its device does to packets.
+    pub fn capabilities(&self) -> TxCapabilities {
+        self.capabilities
     }
 
     /// Its number in the device.

@@ -1,7 +1,7 @@
 //! Configuring and starting a device, which gives its queues; and stopping it, which wants them back.
 
 use super::{DeviceError, EthDev, Port};
-use crate::{Errno, Mempool, RxQueue, TxQueue, log};
+use crate::{Errno, Mempool, RxQueue, TxCapabilities, TxQueue, log};
 use dpdk_sys as sys;
 use std::ptr::null;
 use std::sync::Arc;
@@ -127,9 +127,10 @@ impl EthDev {
         if let Err(error) = self.set_promiscuous(config.promiscuous) {
             tracing::debug!(%error, "promiscuous mode stays as it is");
         }
+        let capabilities = TxCapabilities::new(TX_OFFLOADS & info.tx_offload_capa);
         Ok(Queues {
             rx: (0..config.rx_queues).map(|queue| RxQueue::new(self.port.clone(), queue)).collect(),
-            tx: (0..config.tx_queues).map(|queue| TxQueue::new(self.port.clone(), queue)).collect(),
+            tx: (0..config.tx_queues).map(|queue| TxQueue::new(self.port.clone(), queue, capabilities)).collect(),
         })
     }
 
