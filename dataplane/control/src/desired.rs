@@ -11,7 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The subsystems in the order in which they are restored, each with those it needs. Names are SPDK's where SPDK has them.
-pub(crate) const SUBSYSTEMS: &[(&str, &[&str])] = &[("engine", &[]), ("bdev", &["engine"]), ("vhost_blk", &["bdev"])];
+pub(crate) const SUBSYSTEMS: &[(&str, &[&str])] = &[
+    ("engine", &[]),
+    ("bdev", &["engine"]),
+    ("vhost_blk", &["bdev"]),
+    ("port", &["engine"]),
+    ("bridge", &["port"]),
+    ("flow", &["port"]),
+];
 
 /// One call of the desired state, in SPDK's form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -104,6 +111,18 @@ impl Object {
 
     pub(crate) fn controller(name: &str) -> Object {
         Object { subsystem: "vhost_blk", name: name.to_owned() }
+    }
+
+    pub(crate) fn port(name: &str) -> Object {
+        Object { subsystem: "port", name: name.to_owned() }
+    }
+
+    pub(crate) fn bridge(name: &str) -> Object {
+        Object { subsystem: "bridge", name: name.to_owned() }
+    }
+
+    pub(crate) fn flow(name: &str) -> Object {
+        Object { subsystem: "flow", name: name.to_owned() }
     }
 
     /// The place of the call that makes the object.
@@ -253,6 +272,16 @@ impl Desired {
         let mut kept = self.lock();
         let before = kept.len();
         kept.retain(|k| k.slot.as_ref().is_none_or(|slot| slot.object != *object));
+        if kept.len() != before {
+            self.changed();
+        }
+    }
+
+    /// Forgets the call in `slot`.
+    pub(crate) fn clear(&self, slot: &Slot) {
+        let mut kept = self.lock();
+        let before = kept.len();
+        kept.retain(|k| k.slot.as_ref() != Some(slot));
         if kept.len() != before {
             self.changed();
         }

@@ -25,6 +25,10 @@ pub enum EventType {
     VhostControllerDelete,
     /// A controller's guest or front-end misbehaved: it is served no more until it connects again.
     VhostQuarantine,
+    /// A port of the switch is there.
+    PortCreate,
+    /// A port of the switch is gone.
+    PortDelete,
     /// A call of the desired state could not be carried out; it is tried again.
     ConfigPending,
     /// A call of the desired state that was pending is in effect.
@@ -35,7 +39,7 @@ pub enum EventType {
 
 impl EventType {
     /// All of them.
-    pub const ALL: [EventType; 10] = [
+    pub const ALL: [EventType; 12] = [
         EventType::BdevRegister,
         EventType::BdevUnregister,
         EventType::BdevResize,
@@ -43,6 +47,8 @@ impl EventType {
         EventType::VhostControllerCreate,
         EventType::VhostControllerDelete,
         EventType::VhostQuarantine,
+        EventType::PortCreate,
+        EventType::PortDelete,
         EventType::ConfigPending,
         EventType::ConfigRestored,
         EventType::StateDamaged,

@@ -26,6 +26,7 @@ mod reference;
 mod restore;
 mod rpc;
 mod store;
+mod switch;
 
 pub use cpumask::parse_list as parse_cpus;
 pub use desired::{Call, Document, Section};
@@ -69,6 +70,8 @@ pub struct Settings {
     pub vhost_dir: PathBuf,
     /// Permissions of those sockets.
     pub vhost_socket_mode: u32,
+    /// Buffers of the pool that packets of all ports come from. It is made with the first port or bridge.
+    pub packet_buffers: usize,
     /// How workers idle, until `framework_set_idle` says otherwise.
     pub idle: IdlePolicy,
 }
@@ -82,6 +85,7 @@ pub struct Control {
     pub(crate) bdevs: Bdevs,
     pub(crate) controllers: Controllers,
     pub(crate) nvme: nvme::NvmeControllers,
+    pub(crate) switching: switch::Switching,
     pub(crate) copies: methods::image::Copies,
     pub(crate) controller_events: EventSink,
     pub(crate) desired: Desired,
@@ -96,6 +100,9 @@ impl Control {
     /// How long a worker without work spins before it sleeps, when nobody said otherwise.
     pub const DEFAULT_SPIN_US: u64 = 50;
 
+    /// Packet buffers when nobody said otherwise: about 36 MiB, once there is a port.
+    pub const DEFAULT_PACKET_BUFFERS: usize = 16384;
+
     /// A control plane over `engine`, with nothing restored yet.
     pub fn new(engine: Engine, log: Log, settings: Settings) -> Result<Arc<Control>, StoreError> {
         let store = settings.state_dir.as_deref().map(Store::open).transpose()?;
@@ -108,6 +115,7 @@ impl Control {
             bdevs: Bdevs::default(),
             controllers: Controllers::default(),
             nvme: nvme::NvmeControllers::default(),
+            switching: switch::Switching::new(settings.packet_buffers),
             copies: methods::image::Copies::default(),
             controller_events,
             desired: Desired::new(store),
@@ -131,8 +139,12 @@ impl Control {
         self.engine.workers().len()
     }
 
-    /// Ends what serves: controllers close, and their queues are drained.
-    pub async fn stop(&self) {
+    /// Ends what serves: controllers close, and their queues are drained; ports and switch end.
+    pub async fn stop(self: &Arc<Control>) {
+        let control = self.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || control.switching.stop()).await {
+            tracing::error!(%error, "the switch could not be stopped");
+        }
         let names: Vec<String> = self.controllers.all().iter().map(|served| served.name.clone()).collect();
         let taken: Vec<_> = names.iter().filter_map(|name| self.controllers.take(name).ok()).collect();
         let stopping = taken.into_iter().map(|(served, _)| tokio::task::spawn_blocking(|| controllers::stop(served)));

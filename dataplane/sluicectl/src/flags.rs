@@ -73,7 +73,7 @@ pub(crate) fn params(leaf: &ArgMatches, verb: &Verb, table: &control::Table) -> 
     for (name, property) in entry.params["properties"].as_object().into_iter().flatten() {
         let value = match kind(property) {
             Kind::Switch => leaf.get_flag(name).then_some(Value::Bool(true)),
-            Kind::List => leaf.get_many::<String>(name).map(|words| words.map(|w| json!(w)).collect()),
+            Kind::List => leaf.get_many::<String>(name).map(|words| words.map(|w| element(property, w)).collect()),
             Kind::Text | Kind::Word(_) => leaf.get_one::<String>(name).map(|text| json!(text)),
             // What is no JSON goes as text: the daemon says what it expected.
             Kind::Json => leaf.get_one::<String>(name).map(|t| serde_json::from_str(t).unwrap_or_else(|_| json!(t))),
@@ -87,6 +87,12 @@ pub(crate) fn params(leaf: &ArgMatches, verb: &Verb, table: &control::Table) -> 
         params.insert("num_blocks".to_owned(), json!(blocks(size, block_size)?));
     }
     Ok(if params.is_empty() { Value::Null } else { Value::Object(params) })
+}
+
+/// One value of a list: a number where the list is of numbers, else text.
+fn element(property: &Value, word: &str) -> Value {
+    let number = property["items"]["type"] == "integer";
+    word.parse::<u64>().ok().filter(|_| number).map_or_else(|| json!(word), |n| json!(n))
 }
 
 fn blocks(size: &str, block_size: u64) -> Result<u64, CallError> {

@@ -33,6 +33,9 @@ fn render(answer: &Value, verb: &Verb, json: bool) -> String {
         _ if json => format!("{answer:#}\n"),
         (_, Some(rows)) if !verb.columns.is_empty() => table(rows, verb.columns),
         (Value::Bool(true), _) => "done\n".to_owned(),
+        (Value::Array(lines), _) if !lines.is_empty() && lines.iter().all(Value::is_string) => {
+            lines.iter().filter_map(Value::as_str).map(|line| format!("{line}\n")).collect()
+        }
         (Value::String(text), _) => format!("{}\n", text.trim_end()),
         (other, _) => format!("{other:#}\n"),
     }

@@ -25,6 +25,7 @@ impl Served {
                     state_dir: None,
                     vhost_dir: path,
                     vhost_socket_mode: 0o600,
+                    packet_buffers: Control::DEFAULT_PACKET_BUFFERS,
                     idle: IdlePolicy::default(),
                 };
                 let control = Control::new(engine, Log::silent(), settings).unwrap();

@@ -54,7 +54,8 @@ fn run() -> Result<(), StartError> {
         let vhost_dir = options.vhost_dir.clone().or_else(|| socket.parent().map(Into::into)).unwrap_or_default();
         let engine = Engine::start(&cpus, options.idle())?;
         let (state_dir, idle) = (options.state_dir.clone(), options.idle());
-        let settings = Settings { state_dir, vhost_dir, vhost_socket_mode, idle };
+        let packet_buffers = options.packet_buffers.unwrap_or(Control::DEFAULT_PACKET_BUFFERS);
+        let settings = Settings { state_dir, vhost_dir, vhost_socket_mode, packet_buffers, idle };
         let control = Control::new(engine, log, settings)?;
         if let Some(address) = options.metrics {
             let address = control::serve_metrics(&control, address)?;

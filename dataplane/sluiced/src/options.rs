@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Microseconds that a worker without work spins before it sleeps, or "never" to sleep never [default: 50]
     #[arg(long, value_name = "N", value_parser = Spin::parse)]
     pub(crate) idle_spin_us: Option<Spin>,
+    /// Buffers for packets, of 2 KiB each; they are allocated with the first port [default: 16384]
+    #[arg(long, value_name = "N")]
+    pub(crate) packet_buffers: Option<usize>,
     /// Serve OpenMetrics over HTTP at this address, such as 127.0.0.1:9100 [default: no]
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -117,6 +120,7 @@ impl Options {
             vhost_socket_mode: self.vhost_socket_mode.or(file.vhost_socket_mode),
             workers: self.workers.or(file.workers),
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
+            packet_buffers: self.packet_buffers.or(file.packet_buffers),
             metrics: self.metrics.or(file.metrics),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),

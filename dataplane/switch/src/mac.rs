@@ -19,6 +19,12 @@ impl Mac {
         self.0
     }
 
+    /// In the order of the wire.
+    pub const fn octets(self) -> [u8; 6] {
+        let [_, _, a, b, c, d, e, f] = self.0.to_be_bytes();
+        [a, b, c, d, e, f]
+    }
+
     /// A group address: broadcast or multicast.
     pub const fn is_group(self) -> bool {
         self.0 >> 40 & 1 == 1

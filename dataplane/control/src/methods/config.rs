@@ -49,7 +49,7 @@ impl Method for LoadConfig {
             // What takes the call back: the call that it replaces, or the opposite of it.
             let back = match control.methods().effect(&call)? {
                 Effect::Keep { slot, undo } => control.desired.get(&slot).or(undo),
-                Effect::None | Effect::Forget(_) => None,
+                Effect::None | Effect::Forget(_) | Effect::Clear(_) => None,
             };
             // Boxed: this future is one of those that it awaits.
             if let Err(mut error) = Box::pin(control.call_unsaved(&call.method, call.params.clone())).await {

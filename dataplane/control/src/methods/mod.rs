@@ -2,11 +2,13 @@
 
 pub(crate) mod bdev;
 mod boot;
+mod bridge;
 mod cidata;
 mod config;
 mod delay;
 mod error;
 mod file;
+mod flow;
 mod framework;
 pub(crate) mod image;
 pub(crate) mod iostat;
@@ -17,9 +19,11 @@ mod metrics;
 mod notify;
 mod null;
 mod nvme;
+pub(crate) mod port;
 mod qos;
 mod rpc;
 mod vhost;
+mod vhost_net;
 
 use crate::rpc::method::Table;
 
@@ -28,11 +32,13 @@ pub(crate) fn table() -> Table {
     let groups = [
         bdev::methods(),
         boot::methods(),
+        bridge::methods(),
         cidata::methods(),
         config::methods(),
         delay::methods(),
         error::methods(),
         file::methods(),
+        flow::methods(),
         framework::methods(),
         image::methods(),
         iostat::methods(),
@@ -43,9 +49,11 @@ pub(crate) fn table() -> Table {
         notify::methods(),
         null::methods(),
         nvme::methods(),
+        port::methods(),
         qos::methods(),
         rpc::methods(),
         vhost::methods(),
+        vhost_net::methods(),
     ];
     Table::new(groups.into_iter().flatten().collect())
 }

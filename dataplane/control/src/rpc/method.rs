@@ -47,6 +47,8 @@ pub(crate) enum Effect {
     Keep { slot: Slot, undo: Option<Call> },
     /// All that was kept for this object is forgotten.
     Forget(Object),
+    /// The call in this slot is forgotten.
+    Clear(Slot),
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
@@ -144,6 +146,7 @@ async fn run<M: Method>(control: Arc<Control>, params: Value) -> Result<Value, R
         Effect::None => {}
         Effect::Keep { slot, .. } => control.desired.keep(slot, Call::new(M::NAME, complete(&method)?)),
         Effect::Forget(object) => control.desired.forget(&object),
+        Effect::Clear(slot) => control.desired.clear(&slot),
     }
     serde_json::to_value(output).map_err(|error| RpcError::internal(error.to_string()))
 }

@@ -1,0 +1,161 @@
+//! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
+
+use crate::events::EventType;
+use crate::rpc::RpcError;
+use crate::rpc::method::blocking;
+use crate::{Control, limits};
+use packet::Pool;
+use std::sync::{Arc, Mutex, MutexGuard};
+use switch::{Switch, SwitchError};
+use virtio_net::{EventKind, EventSink, NetController};
+
+/// The switch, once there is one.
+pub(crate) struct Switching {
+    packet_buffers: usize,
+    made: Mutex<Option<Arc<Switch>>>,
+    /// One handler at a time makes it.
+    making: tokio::sync::Mutex<()>,
+    /// Ports that are guests, by name.
+    guests: Mutex<Vec<(String, Arc<NetController>)>>,
+    guest_events: Mutex<Option<EventSink>>,
+}
+
+impl Switching {
+    pub(crate) fn new(packet_buffers: usize) -> Switching {
+        Switching {
+            packet_buffers,
+            made: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+            guests: Mutex::default(),
+            guest_events: Mutex::default(),
+        }
+    }
+
+    /// The switch, if something needed it already.
+    pub(crate) fn get(&self) -> Option<Arc<Switch>> {
+        self.lock().clone()
+    }
+
+    /// Takes ports and switch out of use, at the daemon's end. Waits for both.
+    pub(crate) fn stop(&self) {
+        let switch = self.lock().take();
+        for port in switch.iter().flat_map(|switch| switch.ports()) {
+            if let Err(error) = switch.iter().try_for_each(|switch| switch.remove_port(&port.name).map(drop)) {
+                tracing::error!(%error, port = port.name, "the port could not be removed");
+            }
+        }
+        drop(std::mem::take(&mut *self.lock_guests()));
+    }
+
+    pub(crate) fn add_guest(&self, name: &str, guest: Arc<NetController>) {
+        self.lock_guests().push((name.to_owned(), guest));
+    }
+
+    pub(crate) fn guest(&self, name: &str) -> Result<Arc<NetController>, RpcError> {
+        let found = self.guests().into_iter().find(|(known, _)| known == name).map(|(_, guest)| guest);
+        found.ok_or_else(|| RpcError::no_such("controller", name).hint("vhost_get_net_controllers lists them"))
+    }
+
+    pub(crate) fn guests(&self) -> Vec<(String, Arc<NetController>)> {
+        self.lock_guests().clone()
+    }
+
+    pub(crate) fn take_guest(&self, name: &str) -> Option<Arc<NetController>> {
+        let mut guests = self.lock_guests();
+        let at = guests.iter().position(|(known, _)| known == name)?;
+        Some(guests.remove(at).1)
+    }
+
+    /// Where guests' devices report; what they report becomes events.
+    pub(crate) fn guest_events(&self, control: &Arc<Control>) -> Result<EventSink, RpcError> {
+        let mut sink = self.guest_events.lock().expect("no panic under this lock");
+        if let Some(sink) = &*sink {
+            return Ok(sink.clone());
+        }
+        let (new, events) = EventSink::new(limits::CONTROLLER_EVENTS);
+        let control = Arc::downgrade(control);
+        let listen = move || {
+            for event in events {
+                let Some(control) = control.upgrade() else { return };
+                let EventKind::Quarantined { queue, fault } = event.kind;
+                control.events.add(EventType::VhostQuarantine, &event.controller, format!("ring {queue}: {fault}"));
+            }
+        };
+        let started = std::thread::Builder::new().name("guest-events".to_owned()).spawn(listen);
+        started.map_err(|error| RpcError::from_io(&error, format!("thread: {error}")))?;
+        *sink = Some(new.clone());
+        Ok(new)
+    }
+
+    fn lock_guests(&self) -> MutexGuard<'_, Vec<(String, Arc<NetController>)>> {
+        self.guests.lock().expect("no panic under this lock")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Switch>>> {
+        self.made.lock().expect("no panic under this lock")
+    }
+}
+
+impl Control {
+    /// The switch, for looking something up by its name.
+    pub(crate) fn switch(&self, kind: &str, name: &str) -> Result<Arc<Switch>, RpcError> {
+        self.switching.get().ok_or_else(|| RpcError::no_such(kind, name))
+    }
+
+    /// The switch, made if there is none yet.
+    pub(crate) async fn make_switch(&self) -> Result<Arc<Switch>, RpcError> {
+        let _making = self.switching.making.lock().await;
+        if let Some(switch) = self.switching.get() {
+            return Ok(switch);
+        }
+        let (workers, buffers) = (self.engine().workers().to_vec(), self.switching.packet_buffers);
+        let made = blocking(move || {
+            let pool = Pool::new(buffers, None).map_err(|error| {
+                RpcError::errno(libc::ENOMEM, error.to_string()).hint("see --packet-buffers of the daemon")
+            })?;
+            Switch::start(&workers, pool).map_err(RpcError::from)
+        });
+        let switch = Arc::new(made.await??);
+        *self.switching.lock() = Some(switch.clone());
+        Ok(switch)
+    }
+}
+
+impl From<SwitchError> for RpcError {
+    fn from(error: SwitchError) -> RpcError {
+        let text = error.to_string();
+        match error {
+            SwitchError::NoSuch { kind, name } => {
+                let lists = match kind {
+                    "bridge" => "bridge_get lists the bridges",
+                    "port" => "port_get lists the ports",
+                    "flow" => "flow_dump lists the flows",
+                    _ => "bridge_get_fdb lists the stations",
+                };
+                RpcError::no_such(kind, &name).hint(lists)
+            }
+            SwitchError::Exists { kind, name } => RpcError::name_taken(kind, &name),
+            SwitchError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            SwitchError::Limit { what, limit } => RpcError::limit(what, limit),
+            SwitchError::Busy { .. } => {
+                RpcError::errno(libc::EBUSY, text).hint("bridge_remove_port takes a port out of its bridge")
+            }
+            SwitchError::Overlaps(other) => RpcError::errno(libc::EEXIST, text).field("flow", other).hint(
+                "no packet may match two flows: make their keys differ in a bit that both look at, or delete the other",
+            ),
+            SwitchError::Port(error) => RpcError::from(error),
+            SwitchError::Os { source, .. } => RpcError::from_io(&source, text),
+        }
+    }
+}
+
+impl From<port::PortError> for RpcError {
+    fn from(error: port::PortError) -> RpcError {
+        let text = error.to_string();
+        match error {
+            port::PortError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            port::PortError::Os { source, .. } => RpcError::from_io(&source, text),
+            port::PortError::Other { .. } => RpcError::errno(libc::EIO, text),
+        }
+    }
+}
