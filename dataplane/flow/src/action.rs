@@ -71,7 +71,7 @@ pub enum Action {
     Trunc(u32),
     /// Runs the actions on a copy.
     Clone(Vec<Action>),
-    /// Goes on by the length of the packet, without its VLAN tags.
+    /// Runs one list or the other on a copy, by the length of the packet.
     CheckPktLen {
         /// The length.
         size: u16,

@@ -28,6 +28,7 @@ mod extract;
 pub mod fuzz;
 pub mod key;
 pub mod reference;
+mod rewrite;
 mod store;
 pub mod text;
 
