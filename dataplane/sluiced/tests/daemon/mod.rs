@@ -152,6 +152,7 @@ impl Client {
                 Ok(0) => return None,
                 Ok(n) => self.received.extend_from_slice(&chunk[..n]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("receive: {error}"),
             }
         }
