@@ -112,15 +112,15 @@ pub struct Stats {
 /// Why a device did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// Queues are still with workers.
-    #[error("{device}: {what}: {queues} of its queues are in use: take them back from their workers first")]
-    QueuesInUse {
+    /// Queues are still with workers, or flow rules are in it.
+    #[error("{device}: {what}: {users} of its queues and flow rules are in use: take them back first")]
+    InUse {
         /// The device.
         device: String,
         /// What was asked.
         what: &'static str,
-        /// Queues that are not back.
-        queues: usize,
+        /// Queues and rules that are not back.
+        users: usize,
     },
     /// The driver cannot.
     #[error("{device}: {what}: its driver does not do that")]
@@ -172,6 +172,10 @@ impl EthDev {
     /// DPDK's number for it, which [`packet::Mbuf::port`] carries.
     pub fn port_id(&self) -> u16 {
         self.port.id
+    }
+
+    pub(crate) fn port(&self) -> &Arc<Port> {
+        &self.port
     }
 
     /// Its name on its bus.
@@ -371,7 +375,7 @@ fn chars(bytes: &[c_char]) -> String {
 ///
 /// # Safety
 /// `pointer` is null or leads to a C string.
-unsafe fn text(pointer: *const c_char) -> String {
+pub(crate) unsafe fn text(pointer: *const c_char) -> String {
     if pointer.is_null() {
         return String::new();
     }

@@ -5,6 +5,7 @@
 //!   [`packet::Mbuf`] to the byte (the crate does not compile otherwise), so a burst passes without a look at its packets.
 //! - [`EthDev`]: a port that `devargs` name, attached and removed at run time. Started, it gives its [`RxQueue`]s and
 //!   [`TxQueue`]s away; each belongs to one worker at a time, and the device runs until the last is back.
+//! - [`flow`]: rules in a device (`rte_flow`), typed.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,6 +33,7 @@
 mod eal;
 mod errno;
 mod ethdev;
+pub mod flow;
 mod lcore;
 mod log;
 mod mbuf;

@@ -66,7 +66,7 @@ fn one_life(eal: &Eal, pool: &Mempool) {
 
     let mut queues = dev.start(&EthDevConfig { rx_queues: 2, tx_queues: 2, ..EthDevConfig::new(pool) }).unwrap();
     assert!(dev.link().unwrap().up);
-    assert!(matches!(dev.stop(), Err(DeviceError::QueuesInUse { queues: 4, .. })));
+    assert!(matches!(dev.stop(), Err(DeviceError::InUse { users: 4, .. })));
     let mut burst = Burst::new();
     for _ in 0..1000 {
         assert_eq!(queues.rx[1].receive(&mut burst), packet::BURST);

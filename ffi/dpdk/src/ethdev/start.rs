@@ -146,10 +146,10 @@ impl EthDev {
         Ok(())
     }
 
-    /// The port, as long as no queue is out.
+    /// The port, as long as no queue is out and no rule in.
     fn idle_port(&mut self, what: &'static str) -> Result<&mut Port, DeviceError> {
-        let (queues, device) = (Arc::strong_count(&self.port) - 1, self.port.name.clone());
-        Arc::get_mut(&mut self.port).ok_or(DeviceError::QueuesInUse { device, what, queues })
+        let (users, device) = (Arc::strong_count(&self.port) - 1, self.port.name.clone());
+        Arc::get_mut(&mut self.port).ok_or(DeviceError::InUse { device, what, users })
     }
 
     fn check_config(&self, config: &EthDevConfig, info: &sys::rte_eth_dev_info) -> Result<(), DeviceError> {

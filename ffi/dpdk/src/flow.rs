@@ -1,0 +1,259 @@
+//! Flow rules in a device (`rte_flow`): a pattern of typed items and a list of typed actions.
+//!
+//! What a device can is found out by [`EthDev::validate_flow`], never by its name. A [`FlowRule`] is destroyed when it is
+//! dropped; [`FlowRule::destroy`] returns its last counters. A device does not stop while one of its rules lives.
+
+mod action;
+mod item;
+mod lower;
+
+pub use action::{FlowAction, SetField};
+pub use item::{Eth, FlowItem, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
+
+use crate::Errno;
+use crate::ethdev::{EthDev, Port, text};
+use dpdk_sys as sys;
+use lower::Lowered;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What a rule is applied to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Direction {
+    /// What this port receives.
+    #[default]
+    Ingress,
+    /// What this port sends.
+    Egress,
+    /// What passes the device's switch, whatever port it comes from.
+    Transfer,
+}
+
+/// Where a rule stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowAttributes {
+    /// Its group; packets start in 0.
+    pub group: u32,
+    /// Its priority in the group; 0 is the highest.
+    pub priority: u32,
+    /// What it is applied to.
+    pub direction: Direction,
+}
+
+/// The part of a rule that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clause {
+    /// An item of the pattern.
+    Item(usize),
+    /// An action.
+    Action(usize),
+    /// Group, priority or direction.
+    Attributes,
+    /// The rule as a whole.
+    Rule,
+}
+
+impl std::fmt::Display for Clause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Clause::Item(index) => write!(f, "item {index}"),
+            Clause::Action(index) => write!(f, "action {index}"),
+            Clause::Attributes => f.write_str("attributes"),
+            Clause::Rule => f.write_str("rule"),
+        }
+    }
+}
+
+/// Why a device did not do what was asked with a rule.
+#[derive(Debug, thiserror::Error)]
+pub enum FlowError {
+    /// Its driver knows nothing of flow rules.
+    #[error("{device}: its driver has no flow rules")]
+    NotImplemented {
+        /// The device.
+        device: String,
+    },
+    /// The device does not do that.
+    #[error("{device}: {clause} is not supported: {said}")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// What was refused.
+        clause: Clause,
+        /// The driver's words.
+        said: String,
+    },
+    /// A value makes no sense to the driver.
+    #[error("{device}: {clause} is not valid: {said}")]
+    Invalid {
+        /// The device.
+        device: String,
+        /// What was refused.
+        clause: Clause,
+        /// The driver's words.
+        said: String,
+    },
+    /// The same pattern is there already.
+    #[error("{device}: there is such a rule already: {said}")]
+    Exists {
+        /// The device.
+        device: String,
+        /// The driver's words.
+        said: String,
+    },
+    /// A table is full.
+    #[error("{device}: no room for more flow rules: {said}")]
+    Full {
+        /// The device.
+        device: String,
+        /// The driver's words.
+        said: String,
+    },
+    /// The device is not there any more.
+    #[error("{device}: the device is gone")]
+    Gone {
+        /// The device.
+        device: String,
+    },
+    /// Anything else.
+    #[error("{device}: {clause}: {errno}: {said}")]
+    Failed {
+        /// The device.
+        device: String,
+        /// What was refused.
+        clause: Clause,
+        /// The driver's reason.
+        errno: Errno,
+        /// The driver's words.
+        said: String,
+    },
+}
+
+/// What a rule has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCount {
+    /// Packets, where the device counts them.
+    pub packets: Option<u64>,
+    /// Bytes, where the device counts them.
+    pub bytes: Option<u64>,
+}
+
+impl EthDev {
+    /// Whether the device would take such a rule now.
+    pub fn validate_flow(
+        &self,
+        attributes: &FlowAttributes,
+        pattern: &[FlowItem],
+        actions: &[FlowAction],
+    ) -> Result<(), FlowError> {
+        let (lowered, attributes) = (Lowered::new(pattern, actions), lower::attributes(attributes));
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: both lists end in an END and live across the call, with all that they lead to.
+        let returned = unsafe {
+            let (items, actions) = (lowered.items.as_ptr(), lowered.actions.as_ptr());
+            sys::rte_flow_validate(self.port_id(), &raw const attributes, items, actions, &raw mut error)
+        };
+        Errno::check(returned).map_err(|errno| refused(self.name(), errno, &error, Some(&lowered)))
+    }
+
+    /// Puts a rule into the device. Any thread may do so.
+    pub fn create_flow(
+        &self,
+        attributes: &FlowAttributes,
+        pattern: &[FlowItem],
+        actions: &[FlowAction],
+    ) -> Result<FlowRule, FlowError> {
+        let (lowered, attributes) = (Lowered::new(pattern, actions), lower::attributes(attributes));
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: as in `validate_flow`; the driver copies what it keeps.
+        let raw = unsafe {
+            let (items, actions) = (lowered.items.as_ptr(), lowered.actions.as_ptr());
+            sys::rte_flow_create(self.port_id(), &raw const attributes, items, actions, &raw mut error)
+        };
+        match NonNull::new(raw) {
+            raw @ Some(_) => {
+                Ok(FlowRule { raw, counts: actions.contains(&FlowAction::Count), port: self.port().clone() })
+            }
+            None => Err(refused(self.name(), Errno::last(), &error, Some(&lowered))),
+        }
+    }
+}
+
+/// A rule in a device.
+pub struct FlowRule {
+    /// `None` once it is destroyed.
+    raw: Option<NonNull<sys::rte_flow>>,
+    counts: bool,
+    port: Arc<Port>,
+}
+
+// SAFETY: ethdev serialises the calls where the driver wants it.
+unsafe impl Send for FlowRule {}
+// SAFETY: as above.
+unsafe impl Sync for FlowRule {}
+
+impl FlowRule {
+    /// What it has counted; nothing where it has no [`FlowAction::Count`].
+    pub fn query(&self) -> Result<FlowCount, FlowError> {
+        let Some(raw) = self.raw.filter(|_| self.counts) else { return Ok(FlowCount::default()) };
+        let count = FlowAction::Count;
+        let lowered = Lowered::new(&[], std::slice::from_ref(&count));
+        let mut error = sys::rte_flow_error::default();
+        let mut data = sys::rte_flow_query_count::default();
+        // SAFETY: the rule is in the device; the driver fills `data`, which is what a query of COUNT is answered with.
+        let returned = unsafe {
+            let (port, action) = (self.port.id(), lowered.actions.as_ptr());
+            sys::rte_flow_query(port, raw.as_ptr(), action, (&raw mut data).cast(), &raw mut error)
+        };
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+        Ok(FlowCount {
+            packets: (data.hits_set() != 0).then_some(data.hits),
+            bytes: (data.bytes_set() != 0).then_some(data.bytes),
+        })
+    }
+
+    /// Takes the rule out of the device, after a last look at its counters.
+    pub fn destroy(mut self) -> Result<FlowCount, FlowError> {
+        let count = self.query();
+        self.remove()?;
+        count
+    }
+
+    fn remove(&mut self) -> Result<(), FlowError> {
+        let Some(raw) = self.raw.take() else { return Ok(()) };
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: the rule is in the device and nobody uses it any more.
+        let returned = unsafe { sys::rte_flow_destroy(self.port.id(), raw.as_ptr(), &raw mut error) };
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))
+    }
+}
+
+impl Drop for FlowRule {
+    fn drop(&mut self) {
+        if let Err(error) = self.remove() {
+            tracing::warn!(%error, "a flow rule stays in its device");
+        }
+    }
+}
+
+impl std::fmt::Debug for FlowRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FlowRule(of {})", self.port.name())
+    }
+}
+
+fn refused(device: &str, errno: Errno, error: &sys::rte_flow_error, lowered: Option<&Lowered>) -> FlowError {
+    let device = device.to_owned();
+    let clause = lowered.map_or(Clause::Rule, |lowered| lowered.clause(error));
+    // SAFETY: null or a constant string of the driver.
+    let said = unsafe { text(error.message) };
+    match errno.0 {
+        libc::ENOSYS => FlowError::NotImplemented { device },
+        libc::ENOTSUP => FlowError::Unsupported { device, clause, said },
+        libc::EINVAL => FlowError::Invalid { device, clause, said },
+        libc::EEXIST => FlowError::Exists { device, said },
+        libc::ENOSPC | libc::ENOMEM => FlowError::Full { device, said },
+        libc::ENODEV | libc::EIO => FlowError::Gone { device },
+        _ => FlowError::Failed { device, clause, errno, said },
+    }
+}

@@ -1,0 +1,351 @@
+//! Typed rules as DPDK's structures.
+
+use super::{Clause, Direction, FlowAction, FlowAttributes, FlowItem, Match, SetField};
+use super::{Eth, Icmp, Ipv4, Ipv6, L4Ports, Tcp, Vlan};
+use dpdk_sys as sys;
+use std::any::Any;
+use std::ffi::c_void;
+use std::ptr::null;
+
+pub(super) fn attributes(from: &FlowAttributes) -> sys::rte_flow_attr {
+    let mut raw = sys::rte_flow_attr { group: from.group, priority: from.priority, ..Default::default() };
+    match from.direction {
+        Direction::Ingress => raw.set_ingress(1),
+        Direction::Egress => raw.set_egress(1),
+        Direction::Transfer => raw.set_transfer(1),
+    }
+    raw
+}
+
+/// A pattern and its actions, each ended by an END.
+pub(super) struct Lowered {
+    pub(super) items: Vec<sys::rte_flow_item>,
+    pub(super) actions: Vec<sys::rte_flow_action>,
+    _kept: Kept,
+}
+
+/// What the lists lead to, each at a place of its own.
+#[derive(Default)]
+struct Kept(Vec<Box<dyn Any>>);
+
+impl Kept {
+    fn keep<T: 'static>(&mut self, value: T) -> &mut T {
+        self.0.push(Box::new(value));
+        let last = self.0.last_mut().and_then(|kept| kept.downcast_mut());
+        last.expect("just put there")
+    }
+
+    /// The place of one value.
+    fn lend<T: 'static>(&mut self, value: T) -> *const c_void {
+        (&raw const *self.keep(value)).cast()
+    }
+
+    /// The place of the first of a list.
+    fn list<T: 'static>(&mut self, values: Vec<T>) -> *mut T {
+        self.keep(values).as_mut_ptr()
+    }
+}
+
+impl Lowered {
+    pub(super) fn new(pattern: &[FlowItem], actions: &[FlowAction]) -> Lowered {
+        let mut kept = Kept::default();
+        let items = items(pattern, &mut kept);
+        let mut actions: Vec<_> = actions.iter().map(|from| action(from, &mut kept)).collect();
+        actions.push(bare(sys::RTE_FLOW_ACTION_TYPE_END));
+        Lowered { items, actions, _kept: kept }
+    }
+
+    /// What an error points to.
+    pub(super) fn clause(&self, error: &sys::rte_flow_error) -> Clause {
+        let cause = error.cause;
+        let item = |item: &sys::rte_flow_item| {
+            let own = (&raw const *item).cast::<c_void>();
+            [own, item.spec, item.mask].iter().any(|&place| !place.is_null() && place == cause)
+        };
+        let action = |action: &sys::rte_flow_action| {
+            let own = (&raw const *action).cast::<c_void>();
+            [own, action.conf].iter().any(|&place| !place.is_null() && place == cause)
+        };
+        let found = self.items.iter().position(item).map(Clause::Item);
+        match error.type_ {
+            sys::RTE_FLOW_ERROR_TYPE_ATTR_GROUP..=sys::RTE_FLOW_ERROR_TYPE_ATTR => Clause::Attributes,
+            _ => found.or_else(|| self.actions.iter().position(action).map(Clause::Action)).unwrap_or(Clause::Rule),
+        }
+    }
+}
+
+fn items(pattern: &[FlowItem], kept: &mut Kept) -> Vec<sys::rte_flow_item> {
+    let mut items: Vec<_> = pattern.iter().map(|from| item(from, kept)).collect();
+    items.push(sys::rte_flow_item { type_: sys::RTE_FLOW_ITEM_TYPE_END, spec: null(), last: null(), mask: null() });
+    items
+}
+
+fn item(from: &FlowItem, kept: &mut Kept) -> sys::rte_flow_item {
+    match from {
+        FlowItem::Eth(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_ETH, fields, eth, kept),
+        FlowItem::Vlan(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_VLAN, fields, vlan, kept),
+        FlowItem::Ipv4(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_IPV4, fields, ipv4, kept),
+        FlowItem::Ipv6(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_IPV6, fields, ipv6, kept),
+        FlowItem::Tcp(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_TCP, fields, tcp, kept),
+        FlowItem::Udp(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_UDP, fields, udp, kept),
+        FlowItem::Sctp(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_SCTP, fields, sctp, kept),
+        FlowItem::Icmp(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_ICMP, fields, icmp, kept),
+        FlowItem::Icmp6(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_ICMP6, fields, icmp6, kept),
+        FlowItem::Vxlan(fields) => matching(sys::RTE_FLOW_ITEM_TYPE_VXLAN, fields, vxlan, kept),
+        FlowItem::RepresentedPort(port) => {
+            let port = Match { spec: *port, mask: u16::MAX };
+            let ethdev = |port_id: &u16| sys::rte_flow_item_ethdev { port_id: *port_id };
+            matching(sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT, &port, ethdev, kept)
+        }
+    }
+}
+
+fn matching<T, R: 'static>(
+    type_: sys::rte_flow_item_type,
+    fields: &Match<T>,
+    raw: impl Fn(&T) -> R,
+    kept: &mut Kept,
+) -> sys::rte_flow_item {
+    let (spec, mask) = (kept.lend(raw(&fields.spec)), kept.lend(raw(&fields.mask)));
+    sys::rte_flow_item { type_, spec, last: null(), mask }
+}
+
+fn eth(from: &Eth) -> sys::rte_flow_item_eth {
+    let mut raw = sys::rte_flow_item_eth::default();
+    raw.__bindgen_anon_1.hdr = sys::rte_ether_hdr {
+        dst_addr: sys::rte_ether_addr { addr_bytes: from.dst },
+        src_addr: sys::rte_ether_addr { addr_bytes: from.src },
+        ether_type: from.ether_type.to_be(),
+    };
+    raw
+}
+
+fn vlan(from: &Vlan) -> sys::rte_flow_item_vlan {
+    let mut raw = sys::rte_flow_item_vlan::default();
+    raw.__bindgen_anon_1.hdr = sys::rte_vlan_hdr { vlan_tci: from.tci.to_be(), eth_proto: from.inner_type.to_be() };
+    raw
+}
+
+fn ipv4(from: &Ipv4) -> sys::rte_flow_item_ipv4 {
+    let mut raw = sys::rte_flow_item_ipv4::default();
+    raw.hdr.src_addr = u32::from_ne_bytes(from.src);
+    raw.hdr.dst_addr = u32::from_ne_bytes(from.dst);
+    raw.hdr.next_proto_id = from.proto;
+    raw.hdr.time_to_live = from.ttl;
+    raw.hdr.type_of_service = from.tos;
+    raw.hdr.fragment_offset = from.fragment.to_be();
+    raw
+}
+
+fn ipv6(from: &Ipv6) -> sys::rte_flow_item_ipv6 {
+    let mut raw = sys::rte_flow_item_ipv6::default();
+    raw.hdr.src_addr = from.src;
+    raw.hdr.dst_addr = from.dst;
+    raw.hdr.proto = from.proto;
+    raw.hdr.hop_limits = from.hop_limit;
+    raw.hdr.vtc_flow = (u32::from(from.traffic_class) << 20 | from.flow_label & 0xf_ffff).to_be();
+    raw
+}
+
+fn tcp(from: &Tcp) -> sys::rte_flow_item_tcp {
+    let mut raw = sys::rte_flow_item_tcp::default();
+    raw.hdr.src_port = from.src.to_be();
+    raw.hdr.dst_port = from.dst.to_be();
+    raw.hdr.tcp_flags = from.flags;
+    raw
+}
+
+fn udp(from: &L4Ports) -> sys::rte_flow_item_udp {
+    let mut raw = sys::rte_flow_item_udp::default();
+    raw.hdr.src_port = from.src.to_be();
+    raw.hdr.dst_port = from.dst.to_be();
+    raw
+}
+
+fn sctp(from: &L4Ports) -> sys::rte_flow_item_sctp {
+    let mut raw = sys::rte_flow_item_sctp::default();
+    raw.hdr.src_port = from.src.to_be();
+    raw.hdr.dst_port = from.dst.to_be();
+    raw
+}
+
+fn icmp(from: &Icmp) -> sys::rte_flow_item_icmp {
+    let mut raw = sys::rte_flow_item_icmp::default();
+    raw.hdr.icmp_type = from.kind;
+    raw.hdr.icmp_code = from.code;
+    raw
+}
+
+fn icmp6(from: &Icmp) -> sys::rte_flow_item_icmp6 {
+    sys::rte_flow_item_icmp6 { type_: from.kind, code: from.code, checksum: 0 }
+}
+
+fn vxlan(vni: &u32) -> sys::rte_flow_item_vxlan {
+    let mut raw = sys::rte_flow_item_vxlan::default();
+    raw.__bindgen_anon_1.hdr.vx_vni = (vni << 8).to_be();
+    raw
+}
+
+fn bare(type_: sys::rte_flow_action_type) -> sys::rte_flow_action {
+    sys::rte_flow_action { type_, conf: null() }
+}
+
+fn action(from: &FlowAction, kept: &mut Kept) -> sys::rte_flow_action {
+    let raw = |type_, conf: *const c_void| sys::rte_flow_action { type_, conf };
+    match from {
+        FlowAction::Drop => bare(sys::RTE_FLOW_ACTION_TYPE_DROP),
+        FlowAction::DecTtl => bare(sys::RTE_FLOW_ACTION_TYPE_DEC_TTL),
+        FlowAction::PopVlan => bare(sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN),
+        FlowAction::VxlanDecap => bare(sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP),
+        FlowAction::Count => raw(sys::RTE_FLOW_ACTION_TYPE_COUNT, kept.lend(sys::rte_flow_action_count::default())),
+        FlowAction::Mark(id) => raw(sys::RTE_FLOW_ACTION_TYPE_MARK, kept.lend(sys::rte_flow_action_mark { id: *id })),
+        FlowAction::Queue(index) => {
+            raw(sys::RTE_FLOW_ACTION_TYPE_QUEUE, kept.lend(sys::rte_flow_action_queue { index: *index }))
+        }
+        FlowAction::Rss(queues) => raw(sys::RTE_FLOW_ACTION_TYPE_RSS, rss(queues, kept)),
+        FlowAction::RepresentedPort(port_id) => {
+            let conf = sys::rte_flow_action_ethdev { port_id: *port_id };
+            raw(sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT, kept.lend(conf))
+        }
+        FlowAction::Jump(group) => {
+            raw(sys::RTE_FLOW_ACTION_TYPE_JUMP, kept.lend(sys::rte_flow_action_jump { group: *group }))
+        }
+        FlowAction::Age(seconds) => {
+            let mut conf = sys::rte_flow_action_age::default();
+            conf.set_timeout((*seconds).min(0xff_ffff));
+            raw(sys::RTE_FLOW_ACTION_TYPE_AGE, kept.lend(conf))
+        }
+        FlowAction::VxlanEncap(headers) => {
+            let headers = items(headers, kept);
+            let definition = kept.list(headers);
+            raw(sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP, kept.lend(sys::rte_flow_action_vxlan_encap { definition }))
+        }
+        FlowAction::RawEncap(bytes) => {
+            let (data, size) = (kept.list(bytes.clone()), bytes.len());
+            let conf = sys::rte_flow_action_raw_encap { data, preserve: std::ptr::null_mut(), size };
+            raw(sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP, kept.lend(conf))
+        }
+        FlowAction::RawDecap(bytes) => {
+            let (data, size) = (kept.list(bytes.clone()), bytes.len());
+            raw(sys::RTE_FLOW_ACTION_TYPE_RAW_DECAP, kept.lend(sys::rte_flow_action_raw_decap { data, size }))
+        }
+        FlowAction::PushVlan(ethertype) => {
+            let conf = sys::rte_flow_action_of_push_vlan { ethertype: ethertype.to_be() };
+            raw(sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN, kept.lend(conf))
+        }
+        FlowAction::Set(field) => set(field, kept),
+    }
+}
+
+fn set(field: &SetField, kept: &mut Kept) -> sys::rte_flow_action {
+    let mac = |mac_addr: &[u8; 6]| sys::rte_flow_action_set_mac { mac_addr: *mac_addr };
+    let ipv4 = |address: &[u8; 4]| sys::rte_flow_action_set_ipv4 { ipv4_addr: u32::from_ne_bytes(*address) };
+    let ipv6 = |ipv6_addr: &[u8; 16]| sys::rte_flow_action_set_ipv6 { ipv6_addr: *ipv6_addr };
+    let tp = |port: &u16| sys::rte_flow_action_set_tp { port: port.to_be() };
+    let (type_, conf) = match field {
+        SetField::MacSrc(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_MAC_SRC, kept.lend(mac(address))),
+        SetField::MacDst(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_MAC_DST, kept.lend(mac(address))),
+        SetField::Ipv4Src(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_SRC, kept.lend(ipv4(address))),
+        SetField::Ipv4Dst(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_DST, kept.lend(ipv4(address))),
+        SetField::Ipv6Src(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_SRC, kept.lend(ipv6(address))),
+        SetField::Ipv6Dst(address) => (sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_DST, kept.lend(ipv6(address))),
+        SetField::TpSrc(port) => (sys::RTE_FLOW_ACTION_TYPE_SET_TP_SRC, kept.lend(tp(port))),
+        SetField::TpDst(port) => (sys::RTE_FLOW_ACTION_TYPE_SET_TP_DST, kept.lend(tp(port))),
+        SetField::Ttl(ttl_value) => {
+            let conf = sys::rte_flow_action_set_ttl { ttl_value: *ttl_value };
+            (sys::RTE_FLOW_ACTION_TYPE_SET_TTL, kept.lend(conf))
+        }
+        SetField::VlanVid(vid) => {
+            let conf = sys::rte_flow_action_of_set_vlan_vid { vlan_vid: vid.to_be() };
+            (sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_VID, kept.lend(conf))
+        }
+        SetField::VlanPcp(vlan_pcp) => {
+            let conf = sys::rte_flow_action_of_set_vlan_pcp { vlan_pcp: *vlan_pcp };
+            (sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_PCP, kept.lend(conf))
+        }
+    };
+    sys::rte_flow_action { type_, conf }
+}
+
+/// Over `queues`, by the hash that the device has.
+fn rss(queues: &[u16], kept: &mut Kept) -> *const c_void {
+    let (queue, queue_num) = (kept.list(queues.to_vec()), queues.len() as u32);
+    kept.lend(sys::rte_flow_action_rss { queue, queue_num, ..Default::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes that an item's or action's pointer leads to.
+    fn bytes<const N: usize>(place: *const c_void) -> [u8; N] {
+        // SAFETY: the structures of these tests have at least so many bytes.
+        unsafe { place.cast::<[u8; N]>().read_unaligned() }
+    }
+
+    #[test]
+    fn items_lie_as_on_the_wire() {
+        let ports = |src, dst| L4Ports { src, dst };
+        let pattern = [
+            FlowItem::Eth(Match {
+                spec: Eth { dst: [1; 6], src: [2; 6], ether_type: 0x8100 },
+                mask: Eth { dst: [0xff; 6], ..Eth::default() },
+            }),
+            FlowItem::Vlan(Match { spec: Vlan { tci: 0x2064, inner_type: 0x0800 }, mask: Vlan::default() }),
+            FlowItem::Ipv4(Match {
+                spec: Ipv4 { src: [10, 0, 0, 1], dst: [10, 0, 0, 2], proto: 17, ttl: 64, tos: 4, fragment: 0x2001 },
+                mask: Ipv4::default(),
+            }),
+            FlowItem::Udp(Match { spec: ports(0x3039, 4789), mask: ports(0, 0xffff) }),
+            FlowItem::Vxlan(Match { spec: 0x12_3456, mask: 0xff_ffff }),
+        ];
+        let lowered = Lowered::new(&pattern, &[]);
+        let [eth, vlan, ip, udp, vxlan, end] = &lowered.items[..] else { panic!("five items and an end") };
+        assert_eq!(bytes(eth.spec), [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0x81, 0]);
+        assert_eq!(bytes(eth.mask), [255, 255, 255, 255, 255, 255, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes(vlan.spec), [0x20, 0x64, 8, 0]);
+        assert_eq!(bytes(ip.spec), [0, 4, 0, 0, 0, 0, 0x20, 1, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        assert_eq!(bytes(udp.spec), [0x30, 0x39, 0x12, 0xb5]);
+        assert_eq!(bytes(udp.mask), [0, 0, 0xff, 0xff]);
+        assert_eq!(bytes(vxlan.spec), [0, 0, 0, 0, 0x12, 0x34, 0x56, 0]);
+        assert_eq!(end.type_, sys::RTE_FLOW_ITEM_TYPE_END);
+    }
+
+    #[test]
+    fn actions_keep_what_they_lead_to() {
+        let headers = vec![FlowItem::Eth(Match::default()), FlowItem::Vxlan(Match { spec: 7, mask: 0 })];
+        let actions = [
+            FlowAction::Rss(vec![3, 1]),
+            FlowAction::VxlanEncap(headers),
+            FlowAction::RawEncap(vec![9; 50]),
+            FlowAction::Set(SetField::TpDst(0x1234)),
+            FlowAction::Count,
+        ];
+        let lowered = Lowered::new(&[], &actions);
+        assert_eq!(lowered.actions.len(), 6);
+        // SAFETY: the structures of these actions, kept by `lowered`.
+        unsafe {
+            let rss = &*lowered.actions[0].conf.cast::<sys::rte_flow_action_rss>();
+            assert_eq!(std::slice::from_raw_parts(rss.queue, rss.queue_num as usize), [3, 1]);
+            let encap = &*lowered.actions[1].conf.cast::<sys::rte_flow_action_vxlan_encap>();
+            assert_eq!(bytes((*encap.definition.add(1)).spec), [0, 0, 0, 0, 0, 0, 7, 0]);
+            assert_eq!((*encap.definition.add(2)).type_, sys::RTE_FLOW_ITEM_TYPE_END);
+            let raw = &*lowered.actions[2].conf.cast::<sys::rte_flow_action_raw_encap>();
+            assert_eq!(std::slice::from_raw_parts(raw.data, raw.size), [9; 50]);
+        }
+        assert_eq!(bytes(lowered.actions[3].conf), [0x12, 0x34]);
+    }
+
+    #[test]
+    fn an_error_leads_to_its_clause() {
+        let lowered = Lowered::new(&[FlowItem::Eth(Match::default())], &[FlowAction::Count, FlowAction::Mark(1)]);
+        let error = |type_, cause| sys::rte_flow_error { type_, cause, message: null() };
+        let clause = |type_, cause| lowered.clause(&error(type_, cause));
+        assert_eq!(clause(sys::RTE_FLOW_ERROR_TYPE_ITEM_MASK, lowered.items[0].mask), Clause::Item(0));
+        assert_eq!(clause(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, lowered.actions[1].conf), Clause::Action(1));
+        let place = (&raw const lowered.actions[0]).cast();
+        assert_eq!(clause(sys::RTE_FLOW_ERROR_TYPE_ACTION, place), Clause::Action(0));
+        assert_eq!(clause(sys::RTE_FLOW_ERROR_TYPE_ATTR_GROUP, null()), Clause::Attributes);
+        assert_eq!(clause(sys::RTE_FLOW_ERROR_TYPE_UNSPECIFIED, null()), Clause::Rule);
+    }
+}
