@@ -7,6 +7,7 @@ mod backend;
 mod client;
 mod fio;
 mod idle;
+mod initiators;
 mod measure;
 mod path;
 mod peers;
@@ -54,6 +55,8 @@ enum Part {
     Idle,
     /// The file backend against fio
     Fio,
+    /// The initiators, alone and against libiscsi
+    Initiators,
 }
 
 fn main() -> Result<()> {
@@ -78,6 +81,7 @@ fn main() -> Result<()> {
             Part::Peers => peers::run(&plan, &out, &mut report),
             Part::Idle => idle::run(&plan, &mut report),
             Part::Fio => fio::run(&plan, &out, &mut report),
+            Part::Initiators => initiators::run(&plan, &mut report),
         }
         .with_context(|| format!("{part:?}"))?;
     }
