@@ -340,7 +340,9 @@ impl Backend for Session {
             Change::StartRing(start) => device.start(start),
             Change::EnableRing { index, enabled } => {
                 device.lock().queues[usize::from(index)].enabled = enabled;
-                device.update(index, Update::Enabled(enabled))
+                device.update(index, Update::Enabled(enabled))?;
+                // A front-end that is told so may rely on it: a disabled ring takes nothing more.
+                if enabled { Ok(()) } else { device.barrier() }
             }
             Change::SetKick { index, fd } => device.set_kick(index, fd),
             Change::SetCall { index, fd } => device.replace(index, |reply| Update::Call(fd.map(File::from), reply)),
