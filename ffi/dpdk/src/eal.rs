@@ -34,26 +34,27 @@ pub struct EalConfig {
 }
 
 impl EalMemory {
-    /// Mebibytes of [`EalMemory::NoHuge`] where nobody says: room for a hundred thousand packets.
-    pub const NO_HUGE_MIB: u32 = 256;
+    /// Mebibytes that are enough for fifty thousand packets.
+    pub const DEFAULT_MIB: u32 = 256;
 
-    /// Hugepages where the system has free ones, else normal pages.
-    pub fn detect() -> EalMemory {
-        let free = |path: std::path::PathBuf| -> Option<u64> {
-            std::fs::read_to_string(path.join("free_hugepages")).ok()?.trim().parse().ok()
-        };
+    /// Hugepages where the system has so much in free ones, else as much in normal pages.
+    pub fn detect(mib: u32) -> EalMemory {
         let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten();
-        if sizes.filter_map(|size| free(size.path())).any(|free| free > 0) {
-            EalMemory::InMemory
-        } else {
-            EalMemory::NoHuge { mib: EalMemory::NO_HUGE_MIB }
-        }
+        let free_kib: u64 = sizes.filter_map(|size| free_hugepages_kib(&size.path())).sum();
+        if free_kib >= u64::from(mib) * 1024 { EalMemory::InMemory } else { EalMemory::NoHuge { mib } }
     }
+}
+
+/// What is free of one size, whose directory is `hugepages-2048kB`.
+fn free_hugepages_kib(directory: &std::path::Path) -> Option<u64> {
+    let kib: u64 = directory.file_name()?.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+    let free: u64 = std::fs::read_to_string(directory.join("free_hugepages")).ok()?.trim().parse().ok()?;
+    Some(kib * free)
 }
 
 impl Default for EalConfig {
     fn default() -> EalConfig {
-        EalConfig { memory: EalMemory::detect(), control_cpus: Vec::new(), options: Vec::new() }
+        EalConfig { memory: EalMemory::detect(EalMemory::DEFAULT_MIB), control_cpus: Vec::new(), options: Vec::new() }
     }
 }
 

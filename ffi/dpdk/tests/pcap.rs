@@ -1,6 +1,6 @@
-//! net_pcap: from one file to another, in-memory hugepages where the system has them.
+//! net_pcap: from one file to another.
 
-use dpdk::{Eal, EalConfig, EthDev, EthDevConfig, Mempool};
+use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool};
 use packet::Burst;
 use std::path::Path;
 
@@ -11,7 +11,8 @@ fn a_capture_is_copied_packet_by_packet() {
     let frames: Vec<Vec<u8>> = (0..500).map(|number| frame(number, 60 + number * 17 % 4000)).collect();
     write_pcap(&from, &frames);
 
-    let eal = Eal::init(&EalConfig::default()).unwrap();
+    let config = EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() };
+    let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 4096, None).unwrap();
     let devargs = format!("net_pcap0,rx_pcap={},tx_pcap={}", from.display(), to.display());
     let mut dev = EthDev::attach(&eal, &devargs).unwrap().remove(0);
