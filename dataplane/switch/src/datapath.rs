@@ -6,7 +6,7 @@
 //!                             +--> parked, upcall --> translation --> megaflow, by mailbox --> released in order
 //! ```
 
-use crate::output::{Outputs, PortSlot};
+use crate::output::{Again, Outputs, PortSlot, Way};
 use crate::stats::WorkerCounters;
 use crate::upcall::{Parked, Parking, Ticket, Upcall, Upcalls};
 use crate::{Meter, PARKED_FLOWS_OF_A_PORT, PortNo};
@@ -14,14 +14,17 @@ use arrayvec::ArrayVec;
 use clock::Cycles;
 use crossbeam::channel;
 use engine::{Mailbox, Source};
-use flow::{BATCH, FlowCache, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
-use packet::{Burst, Packet};
+use flow::execute::Executor;
+use flow::{Action, BATCH, FlowCache, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
+use packet::{Burst, Packet, Pool};
 use std::sync::Arc;
 
 /// Messages that a worker takes a turn.
 const MESSAGES: usize = 64;
 /// Flows whose statistics a worker tells at one quiescent point.
 const SWEEP: usize = 512;
+/// How often a packet may be looked up again.
+const RECIRCULATIONS: usize = 8;
 
 /// What the control side tells a worker.
 pub(crate) enum Message {
@@ -65,12 +68,15 @@ pub(crate) struct Datapath {
     upcalls: Arc<Upcalls>,
     outputs: Outputs,
     cache: FlowCache,
+    executor: Executor,
     parking: Parking,
     counters: Arc<WorkerCounters>,
     /// Requests for statistics: that of the translator, and that of somebody who looks.
     sweeps: ArrayVec<Sweep, 2>,
     keys: Box<[Miniflow; BATCH]>,
     burst: Burst,
+    /// Of [`Executor::lost_copies`], those that are counted already.
+    lost_copies: u64,
     /// An upcall was queued in this turn.
     asked: bool,
 }
@@ -81,6 +87,7 @@ impl Datapath {
         inbox: Mailbox<Message>,
         upcalls: Arc<Upcalls>,
         outputs: Outputs,
+        pool: Pool,
         cache: flow::Config,
         counters: Arc<WorkerCounters>,
     ) -> Datapath {
@@ -90,11 +97,13 @@ impl Datapath {
             upcalls,
             outputs,
             cache: FlowCache::new(cache),
+            executor: Executor::new(pool),
             parking: Parking::new(),
             counters,
             sweeps: ArrayVec::new(),
             keys: Box::new(std::array::from_fn(|_| Miniflow::default())),
             burst: Burst::new(),
+            lost_copies: 0,
             asked: false,
         }
     }
@@ -110,15 +119,54 @@ impl Datapath {
         self.cache.lookup_batch(&mut self.keys[..count], &mut found);
         let mut burst = std::mem::take(&mut self.burst);
         for (i, packet) in burst.drain(..).enumerate() {
-            let key = &self.keys[i];
             let Some(id) = found[i] else {
                 self.miss(i, in_port, packet, now);
                 continue;
             };
-            self.cache.record(id, 1, packet.len() as u64, key.tcp_flags(), now);
+            self.cache.record(id, 1, packet.len() as u64, self.keys[i].tcp_flags(), now);
             if let Some(actions) = self.cache.actions(id) {
-                self.outputs.execute(actions, packet, key, in_port, now);
+                let mut way = Way { outputs: &mut self.outputs, from: in_port, now };
+                let metadata = Metadata { in_port, ..Metadata::default() };
+                self.executor.burst([packet], &metadata, actions, &mut way);
             }
+        }
+        self.settle(in_port, now);
+    }
+
+    /// After the actions of a burst: looks up again what is to be, and counts copies that were not made.
+    fn settle(&mut self, from: PortNo, now: Cycles) {
+        for _ in 0..RECIRCULATIONS {
+            if self.outputs.again.is_empty() {
+                break;
+            }
+            for again in std::mem::take(&mut self.outputs.again) {
+                self.carry_again(again, from, now);
+            }
+        }
+        let left = self.outputs.again.len() as u64;
+        self.outputs.again.clear();
+        let lost = self.executor.lost_copies() - std::mem::replace(&mut self.lost_copies, self.executor.lost_copies());
+        if left + lost > 0 {
+            let counters = self.outputs.counters(from);
+            counters.add(|c| &c.recirculated_full, left);
+            counters.add(|c| &c.no_buffer, lost);
+        }
+    }
+
+    fn carry_again(&mut self, again: Again, from: PortNo, now: Cycles) {
+        let Again { packet, in_port, recirc_id, packet_type, rest } = again;
+        let packet_len = packet.len() as u32;
+        let metadata = Metadata { in_port, recirc_id, packet_len, packet_type, rest: rest.as_ref() };
+        let key = &mut self.keys[..1];
+        extract(packet.data(), &metadata, &mut key[0]);
+        let mut found = [None; BATCH];
+        self.cache.lookup_batch(key, &mut found);
+        let Some(id) = found[0] else {
+            return self.outputs.counters(from).count(|c| &c.recirculated_miss);
+        };
+        self.cache.record(id, 1, packet_len.into(), key[0].tcp_flags(), now);
+        if let Some(actions) = self.cache.actions(id) {
+            self.executor.run(packet, &metadata, actions, &mut Way { outputs: &mut self.outputs, from, now });
         }
     }
 
@@ -225,13 +273,7 @@ impl Datapath {
         }
     }
 
-    fn run(
-        &mut self,
-        port: PortNo,
-        packets: impl IntoIterator<Item = Packet>,
-        actions: &Arc<[flow::Action]>,
-        now: Cycles,
-    ) {
+    fn run(&mut self, port: PortNo, packets: impl IntoIterator<Item = Packet>, actions: &[Action], now: Cycles) {
         if let Some(slot) = self.outputs.slot(port) {
             slot.parked = slot.parked.saturating_sub(1);
         }
@@ -244,8 +286,10 @@ impl Datapath {
             if let Some(id) = found[0] {
                 self.cache.record(id, 1, packet.len() as u64, keys[0].tcp_flags(), now);
             }
-            self.outputs.execute(actions, packet, &keys[0], port, now);
+            let metadata = Metadata { in_port: port, ..Metadata::default() };
+            self.executor.run(packet, &metadata, actions, &mut Way { outputs: &mut self.outputs, from: port, now });
         }
+        self.settle(port, now);
     }
 
     /// Goes on with telling statistics.

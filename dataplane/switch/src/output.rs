@@ -4,9 +4,12 @@ use crate::handover::Handover;
 use crate::limit::TokenBucket;
 use crate::stats::PathCounters;
 use crate::{Meter, PortNo};
+use arrayvec::ArrayVec;
 use clock::Cycles;
-use flow::{Action, Miniflow};
-use packet::{Burst, Packet, Pool};
+use flow::action::Userspace;
+use flow::execute::{DropReason, Sink};
+use flow::{Key, Metadata};
+use packet::{BURST, Burst, Packet};
 use port::PortShard;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,20 +41,21 @@ pub(crate) struct Outputs {
     present: Vec<PortNo>,
     handover: Handover,
     meters: Vec<Option<(Arc<Meter>, u64)>>,
-    pool: Pool,
+    /// What is to be looked up again.
+    pub(crate) again: ArrayVec<Again, BURST>,
     /// For what came in by a port that is gone since.
     orphans: Arc<PathCounters>,
 }
 
 impl Outputs {
-    pub(crate) fn new(worker: usize, handover: Handover, pool: Pool) -> Outputs {
+    pub(crate) fn new(worker: usize, handover: Handover) -> Outputs {
         Outputs {
             worker,
             slots: Vec::new(),
             present: Vec::new(),
             handover,
             meters: Vec::new(),
-            pool,
+            again: ArrayVec::new(),
             orphans: Arc::default(),
         }
     }
@@ -102,7 +106,9 @@ impl Outputs {
     /// Takes what other workers handed over. Returns how many packets.
     pub(crate) fn take_handed(&mut self) -> usize {
         let mut taken = 0;
-        while let Some((port, instance, packet)) = self.handover.take() {
+        while taken < 2 * BURST
+            && let Some((port, instance, packet)) = self.handover.take()
+        {
             taken += 1;
             let Some(slot) = self.slot(port).filter(|slot| slot.instance == instance) else {
                 self.orphans.count(|c| &c.no_port);
@@ -123,7 +129,7 @@ impl Outputs {
         taken
     }
 
-    /// Queues a packet for a port; `counters` are of the port that it came in by.
+    /// Queues a packet that came in by `from` for a port.
     #[inline]
     fn output(&mut self, port: PortNo, packet: Packet, from: PortNo) {
         match self.slots.get_mut(port as usize).and_then(Option::as_deref_mut) {
@@ -137,7 +143,7 @@ impl Outputs {
         }
     }
 
-    fn counters(&self, port: PortNo) -> &PathCounters {
+    pub(crate) fn counters(&self, port: PortNo) -> &PathCounters {
         let slot = self.slots.get(port as usize).and_then(Option::as_deref);
         slot.map_or(&self.orphans, |slot| &slot.counters)
     }
@@ -210,52 +216,51 @@ impl Outputs {
     }
 }
 
-impl Outputs {
-    /// Carries the actions of a flow out on a packet that came in by `from`.
+/// A packet that is to be looked up again.
+pub(crate) struct Again {
+    pub(crate) packet: Packet,
+    pub(crate) in_port: PortNo,
+    pub(crate) recirc_id: u32,
+    pub(crate) packet_type: Option<u16>,
+    pub(crate) rest: Option<Key>,
+}
+
+/// Takes what the actions make of the packets that came in by one port.
+pub(crate) struct Way<'a> {
+    pub(crate) outputs: &'a mut Outputs,
+    pub(crate) from: PortNo,
+    pub(crate) now: Cycles,
+}
+
+impl Sink for Way<'_> {
     #[inline]
-    pub(crate) fn execute(&mut self, actions: &[Action], packet: Packet, _: &Miniflow, from: PortNo, now: Cycles) {
-        // Most packets go out by one port as they are.
-        if let [Action::Output(port)] = actions {
-            return self.output(*port, packet, from);
-        }
-        self.execute_all(actions, packet, from, now);
+    fn output(&mut self, packet: Packet, port: PortNo) {
+        self.outputs.output(port, packet, self.from);
     }
 
-    fn execute_all(&mut self, actions: &[Action], packet: Packet, from: PortNo, now: Cycles) {
-        let mut packet = Some(packet);
-        for (i, action) in actions.iter().enumerate() {
-            let Some(this) = &mut packet else { return };
-            match action {
-                Action::Output(port) => {
-                    let last = i + 1 == actions.len();
-                    let copy = if last { packet.take() } else { this.copy(&self.pool) };
-                    match copy {
-                        Some(copy) => self.output(*port, copy, from),
-                        None => self.counters(from).count(|c| &c.no_buffer),
-                    }
-                }
-                Action::Meter(id) => {
-                    let meter = self.meters.get_mut(*id as usize).and_then(Option::as_mut);
-                    if !meter.is_none_or(|(meter, credit)| meter.pass(credit, now)) {
-                        return self.counters(from).count(|c| &c.metered);
-                    }
-                }
-                Action::PopVlan => {
-                    let data = this.data_mut();
-                    if data.len() >= 18 {
-                        data.copy_within(0..12, 4);
-                        this.trim_front(4);
-                    }
-                }
-                Action::PushVlan { tpid, tci } => {
-                    if let Some(data) = this.prepend(4) {
-                        data.copy_within(4..16, 0);
-                        data[12..14].copy_from_slice(&tpid.to_be_bytes());
-                        data[14..16].copy_from_slice(&(tci & 0xefff).to_be_bytes());
-                    }
-                }
-                _ => return,
-            }
+    fn userspace(&mut self, _: Packet, _: &Userspace) {
+        self.outputs.counters(self.from).count(|c| &c.no_listener);
+    }
+
+    fn recirculate(&mut self, packet: Packet, metadata: &Metadata<'_>) {
+        let Metadata { in_port, recirc_id, packet_type, rest, .. } = *metadata;
+        let again = Again { packet, in_port, recirc_id, packet_type, rest: rest.copied() };
+        if self.outputs.again.try_push(again).is_err() {
+            self.outputs.counters(self.from).count(|c| &c.recirculated_full);
         }
+    }
+
+    fn meter(&mut self, _: &Packet, meter: u32) -> bool {
+        let meter = self.outputs.meters.get_mut(meter as usize).and_then(Option::as_mut);
+        meter.is_none_or(|(meter, credit)| meter.pass(credit, self.now))
+    }
+
+    fn dropped(&mut self, _: Packet, reason: DropReason) {
+        self.outputs.counters(self.from).count(|c| match reason {
+            DropReason::Action => &c.flow_drop,
+            DropReason::Meter => &c.metered,
+            DropReason::NoHeadroom | DropReason::NoHeader => &c.not_changed,
+            DropReason::TtlExceeded => &c.ttl_exceeded,
+        });
     }
 }

@@ -26,11 +26,16 @@ macro_rules! counters {
         }
 
         impl $shared {
+            /// Counts several.
+            pub(crate) fn add(&self, which: impl FnOnce(&$shared) -> &AtomicU64, count: u64) {
+                let counter = which(self);
+                counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+            }
+
             /// Counts one.
             #[inline(always)]
             pub(crate) fn count(&self, which: impl FnOnce(&$shared) -> &AtomicU64) {
-                let counter = which(self);
-                counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                self.add(which, 1);
             }
 
             /// As they are now.
@@ -68,6 +73,18 @@ counters! {
         no_buffer,
         /// Not sent: the port is gone.
         no_port,
+        /// Dropped: the flow says so, or has no action that sends the packet anywhere.
+        flow_drop,
+        /// Dropped: the packet has no header, or no room for one, as an action of the flow needs.
+        not_changed,
+        /// Dropped: its TTL is spent.
+        ttl_exceeded,
+        /// Dropped: recirculated, and then no flow matched.
+        recirculated_miss,
+        /// Dropped: recirculated too often, or too many at a time.
+        recirculated_full,
+        /// Not sent: meant for the control plane, where nobody listens.
+        no_listener,
         /// Not sent: the queue to the worker that has the port's queue was full.
         handed_full,
     }

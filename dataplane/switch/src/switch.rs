@@ -181,8 +181,16 @@ pub(crate) fn assemble(wakers: &[Waker], pool: &Pool, cache: flow::Config) -> (A
     for (worker, (waker, handover)) in wakers.iter().zip(Handover::connect(wakers)).enumerate() {
         let (sender, inbox) = mailbox(waker.clone(), limits::MESSAGES);
         senders.push(sender);
-        let outputs = Outputs::new(worker, handover, pool.clone());
-        datapaths.push(Datapath::new(worker, inbox, upcalls.clone(), outputs, cache, counters[worker].clone()));
+        let outputs = Outputs::new(worker, handover);
+        datapaths.push(Datapath::new(
+            worker,
+            inbox,
+            upcalls.clone(),
+            outputs,
+            pool.clone(),
+            cache,
+            counters[worker].clone(),
+        ));
     }
     let state = Mutex::new(State::new(senders));
     (Arc::new(Shared { state, upcalls, counters, stop: AtomicBool::new(false) }), datapaths)

@@ -13,7 +13,7 @@ pub const PARKED_FLOWS: usize = 256;
 /// How many of those may be of one port: so one that is flooded leaves room for the others.
 pub const PARKED_FLOWS_OF_A_PORT: u32 = 64;
 /// Packets of one flow that may wait.
-pub const PARKED_PACKETS: usize = 16;
+pub const PARKED_PACKETS: usize = 64;
 
 /// A packet that no megaflow matches.
 #[derive(Debug)]
