@@ -14,6 +14,7 @@ mod peers;
 mod report;
 mod request;
 mod ring;
+mod switch;
 mod window;
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +58,8 @@ enum Part {
     Fio,
     /// The initiators, alone and against libiscsi
     Initiators,
+    /// The flow cache against OVS-DPDK
+    Switch,
 }
 
 fn main() -> Result<()> {
@@ -82,6 +85,7 @@ fn main() -> Result<()> {
             Part::Idle => idle::run(&plan, &mut report),
             Part::Fio => fio::run(&plan, &out, &mut report),
             Part::Initiators => initiators::run(&plan, &mut report),
+            Part::Switch => switch::run(&plan, &mut report),
         }
         .with_context(|| format!("{part:?}"))?;
     }

@@ -1,6 +1,6 @@
 //! How a figure is taken: several windows, on a core of one's own, with the variants that are compared taking turns.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clock::Cycles;
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 use std::process::{Command, Stdio};
@@ -120,29 +120,50 @@ fn tasks(process: u32) -> Result<Vec<i32>> {
     entries.map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?)).collect()
 }
 
-/// While it lives nothing else runs on this thread's core, where the system permits that (`chrt -f 1`).
-pub(crate) struct RealTime(bool);
+/// While it lives nothing else runs on the cores of some threads, where the system permits that (`chrt -f 1`).
+pub(crate) struct RealTime {
+    threads: Vec<i32>,
+    permitted: bool,
+}
 
 impl RealTime {
+    /// This thread.
     pub(crate) fn enter() -> RealTime {
-        RealTime(chrt(&["-f", "-p", "1"]))
+        RealTime::of(vec![gettid().as_raw_nonzero().get()])
+    }
+
+    /// The threads of a process whose names start with `name`; at least one.
+    pub(crate) fn of_threads(process: u32, name: &str) -> Result<RealTime> {
+        let mut threads = tasks(process)?;
+        threads.retain(|task| {
+            std::fs::read_to_string(format!("/proc/{process}/task/{task}/comm"))
+                .is_ok_and(|comm| comm.starts_with(name))
+        });
+        ensure!(!threads.is_empty(), "process {process} has no thread {name}");
+        Ok(RealTime::of(threads))
+    }
+
+    fn of(threads: Vec<i32>) -> RealTime {
+        let permitted = threads.iter().all(|&thread| chrt(&["-f", "-p", "1"], thread));
+        RealTime { threads, permitted }
     }
 
     pub(crate) fn permitted(&self) -> bool {
-        self.0
+        self.permitted
     }
 }
 
 impl Drop for RealTime {
     fn drop(&mut self) {
-        chrt(&["-o", "-p", "0"]);
+        self.threads.iter().for_each(|&thread| {
+            chrt(&["-o", "-p", "0"], thread);
+        });
     }
 }
 
-fn chrt(arguments: &[&str]) -> bool {
-    let thread = gettid().as_raw_nonzero().to_string();
+fn chrt(arguments: &[&str], thread: i32) -> bool {
     let mut command = Command::new("chrt");
-    command.args(arguments).arg(thread).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).arg(thread.to_string()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }
 

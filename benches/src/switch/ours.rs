@@ -1,0 +1,121 @@
+//! Our side: the switch on one worker, between the same two DPDK devices as the peer.
+
+use super::traffic::Load;
+use crate::measure::{Measurement, Plan, RealTime};
+use anyhow::{Context, Result, ensure};
+use clock::Cycles;
+use dpdk::{Eal, EalConfig, Mempool};
+use engine::{Engine, IdlePolicy, Source};
+use flow::text::{FlowMatch, parse_actions};
+use packet::Burst;
+use port::{Counters, EthdevParams, EthdevPort, Port, PortShard};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+use switch::{PortConfig, Switch};
+
+/// Buffers: the packets of the largest source, and as many on their way.
+const BUFFERS: u32 = 200_000;
+const SOURCE: u32 = 1;
+const SINK: u32 = 2;
+
+/// DPDK and a worker in this process.
+pub(crate) struct Sluice {
+    eal: Eal,
+    pool: Mempool,
+    engine: Engine,
+}
+
+/// What a load cost.
+pub(crate) struct Cost {
+    /// Cycles a packet, from source to sink.
+    pub(crate) cycles: Measurement,
+    /// Flows installed a second, with their check against all others.
+    pub(crate) insertions: f64,
+}
+
+impl Sluice {
+    pub(crate) fn start(plan: &Plan) -> Result<Sluice> {
+        let eal = Eal::init(&EalConfig { control_cpus: vec![plan.client_cpu], ..EalConfig::default() })?;
+        let pool = Mempool::new(&eal, "packets", BUFFERS, None)?;
+        let engine = Engine::start(&[plan.backend_cpu], IdlePolicy::POLL)?;
+        Ok(Sluice { eal, pool, engine })
+    }
+
+    fn open(&self, devargs: &str) -> Result<Arc<EthdevPort>> {
+        Ok(Arc::new(EthdevPort::open(&self.eal, &EthdevParams::new(devargs, &self.pool, 1))?))
+    }
+
+    fn ports(&self, pcap: &Path) -> Result<[Arc<EthdevPort>; 2]> {
+        let source = self.open(&format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display()))?;
+        Ok([source, self.open("net_null0,no-rx=1")?])
+    }
+
+    /// Cycles a packet of the devices alone: what is received is sent.
+    pub(crate) fn floor(&self, plan: &Plan, pcap: &Path) -> Result<Measurement> {
+        let [source, sink] = self.ports(pcap)?;
+        let worker = &self.engine.workers()[0];
+        let wire = Wire { from: source.open_shard(worker)?, to: sink.open_shard(worker)?, burst: Burst::new() };
+        let id = worker.add("wire", Box::new(wire));
+        let cycles = windows(plan, &sink);
+        drop(worker.remove(id));
+        cycles
+    }
+
+    /// Cycles a packet through the switch.
+    pub(crate) fn measure(&self, plan: &Plan, pcap: &Path, load: &Load) -> Result<Cost> {
+        let [source, sink] = self.ports(pcap)?;
+        let switch = Switch::start(self.engine.workers(), self.pool.packets().clone())?;
+        let number = |number| PortConfig { number: Some(number), ..PortConfig::default() };
+        switch.add_port("sink", sink.clone(), &number(SINK))?;
+        let flows = load.flow_lines(&SOURCE.to_string(), &SINK.to_string());
+        let flows: Vec<_> = flows.lines().map(parse).collect::<Result<_>>()?;
+        let start = Instant::now();
+        for (flow, actions) in &flows {
+            switch.add_flow(&flow.key, &flow.mask, actions.clone())?;
+        }
+        let insertions = flows.len() as f64 / start.elapsed().as_secs_f64();
+        switch.add_port("source", source, &number(SOURCE))?;
+        let cycles = windows(plan, &sink)?;
+        let missed: u64 = switch.ports().iter().map(|port| port.path.upcalls).sum();
+        ensure!(missed == 0, "{missed} packets missed");
+        Ok(Cost { cycles, insertions })
+    }
+}
+
+fn parse(line: &str) -> Result<(FlowMatch, Vec<flow::Action>)> {
+    let (flow, actions) = line.split_once(' ').context("a flow and its actions")?;
+    Ok((flow.parse()?, parse_actions(actions)?))
+}
+
+/// All cycles of the worker's core for each packet that the sink took.
+fn windows(plan: &Plan, sink: &EthdevPort) -> Result<Measurement> {
+    let sent = || sink.stats().iter().map(AsRef::as_ref).sum::<Counters>().tx_packets;
+    let _real_time = RealTime::of_threads(std::process::id(), "worker-0")?;
+    std::thread::sleep(plan.window);
+    let mut figures = Vec::new();
+    for _ in 0..plan.windows {
+        let (packets, start) = (sent(), Cycles::now());
+        std::thread::sleep(plan.window);
+        let (packets, cycles) = (sent() - packets, Cycles::now().since(start));
+        ensure!(packets > 0, "no packet reached the sink");
+        figures.push(cycles.0 as f64 / packets as f64);
+    }
+    Ok(Measurement::new(figures))
+}
+
+/// The devices with nothing between them.
+struct Wire {
+    from: Box<dyn PortShard>,
+    to: Box<dyn PortShard>,
+    burst: Burst,
+}
+
+impl Source for Wire {
+    fn poll(&mut self, _: Cycles) -> usize {
+        let received = self.from.rx(&mut self.burst);
+        self.to.tx(&mut self.burst);
+        self.to.flush();
+        received
+    }
+}
