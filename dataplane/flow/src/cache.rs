@@ -2,7 +2,7 @@
 
 use crate::action::Action;
 use crate::classifier::{Classifier, Limits, Work, set_bits};
-use crate::exact::{Emc, Smc};
+use crate::exact::{Emc, EmcEntry, Smc};
 use crate::execute::Unsupported;
 use crate::key::{Key, Mask, Miniflow, NARROW};
 use crate::store::{Hasher, NewFlow, Store, lengthen, shorten};
@@ -170,38 +170,64 @@ impl FlowCache {
     pub fn lookup_batch(&mut self, packets: &mut [Miniflow], found: &mut [Option<FlowId>; BATCH]) {
         assert!(packets.len() <= BATCH, "a batch of {} packets", packets.len());
         let mut flows = [NO_FLOW; BATCH];
-        let mut missing = ((1u64 << packets.len()) - 1) as u32;
+        let all = ((1u64 << packets.len()) - 1) as u32;
+        let ask_exact = self.emc.is_worth_asking();
         let (union, union_map) = self.store.union();
         for packet in packets.iter_mut() {
             packet.hash = self.hasher.hash(&packet.key, union, union_map);
+            if ask_exact { self.emc.prefetch(packet.hash) } else { self.smc.prefetch(packet.hash) }
         }
-        let mut slow = missing;
-        for i in set_bits(missing) {
-            let packet = &packets[i];
-            if (packet.map & union_map) >> NARROW != 0 {
-                continue;
-            }
-            let entry = self.emc.find(packet, union, self.epoch);
-            if let Some(entry) = entry.filter(|entry| self.store.generation(entry.flow) == entry.generation) {
-                flows[i] = entry.flow;
-                slow &= !(1 << i);
-            }
-        }
-        self.hits.exact += u64::from((missing & !slow).count_ones());
-        missing = slow;
+        let missing = if ask_exact { self.lookup_exact(packets, all, &mut flows) } else { all };
+        let hits = (all & !missing).count_ones();
+        self.emc.count(packets.len() as u32, hits);
+        self.hits.exact += u64::from(hits);
         if missing != 0 {
-            self.lookup_slow(packets, missing, &mut flows);
+            self.lookup_slow(packets, missing, ask_exact, &mut flows);
         }
         for (found, flow) in found.iter_mut().zip(&flows[..packets.len()]) {
             *found = (*flow != NO_FLOW).then(|| self.store.id(*flow));
         }
     }
 
+    /// The exact-match tier. Returns which packets it has not found.
+    #[inline]
+    fn lookup_exact(&self, packets: &[Miniflow], all: u32, flows: &mut [u32; BATCH]) -> u32 {
+        let (union, union_map) = self.store.union();
+        let mut generations = [0; BATCH];
+        let mut missing = all;
+        for (i, packet) in packets.iter().enumerate() {
+            if (packet.map & union_map) >> NARROW != 0 {
+                continue;
+            }
+            if let Some(entry) = self.emc.find(packet, union, self.epoch) {
+                self.store.prefetch_hot(entry.flow);
+                (flows[i], generations[i]) = (entry.flow, entry.generation);
+                missing &= !(1 << i);
+            }
+        }
+        for i in set_bits(all & !missing) {
+            if self.store.generation(flows[i]) != generations[i] {
+                flows[i] = NO_FLOW;
+                missing |= 1 << i;
+            }
+        }
+        missing
+    }
+
     /// The signature and megaflow tiers, for the packets whose bit is set.
-    fn lookup_slow(&mut self, packets: &[Miniflow], mut missing: u32, flows: &mut [u32; BATCH]) {
-        let slow = missing;
+    fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) {
+        let mut missing = slow;
         let mut sets = [[0; 2]; BATCH];
-        set_bits(slow).for_each(|i| sets[i] = self.smc.set(packets[i].hash));
+        if fill_exact {
+            set_bits(slow).for_each(|i| self.smc.prefetch(packets[i].hash));
+        }
+        for i in set_bits(slow) {
+            sets[i] = self.smc.set(packets[i].hash);
+            for flow in sets[i].iter().filter_map(|way| Smc::flow(*way, packets[i].hash)) {
+                self.store.prefetch_row(flow);
+                self.store.prefetch_hot(flow);
+            }
+        }
         for i in set_bits(slow) {
             let named = sets[i].iter().filter_map(|way| Smc::flow(*way, packets[i].hash));
             let flow = { named }.find(|flow| self.store.matches(*flow, &packets[i], self.epoch));
@@ -218,11 +244,18 @@ impl FlowCache {
             self.hits.megaflow += u64::from((unknown & !missing).count_ones());
             self.hits.miss += u64::from(missing.count_ones());
         }
+        if fill_exact {
+            self.fill_exact(packets, slow & !missing, flows);
+        }
+    }
+
+    /// Takes what the slower tiers found into the exact-match tier.
+    fn fill_exact(&mut self, packets: &[Miniflow], found: u32, flows: &[u32; BATCH]) {
         let (union, union_map) = self.store.union();
-        for i in set_bits(slow & !missing) {
+        for i in set_bits(found) {
             if (packets[i].map & union_map) >> NARROW == 0 {
                 let flow = (flows[i], self.store.generation(flows[i]));
-                let is_live = |entry: &crate::exact::EmcEntry| self.store.generation(entry.flow) == entry.generation;
+                let is_live = |entry: &EmcEntry| self.store.generation(entry.flow) == entry.generation;
                 self.emc.insert(&packets[i], union, self.epoch, flow, is_live);
             }
         }

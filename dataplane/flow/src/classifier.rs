@@ -9,6 +9,7 @@
 //! exact mask all such flows share.
 
 use crate::key::{Key, Mask, Miniflow, field};
+use crate::prefetch::prefetch;
 use crate::store::{Hasher, Store};
 use std::collections::HashMap;
 
@@ -336,7 +337,7 @@ impl Classifier {
     }
 }
 
-/// Two passes a table: hash and first slot of every packet, so that their cache misses overlap, then the comparisons.
+/// Three passes a table, each of which fetches what the next one reads: hashes, slots, comparisons.
 #[allow(clippy::too_many_arguments)] // the fields of two structures that are borrowed apart
 fn lookup_partition(
     partition: &mut Partition,
@@ -355,7 +356,14 @@ fn lookup_partition(
         work.probes += u64::from(left.count_ones());
         for i in set_bits(*left) {
             hashes[i] = hasher.hash(&packets[i].key, &table.mask, table.map);
+            prefetch(&table.slots, hashes[i] as usize & last);
+        }
+        for i in set_bits(*left) {
             firsts[i] = table.slots[hashes[i] as usize & last];
+            if firsts[i] != NONE && slot_hash(firsts[i]) == hashes[i] {
+                store.prefetch_row(slot_flow(firsts[i]));
+                store.prefetch_hot(slot_flow(firsts[i]));
+            }
         }
         for i in set_bits(*left) {
             let (hash, mut slot) = (hashes[i], firsts[i]);

@@ -2,6 +2,7 @@
 //! is noticed when it is hit, so flows come and go without a walk over them.
 
 use crate::key::{Mask, Miniflow, NARROW};
+use crate::prefetch::prefetch;
 
 /// The exact-match cache: the whole narrow key, in one cache line with its flow. Two entries a set.
 #[derive(Debug)]
@@ -9,7 +10,21 @@ pub(crate) struct Emc {
     entries: Box<[EmcEntry]>,
     /// Insertions asked for since start; one in [`THRASH`] of them may displace a live entry.
     asked: u32,
+    window: Window,
 }
+
+/// Whether the tier is worth asking: look-ups and hits of the present window, and windows to go without.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    lookups: u32,
+    hits: u32,
+    skipped: u32,
+}
+
+/// Look-ups after which it is decided anew.
+const WINDOW: u32 = 8192;
+/// Windows without, after one in which fewer than a quarter hit.
+const SKIPPED_WINDOWS: u32 = 15;
 
 /// Of so many keys that find their set full, one gets in: a working set larger than the cache does not wash it out.
 const THRASH: u32 = 32;
@@ -28,7 +43,40 @@ pub(crate) struct EmcEntry {
 impl Emc {
     /// `entries` is rounded up to a power of two.
     pub(crate) fn new(entries: usize) -> Emc {
-        Emc { entries: vec![EmcEntry::default(); entries.max(2).next_power_of_two()].into(), asked: 0 }
+        Emc {
+            entries: vec![EmcEntry::default(); entries.max(2).next_power_of_two()].into(),
+            asked: 0,
+            window: Window::default(),
+        }
+    }
+
+    /// Whether to ask: a working set far larger than the cache only costs look-ups that miss.
+    #[inline]
+    pub(crate) fn is_worth_asking(&self) -> bool {
+        self.window.skipped == 0
+    }
+
+    /// Counts a batch.
+    #[inline]
+    pub(crate) fn count(&mut self, lookups: u32, hits: u32) {
+        let window = &mut self.window;
+        window.lookups += lookups;
+        window.hits += hits;
+        if window.lookups >= WINDOW {
+            let skipped = match window.skipped {
+                0 if window.hits * 4 < window.lookups => SKIPPED_WINDOWS,
+                skipped => skipped.saturating_sub(1),
+            };
+            *window = Window { skipped, ..Window::default() };
+        }
+    }
+
+    /// Fetches the set of this hash.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        let set = self.set(hash);
+        prefetch(&self.entries, set);
+        prefetch(&self.entries, set + 1);
     }
 
     #[inline]
@@ -82,6 +130,12 @@ impl Smc {
     /// `entries` is rounded up to a power of two.
     pub(crate) fn new(entries: usize) -> Smc {
         Smc { slots: vec![[0; 2]; (entries / 2).max(1).next_power_of_two()].into() }
+    }
+
+    /// Fetches the set of this hash.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u32) {
+        prefetch(&self.slots, hash as usize & (self.slots.len() - 1));
     }
 
     /// Both ways of the set of this hash.

@@ -27,6 +27,7 @@ pub mod execute;
 mod extract;
 pub mod fuzz;
 pub mod key;
+mod prefetch;
 pub mod reference;
 mod rewrite;
 mod store;

@@ -3,6 +3,7 @@
 use crate::action::Action;
 use crate::cache::{FlowId, Stats};
 use crate::key::{Key, Mask, Miniflow, NARROW, WIDE, WORDS, field};
+use crate::prefetch::prefetch;
 use clock::Cycles;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -135,6 +136,18 @@ impl Store {
         &self.masks[self.rows[index as usize].mask as usize]
     }
 
+    /// Fetches what [`Store::matches`] reads first.
+    #[inline]
+    pub(crate) fn prefetch_row(&self, index: u32) {
+        prefetch(&self.rows, index as usize);
+    }
+
+    /// Fetches what a hit reads and changes.
+    #[inline]
+    pub(crate) fn prefetch_hot(&self, index: u32) {
+        prefetch(&self.hot, index as usize);
+    }
+
     /// Whether the flow is of this epoch and the packet matches it.
     #[inline]
     pub(crate) fn matches(&self, index: u32, packet: &Miniflow, epoch: u32) -> bool {
@@ -177,13 +190,16 @@ impl Store {
         self.rows[index as usize].epoch
     }
 
+    #[inline]
     pub(crate) fn id(&self, index: u32) -> FlowId {
         FlowId { index, generation: self.hot[index as usize].generation }
     }
 
     /// The index, if the flow is still there.
+    #[inline]
     pub(crate) fn index(&self, id: FlowId) -> Option<u32> {
-        (self.is_live(id.index) && self.hot[id.index as usize].generation == id.generation).then_some(id.index)
+        // Removal changes the generation.
+        self.hot.get(id.index as usize).filter(|hot| hot.generation == id.generation).map(|_| id.index)
     }
 
     #[inline]

@@ -141,19 +141,7 @@ fn write_set(out: &mut impl Write, set: &SetField) -> fmt::Result {
     if let Some((field, kind)) = single(*header) {
         write_one(out, kind, key.get(field), mask.get(field), field.max())?;
     } else if let Some(subs) = subs(*header) {
-        // ARP's operation has more bits than are matched, all of which are set.
-        let mut mask = *mask;
-        let is_arp = *header == Header::Arp && mask.get(field::NW_PROTO) != 0;
-        let mut list = List::new(out);
-        for sub in subs {
-            if is_arp && sub.0 == "op" {
-                list.next()?;
-                write!(list.out, "op={}", key.get(field::NW_PROTO))?;
-                mask.0.set(field::NW_PROTO, 0);
-            } else {
-                list.sub(sub, key, &mask, false)?;
-            }
-        }
+        List::new(out).subs(subs, key, mask, false)?;
     } else {
         match header {
             Header::EthType => {

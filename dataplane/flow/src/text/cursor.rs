@@ -147,9 +147,9 @@ impl<'a> Cursor<'a> {
     /// The name that resembles the next one most, as a hint.
     pub(super) fn unknown(&self, what: &str, names: &[&str]) -> ParseError {
         let name = self.peek_name();
-        let near = names.iter().map(|known| (strsim::jaro(known, name), known)).max_by(|a, b| a.0.total_cmp(&b.0));
-        match near.filter(|(likeness, _)| *likeness > 0.7 && !name.is_empty()) {
-            Some((_, known)) => self.error_with_hint(what, format!("`{known}`?")),
+        let distance = |known: &&&str| strsim::damerau_levenshtein(known, name);
+        match names.iter().min_by_key(distance).filter(|known| distance(known) <= 2 && name.len() > 2) {
+            Some(known) => self.error_with_hint(what, format!("`{known}`?")),
             None => self.error_with_hint(what, names.join(", ")),
         }
     }

@@ -63,8 +63,7 @@ pub(super) const ICMP: &[Sub] =
 pub(super) const ARP: &[Sub] = &[
     one("sip", field::IPV4_SRC, Kind::Ipv4),
     one("tip", field::IPV4_DST, Kind::Ipv4),
-    // Sixteen bits on the wire, of which eight are matched.
-    ("op", Place::One(field::NW_PROTO, Kind::Dec, 0xffff)),
+    one("op", field::NW_PROTO, Kind::Dec),
     one("sha", field::ARP_SHA, Kind::Mac),
     one("tha", field::ARP_THA, Kind::Mac),
 ];
