@@ -14,11 +14,13 @@
 mod ethdev;
 mod memory;
 mod stats;
+mod tap;
 
 #[cfg(feature = "dpdk")]
 pub use ethdev::{EthdevParams, EthdevPort};
 pub use memory::{MemoryPort, Wire};
 pub use stats::{Counters, PortStats};
+pub use tap::{MAX_TAP_QUEUES, TapParams, TapPort};
 
 use engine::WorkerHandle;
 use packet::Burst;

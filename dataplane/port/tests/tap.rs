@@ -1,0 +1,135 @@
+//! The kernel's network stack at the other end of a tap.
+
+use engine::{Engine, IdlePolicy};
+use packet::{Burst, L4Checksum, Packet, Pool};
+use port::{Port, PortError, PortShard, TapParams, TapPort};
+use std::net::UdpSocket;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+struct Rig {
+    port: TapPort,
+    shard: Box<dyn PortShard>,
+    pool: Pool,
+    _engine: Engine,
+}
+
+/// `None`, with a word about it, where the test may not make interfaces.
+fn rig(queues: u16) -> Option<Rig> {
+    let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
+    let pool = Pool::new(1024, None).unwrap();
+    let name = format!("slt{}q{queues}", std::process::id());
+    let params = TapParams { name, queues, mtu: 1400, workers: engine.workers().to_vec(), pool: pool.clone() };
+    let port = match TapPort::open(params) {
+        Err(PortError::Os { what, source }) => {
+            eprintln!("skipped: {what}: {source}");
+            return None;
+        }
+        other => other.unwrap(),
+    };
+    let shard = port.open_shard(&engine.workers()[0]).unwrap();
+    Some(Rig { port, shard, pool, _engine: engine })
+}
+
+impl Rig {
+    /// Waits for a packet of which `is` holds.
+    fn receive(&mut self, is: impl Fn(&Packet) -> bool) -> Packet {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let mut burst = Burst::new();
+            self.shard.rx(&mut burst);
+            if let Some(packet) = burst.drain(..).find(&is) {
+                return packet;
+            }
+            assert!(Instant::now() < end, "waited in vain");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) {
+        let mut packet = self.pool.take_one().unwrap();
+        assert!(packet.extend_from_slice(frame, &self.pool));
+        let mut burst = Burst::new();
+        burst.push(packet);
+        self.shard.tx(&mut burst);
+    }
+}
+
+fn arp_reply(to: &[u8; 6], our_ip: [u8; 4], their_ip: [u8; 4]) -> Vec<u8> {
+    let head = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2];
+    [to, &OUR_MAC[..], &head, &OUR_MAC, &our_ip, to, &their_ip].concat()
+}
+
+#[test]
+fn the_kernel_answers_and_leaves_checksums_to_us() {
+    let Some(mut rig) = rig(1) else { return };
+    let name = format!("slt{}q1", std::process::id());
+    let status = Command::new("ip").args(["addr", "add", "198.19.254.1/30", "dev", &name]).status();
+    assert!(status.expect("iproute2").success());
+    let info = rig.port.info();
+    assert_eq!((info.kind, info.mtu, info.rx_queues), ("tap", 1400, 1));
+
+    // It asks who has the address, is told, and sends.
+    let socket = UdpSocket::bind("198.19.254.1:0").unwrap();
+    let payload: Vec<u8> = (0..999_u32).map(|at| at as u8).collect();
+    socket.send_to(&payload, "198.19.254.2:9").unwrap();
+    let asked = rig.receive(|packet| packet.data()[12..14] == [8, 6] && packet.data()[38..42] == [198, 19, 254, 2]);
+    assert_eq!(asked.data()[6..12], info.mac);
+    drop(asked);
+    rig.send(&arp_reply(&info.mac, [198, 19, 254, 2], [198, 19, 254, 1]));
+    let mut sent = rig.receive(|packet| packet.data()[12..14] == [8, 0] && packet.data()[30..34] == [198, 19, 254, 2]);
+    assert_eq!(sent.data()[..6], OUR_MAC);
+    assert_eq!(sent.data()[42..], payload);
+    assert_eq!(sent.offload().checksum, Some(L4Checksum::Udp));
+
+    // Sent back with addresses and ports exchanged and the checksum still open, it arrives.
+    let bytes = sent.data_mut();
+    let (source, target) = bytes.split_at_mut(6);
+    source.swap_with_slice(&mut target[..6]);
+    let (source, target) = bytes[26..].split_at_mut(4);
+    source.swap_with_slice(&mut target[..4]);
+    let (source, target) = bytes[34..].split_at_mut(2);
+    source.swap_with_slice(&mut target[..2]);
+    let mut burst = Burst::new();
+    burst.push(sent);
+    rig.shard.tx(&mut burst);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut got = [0; 2000];
+    let (len, from) = socket.recv_from(&mut got).unwrap();
+    assert_eq!((&got[..len], from.to_string()), (payload.as_slice(), "198.19.254.2:9".to_owned()));
+
+    let Rig { port, shard, pool, .. } = rig;
+    drop(shard);
+    drop(port);
+    assert_eq!(pool.free_count(), pool.capacity(), "buffers were lost");
+}
+
+#[test]
+fn several_queues_and_a_pool_that_is_empty() {
+    let Some(mut rig) = rig(4) else { return };
+    assert_eq!(rig.port.info().tx_queues, 4);
+    let held: Vec<_> = std::iter::from_fn(|| rig.pool.take_one()).collect();
+    let mut burst = Burst::new();
+    assert_eq!(rig.shard.rx(&mut burst), 0);
+    assert!(rig.shard.arm(), "left for want of buffers");
+    drop(held);
+    // IPv6 announces itself on an interface that comes up.
+    rig.receive(|packet| packet.data()[12..14] == [0x86, 0xdd]);
+    assert!(!rig.shard.arm());
+}
+
+#[test]
+fn names_and_queues_are_checked() {
+    let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
+    let pool = Pool::new(64, None).unwrap();
+    let open = |name: &str, queues| {
+        let workers = engine.workers().to_vec();
+        TapPort::open(TapParams { name: name.to_owned(), queues, mtu: 1500, workers, pool: pool.clone() })
+    };
+    for (name, queues) in [("", 1), ("sixteen-bytes-00", 1), ("a/b", 1), ("t%d", 1), ("ok", 0), ("ok", 257)] {
+        assert!(matches!(open(name, queues), Err(PortError::Invalid { .. })), "{name}, {queues}");
+    }
+}
