@@ -1,6 +1,10 @@
 //! The switch on memory ports, driven by hand: no thread runs, so every test sees the same order of things.
 
+mod bad_input;
 mod learning;
+mod operator;
+mod reference;
+mod workers;
 
 use crate::datapath::Datapath;
 use crate::switch::{Shared, assemble};
@@ -19,6 +23,7 @@ pub(crate) struct Net {
     pub(crate) wires: Vec<Arc<Wire>>,
     pub(crate) pool: Pool,
     pub(crate) now: Instant,
+    turns: usize,
     handles: Vec<WorkerHandle>,
     /// Its workers sleep: the datapaths are polled by the test.
     _engine: Engine,
@@ -44,7 +49,8 @@ impl Net {
         let small = flow::Config { emc_entries: 256, smc_entries: 1024, ..flow::Config::default() };
         let (shared, datapaths) = assemble(&wakers, &pool, small);
         let handles = vec![engine.workers()[0].clone(); workers];
-        let mut net = Net { shared, datapaths, wires: Vec::new(), pool, now: Instant::now(), handles, _engine: engine };
+        let mut net =
+            Net { shared, datapaths, wires: Vec::new(), pool, now: Instant::now(), turns: 0, handles, _engine: engine };
         net.shared.lock().create_bridge("br", BridgeConfig::default()).unwrap();
         for config in ports {
             net.add_port(config.clone());
@@ -59,15 +65,25 @@ impl Net {
     }
 
     pub(crate) fn add(&mut self, port: Arc<dyn port::Port>, config: BridgePort, wire: Arc<Wire>) -> PortNo {
-        let mut state = self.shared.lock();
         let name = (self.wires.len() + 1).to_string();
-        let port_config = PortConfig { number: Some(self.wires.len() as PortNo + 1), upcall_pps: None };
-        let number = state.add_port(&name, port, &port_config, &self.handles).unwrap();
-        state.attach("br", &name, config).unwrap();
         self.wires.push(wire);
+        self.plug(&name, port);
+        self.shared.lock().attach("br", &name, config).unwrap();
+        self.settle();
+        self.wires.len() as PortNo
+    }
+
+    /// Puts a port, named by its number, into the bridge.
+    pub(crate) fn plug(&mut self, name: &str, port: Arc<dyn port::Port>) {
+        self.plug_with(name, port, &PortConfig { number: name.parse().ok(), upcall_pps: None });
+    }
+
+    pub(crate) fn plug_with(&mut self, name: &str, port: Arc<dyn port::Port>, config: &PortConfig) {
+        let mut state = self.shared.lock();
+        state.add_port(name, port, config, &self.handles).unwrap();
+        state.attach("br", name, BridgePort::default()).unwrap();
         drop(state);
         self.settle();
-        number
     }
 
     /// Takes a port out, as [`crate::Switch::remove_port`] does, with workers that go on meanwhile.
@@ -86,9 +102,11 @@ impl Net {
         self.wires[port as usize - 1].send(packet).unwrap();
     }
 
-    /// One turn of every worker.
+    /// One turn of every worker; each time another one is first.
     pub(crate) fn poll(&mut self) -> usize {
-        self.datapaths.iter_mut().map(|datapath| datapath.poll(Cycles::now())).sum()
+        self.turns += 1;
+        let (first, count) = (self.turns, self.datapaths.len());
+        (0..count).map(|n| self.datapaths[(first + n) % count].poll(Cycles::now())).sum()
     }
 
     /// Runs until nothing is left to do.
