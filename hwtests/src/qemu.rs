@@ -64,7 +64,8 @@ impl QemuConfig {
 /// MiB of a guest's memory at its start.
 const MEMORY_MIB: u32 = 512;
 
-/// A running QEMU guest with shared memory. It can take 3 GiB more memory, as DIMMs, while it runs.
+/// A running QEMU guest with shared memory. While it runs it can take 3 GiB more memory, as DIMMs, and a device at the PCI bus
+/// `spare`.
 pub struct Qemu {
     dir: TempDir,
     process: Process,
@@ -82,6 +83,7 @@ impl Qemu {
             .args(["-machine", "q35,memory-backend=mem0", "-accel", "tcg,thread=multi"])
             .args(["-m", &format!("{MEMORY_MIB},slots=4,maxmem=4G"), "-smp", &config.vcpus.to_string()])
             .args(["-object", &format!("memory-backend-memfd,id=mem0,size={MEMORY_MIB}M,share=on")])
+            .args(["-device", "pcie-root-port,id=spare,chassis=255"])
             .args(["-fw_cfg", &format!("name=opt/run,file={}", script.display())])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", dir.path().join("qmp").display())]);
         if config.firmware == Firmware::Ovmf {

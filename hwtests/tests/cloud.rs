@@ -1,11 +1,13 @@
 //! Guests boot from cloud disks, take their network from a cidata disk, and do not notice when the target is gone for a while.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hwtests::{Daemon, Disk, Qemu, QemuConfig, fio, guest_image};
+use hwtests::{Daemon, Disk, Qemu, QemuConfig, Qmp, fio, guest_image};
 use serde_json::{Value, json};
 
 const NQN: &str = "nqn.2024-01.io.sluice:test";
@@ -15,6 +17,8 @@ const MAC: &str = "52:54:00:12:34:56";
 /// A cloud disk over our own target: it ends with the value.
 struct CloudDisk {
     address: String,
+    /// Gives it another length and tells who uses it.
+    resize: Box<dyn Fn(u64) -> std::io::Result<()>>,
     _server: Box<dyn std::any::Any>,
 }
 
@@ -24,17 +28,25 @@ fn nvme_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk>
     let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
     let store = Arc::new(FileStore::open(file, read_only)?);
     target.set_namespace(1, Namespace { store, block_size: 512, access, uuid: uuid::Uuid::from_u128(7) });
-    let server = Server::start(target, address)?;
-    Ok(CloudDisk { address: server.address().to_string(), _server: Box::new(server) })
+    let server = Server::start(target.clone(), address)?;
+    let file = (!read_only).then(|| File::options().write(true).open(file)).transpose()?;
+    let resize = move |len| {
+        file.as_ref().ok_or(ErrorKind::ReadOnlyFilesystem)?.set_len(len)?;
+        target.namespace_resized();
+        Ok(())
+    };
+    Ok(CloudDisk { address: server.address().to_string(), resize: Box::new(resize), _server: Box::new(server) })
 }
 
 fn iscsi_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
     use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
-    let opened = std::fs::File::options().read(true).write(!read_only).open(file)?;
+    let opened = File::options().read(true).write(!read_only).open(file)?;
     let target = Target::new(TargetConfig::new(IQN));
-    target.insert_unit(iscsi::Lun(0), Arc::new(Unit::new(Arc::new(FileStore::new(opened)), 512, read_only, 7)));
+    let unit = Arc::new(Unit::new(Arc::new(FileStore::new(opened)), 512, read_only, 7));
+    target.insert_unit(iscsi::Lun(0), unit.clone());
     let server = Server::start(address, Arc::new(target), Faults::default())?;
-    Ok(CloudDisk { address: server.address().to_string(), _server: Box::new(server) })
+    let resize = move |len| unit.resize(len);
+    Ok(CloudDisk { address: server.address().to_string(), resize: Box::new(resize), _server: Box::new(server) })
 }
 
 /// The part of `boot_create` that says where the disk is.
@@ -92,7 +104,7 @@ fn a_guest_boots_over_iscsi_and_takes_its_network_from_cidata() -> Result<()> {
 fn a_boot_that_fails_leaves_nothing_behind() -> Result<()> {
     let daemon = Daemon::start("0")?;
     let image = daemon.file("data.img");
-    std::fs::File::create(&image)?.set_len(1 << 20)?;
+    File::create(&image)?.set_len(1 << 20)?;
     let disk = nvme_target(&image, false, "127.0.0.1:0")?;
     let call = json!({
         "name": "host",
@@ -115,7 +127,7 @@ fn verified_io_outlives_the_targets() -> Result<()> {
     daemon.serve_guest_image("boot", json!({"readonly": true}))?;
     let (nvme_image, iscsi_image) = (daemon.file("nvme.img"), daemon.file("iscsi.img"));
     for image in [&nvme_image, &iscsi_image] {
-        std::fs::File::create(image)?.set_len(64 << 20)?;
+        File::create(image)?.set_len(64 << 20)?;
     }
     let nvme = nvme_target(&nvme_image, false, "127.0.0.1:0")?;
     let iscsi = iscsi_target(&iscsi_image, false, "127.0.0.1:0")?;
@@ -153,5 +165,75 @@ fn verified_io_outlives_the_targets() -> Result<()> {
     ensure!(reports[0].longest_ms() >= AWAY.as_millis() as f64 - 2000.0, "no request was held");
     let events = daemon.rpc("notify_get_notifications", json!({}))?.to_string();
     ensure!(events.contains("lost") && events.contains("attempt") && events.contains("connected"), "{events}");
+    Ok(())
+}
+
+/// Twice: waits for a disk, tells its size and each new one while it reads from it, verifies I/O, and waits until the disk is gone.
+const WATCH: &str = "
+modprobe pciehp 2>/dev/null || true
+for turn in nvme iscsi; do
+    until [ -b /dev/vdb ]; do sleep 0.1; done
+    until [ -e /tmp/$turn ]; do
+        dd if=/dev/vdb of=/dev/null bs=4k count=1 iflag=direct status=none
+        now=$(cat /sys/block/vdb/size)
+        [ \"$now\" = \"$before\" ] || echo \"$turn: $now sectors\"
+        before=$now
+        [ $now = 131072 ] || touch /tmp/$turn
+        sleep 0.1
+    done
+    fio --name=v --filename=/dev/vdb --offset=60m --size=30m --rw=randrw --bs=4k --iodepth=16 --ioengine=libaio --direct=1 \
+        --io_size=8m --verify=crc32c --verify_fatal=1 --output=/tmp/v
+    echo \"$turn: verified\"
+    while [ -b /dev/vdb ]; do sleep 0.1; done
+    echo \"$turn: gone\"
+done
+";
+
+/// A cloud disk is plugged into a running guest, grows at its target, is written to beyond its old end, and is unplugged.
+#[test]
+#[ignore = "boots a guest"]
+fn data_disks_are_plugged_grown_and_unplugged() -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let daemon = Daemon::start("0")?;
+    daemon.serve_guest_image("boot", json!({"readonly": true}))?;
+    let guest = Qemu::start(&QemuConfig::new(vec![Disk::new(daemon.vhost_socket("boot"))], WATCH))?;
+    guest.console().wait_for("guest: up", Duration::from_secs(60))?;
+    let mut monitor = guest.qmp()?;
+    for (protocol, target) in
+        [("nvme", nvme_target as fn(&Path, bool, &str) -> Result<CloudDisk>), ("iscsi", iscsi_target)]
+    {
+        let image = daemon.file(&format!("{protocol}.img"));
+        File::create(&image)?.set_len(64 << 20)?;
+        let disk = target(&image, false, "127.0.0.1:0")?;
+        daemon.rpc("boot_create", json!({"name": "data", protocol: source(protocol, &disk.address)?}))?;
+        plug(&mut monitor, &daemon.vhost_socket("data"))?;
+        guest.console().wait_for(&format!("{protocol}: {} sectors", (64 << 20) / 512), PATIENCE)?;
+        (disk.resize)(96 << 20)?;
+        guest.console().wait_for(&format!("{protocol}: {} sectors", (96 << 20) / 512), PATIENCE)?;
+        guest.console().wait_for(&format!("{protocol}: verified"), PATIENCE)?;
+        monitor.execute("device_del", json!({"id": "data"}))?;
+        guest.console().wait_for(&format!("{protocol}: gone"), PATIENCE)?;
+        unplug(&mut monitor)?;
+        daemon.rpc("boot_delete", json!({"name": "data"}))?;
+    }
+    drop(monitor);
+    guest.finish(PATIENCE).map(drop)
+}
+
+fn plug(monitor: &mut Qmp, socket: &Path) -> Result<()> {
+    let address = json!({"type": "unix", "data": {"path": socket}});
+    let backend = json!({"type": "socket", "data": {"addr": address, "server": false}});
+    monitor.execute("chardev-add", json!({"id": "data", "backend": backend}))?;
+    let device = json!({"driver": "vhost-user-blk-pci", "id": "data", "chardev": "data", "bus": "spare"});
+    monitor.execute("device_add", device).map(drop)
+}
+
+/// Takes the socket away, once the device that the guest has let go of is gone.
+fn unplug(monitor: &mut Qmp) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = monitor.execute("chardev-remove", json!({"id": "data"})) {
+        ensure!(Instant::now() < deadline, "{error:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     Ok(())
 }
