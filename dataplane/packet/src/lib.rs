@@ -2,7 +2,8 @@
 //!
 //! A [`Packet`] owns a chain of [`Mbuf`]s, laid out to the byte as DPDK 22.11 lays out `rte_mbuf`, so a burst goes to and comes
 //! from a DPDK port as it is. Where DPDK is not used, or not compiled in, the buffers come from a [`Pool`] of ours; where it is,
-//! from a `rte_mempool` behind the same [`Pool`]. A process that opens DPDK ports uses DPDK's pools only.
+//! from a `rte_mempool` behind the same [`Pool`]. DPDK takes packets of its own pools only ([`Packet::is_foreign`]); others are
+//! copied when they leave by a port of DPDK.
 //!
 //! A packet goes back to its pool when it is dropped. Buffers that a thread frees are the first that it takes again: each thread
 //! has a cache a pool, and only full or empty caches touch what is shared.

@@ -52,6 +52,14 @@ pub struct Mbuf {
     pub dynfield1: [u32; 9],
 }
 
+impl Mbuf {
+    /// Whether the buffer is of another maker's pool, DPDK's.
+    #[inline(always)]
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.pool.addr() & 1 == 0
+    }
+}
+
 const _: () = assert!(size_of::<Mbuf>() == 128);
 const _: () = assert!(std::mem::offset_of!(Mbuf, pool) == 56 && std::mem::offset_of!(Mbuf, dynfield1) == 92);
 

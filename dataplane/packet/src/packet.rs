@@ -96,6 +96,18 @@ impl Packet {
         usize::from(self.mbuf().nb_segs)
     }
 
+    /// Whether all segments are from pools of another maker, DPDK's: only such packets may be given to DPDK.
+    #[inline]
+    pub fn is_foreign(&self) -> bool {
+        let (mut mbuf, mut foreign) = (self.mbuf(), self.mbuf().is_foreign());
+        while let Some(next) = mbuf.next {
+            // SAFETY: the packet is borrowed: its segments stay as they are.
+            mbuf = unsafe { next.as_ref() };
+            foreign &= mbuf.is_foreign();
+        }
+        foreign
+    }
+
     /// Bytes free in front of the data.
     #[inline(always)]
     pub fn headroom(&self) -> usize {

@@ -139,8 +139,11 @@ struct Owner(ManuallyDrop<Box<Native>>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if self.0.free_count() == self.0.shared.capacity() {
-            // SAFETY: dropped once, here; no packet leads into it, and nobody can take one any more.
+        // Nobody takes any more, so nothing moves but towards home. Popped rather than counted: a buffer that pops is one that its
+        // giver is done with. The caches come last, for buffers move from them to what is shared.
+        let shared = std::iter::from_fn(|| self.0.shared.pop()).count();
+        if shared + self.0.cached_count() == self.0.shared.capacity() {
+            // SAFETY: dropped once, here; no packet leads into it, and no thread is giving one back.
             unsafe { ManuallyDrop::drop(&mut self.0) }
         }
     }
@@ -219,9 +222,12 @@ impl Native {
     }
 
     fn free_count(&self) -> usize {
+        self.shared.len() + self.cached_count()
+    }
+
+    fn cached_count(&self) -> usize {
         // Acquire: whoever gave the last buffer back has let go of the pool.
-        let cached: u32 = self.caches.iter().map(|cache| cache.len.load(Ordering::Acquire)).sum();
-        self.shared.len() + cached as usize
+        self.caches.iter().map(|cache| cache.len.load(Ordering::Acquire) as usize).sum()
     }
 }
 
@@ -248,6 +254,8 @@ impl Cache {
         let buffers = unsafe { &mut *self.buffers.get() };
         let mut len = self.len.load(Ordering::Relaxed) as usize;
         if len == CACHE {
+            // First, so that no buffer is ever counted twice.
+            self.len.store((CACHE - MOVE) as u32, Ordering::Release);
             for &full in &buffers[CACHE - MOVE..] {
                 shared.push(NonNull::new(full).expect("a full cache")).expect("room for all");
             }
