@@ -223,15 +223,18 @@ fn allowed_cpus() -> Vec<usize> {
     cpus.collect()
 }
 
+/// What was given to DPDK, each with its NUL. It keeps pointers into them, and may change them.
+static ARGUMENTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
 /// Runs `rte_eal_init`, and returns what it logged.
 fn start(options: &[String]) -> (Result<(), Errno>, String) {
-    let options: Vec<CString> =
-        options.iter().map(|option| CString::new(option.as_str()).expect("checked for NUL")).collect();
-    // DPDK permutes the vector and keeps pointers into the strings.
-    let mut argv: Vec<*mut c_char> = options.into_iter().map(CString::into_raw).collect();
-    let argc = argv.len() as i32;
+    let owned = |option: &String| CString::new(option.as_str()).expect("checked for NUL").into_bytes_with_nul();
+    let mut options: Vec<Vec<u8>> = options.iter().map(owned).collect();
+    let mut argv: Vec<*mut c_char> = options.iter_mut().map(|option| option.as_mut_ptr().cast()).collect();
     argv.push(std::ptr::null_mut());
-    // SAFETY: `argc` C strings and a null, in memory that is never freed.
-    let (parsed, said) = log::listen(|| unsafe { sys::rte_eal_init(argc, argv.leak().as_mut_ptr()) });
+    ARGUMENTS.lock().expect("no panic under this lock").extend(options);
+    let argc = argv.len() as i32 - 1;
+    // SAFETY: `argc` C strings that are never freed, and a null, in an array that DPDK permutes and does not keep.
+    let (parsed, said) = log::listen(|| unsafe { sys::rte_eal_init(argc, argv.as_mut_ptr()) });
     (if parsed < 0 { Err(Errno::last()) } else { Ok(()) }, said)
 }
