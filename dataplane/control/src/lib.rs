@@ -16,6 +16,8 @@ mod controllers;
 mod cpumask;
 mod desired;
 mod disk_io;
+#[cfg(feature = "dpdk")]
+mod dpdk;
 mod events;
 pub mod limits;
 mod log;
@@ -72,6 +74,9 @@ pub struct Settings {
     pub vhost_socket_mode: u32,
     /// Buffers of the pool that packets of all ports come from. It is made with the first port or bridge.
     pub packet_buffers: usize,
+    /// Options of DPDK's EAL. Where they are given, even none, packets of all ports are in DPDK's memory from the start; else DPDK
+    /// is started with its first port.
+    pub eal: Option<Vec<String>>,
     /// How workers idle, until `framework_set_idle` says otherwise.
     pub idle: IdlePolicy,
 }
@@ -115,7 +120,7 @@ impl Control {
             bdevs: Bdevs::default(),
             controllers: Controllers::default(),
             nvme: nvme::NvmeControllers::default(),
-            switching: switch::Switching::new(settings.packet_buffers),
+            switching: switch::Switching::new(settings.packet_buffers, settings.eal),
             copies: methods::image::Copies::default(),
             controller_events,
             desired: Desired::new(store),

@@ -12,6 +12,8 @@ use virtio_net::{EventKind, EventSink, NetController};
 /// The switch, once there is one.
 pub(crate) struct Switching {
     packet_buffers: usize,
+    #[cfg(feature = "dpdk")]
+    pub(crate) dpdk: crate::dpdk::Dpdk,
     made: Mutex<Option<Arc<Switch>>>,
     /// One handler at a time makes it.
     making: tokio::sync::Mutex<()>,
@@ -21,9 +23,13 @@ pub(crate) struct Switching {
 }
 
 impl Switching {
-    pub(crate) fn new(packet_buffers: usize) -> Switching {
+    pub(crate) fn new(packet_buffers: usize, eal: Option<Vec<String>>) -> Switching {
+        #[cfg(not(feature = "dpdk"))]
+        drop(eal);
         Switching {
             packet_buffers,
+            #[cfg(feature = "dpdk")]
+            dpdk: crate::dpdk::Dpdk::new(eal, packet_buffers),
             made: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             guests: Mutex::default(),
@@ -45,6 +51,17 @@ impl Switching {
             }
         }
         drop(std::mem::take(&mut *self.lock_guests()));
+    }
+
+    /// The pool that the switch's packets come from.
+    fn packet_pool(&self) -> Result<Pool, RpcError> {
+        #[cfg(feature = "dpdk")]
+        if self.dpdk.is_wanted() {
+            return self.dpdk.start().map(|(_, pool)| pool.packets().clone());
+        }
+        Pool::new(self.packet_buffers, None).map_err(|error| {
+            RpcError::errno(libc::ENOMEM, error.to_string()).hint("see --packet-buffers of the daemon")
+        })
     }
 
     pub(crate) fn add_guest(&self, name: &str, guest: Arc<NetController>) {
@@ -103,17 +120,15 @@ impl Control {
     }
 
     /// The switch, made if there is none yet.
-    pub(crate) async fn make_switch(&self) -> Result<Arc<Switch>, RpcError> {
+    pub(crate) async fn make_switch(self: &Arc<Control>) -> Result<Arc<Switch>, RpcError> {
         let _making = self.switching.making.lock().await;
         if let Some(switch) = self.switching.get() {
             return Ok(switch);
         }
-        let (workers, buffers) = (self.engine().workers().to_vec(), self.switching.packet_buffers);
+        let control = self.clone();
         let made = blocking(move || {
-            let pool = Pool::new(buffers, None).map_err(|error| {
-                RpcError::errno(libc::ENOMEM, error.to_string()).hint("see --packet-buffers of the daemon")
-            })?;
-            Switch::start(&workers, pool).map_err(RpcError::from)
+            let pool = control.switching.packet_pool()?;
+            Switch::start(control.engine().workers(), pool).map_err(RpcError::from)
         });
         let switch = Arc::new(made.await??);
         *self.switching.lock() = Some(switch.clone());

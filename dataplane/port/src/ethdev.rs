@@ -2,6 +2,8 @@
 //!
 //! The device's queues belong to workers, not to threads of DPDK: see [`assignment`]. Most drivers have no notification that
 //! a sleeping worker could wait for, so a worker that has a receive queue of such a port polls.
+//!
+//! DPDK takes packets from its own pools as they are. One from a pool of ours is copied into the port's pool when it is sent.
 
 mod assignment;
 mod shard;

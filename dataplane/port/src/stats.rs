@@ -51,6 +51,8 @@ counters! {
     tx_full,
     /// Not sent: the other side is not there, or the queue is not enabled.
     tx_down,
+    /// Not sent: the pool was empty when the packet had to be copied for the device.
+    tx_no_buffer,
     /// Not sent: larger than the other side takes, or it breaks what the other side negotiated.
     tx_invalid,
 }

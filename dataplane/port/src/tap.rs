@@ -16,6 +16,10 @@ use virtio_spec::net::{HEADER_LEN, Header};
 
 /// Most queues of a tap: the kernel's MAX_TAP_QUEUES.
 pub const MAX_TAP_QUEUES: u16 = 256;
+/// Smallest MTU: the kernel's ETH_MIN_MTU.
+const MIN_MTU: u16 = 68;
+/// Largest MTU: 64 KiB with an Ethernet header, as the kernel's tun.c has it.
+const MAX_MTU: u16 = 65535 - 14;
 /// Buffers that the largest packet takes.
 const SEGMENTS: usize = (65535 + 22_usize).div_ceil(DATA_ROOM as usize);
 
@@ -59,7 +63,10 @@ impl TapPort {
             return invalid("queues", params.queues.to_string(), format!("1 to {MAX_TAP_QUEUES}"));
         }
         if params.name.is_empty() || params.name.len() >= libc::IFNAMSIZ || params.name.contains(['/', '%', '\0']) {
-            return invalid("name", params.name, format!("an interface name of 1 to {} bytes", libc::IFNAMSIZ - 1));
+            return invalid("ifname", params.name, format!("an interface name of 1 to {} bytes", libc::IFNAMSIZ - 1));
+        }
+        if !(MIN_MTU..=MAX_MTU).contains(&params.mtu) {
+            return invalid("mtu", params.mtu.to_string(), format!("{MIN_MTU} to {MAX_MTU}"));
         }
         if params.workers.is_empty() {
             return invalid("workers", "none".to_owned(), "at least one".to_owned());

@@ -79,6 +79,33 @@ fn what_the_device_does_not_do_is_done_before() {
 }
 
 #[test]
+fn packets_of_other_pools_are_copied() {
+    let pool = Mempool::new(&EAL, "copies", 1024, None).unwrap();
+    let ours = Pool::new(256, None).unwrap();
+    let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
+    let port = EthdevPort::open(&EAL, &EthdevParams::new("net_ring1", &pool, 1)).unwrap();
+    let mut shard = port.open_shard(&engine.workers()[0]).unwrap();
+    let mut burst = Burst::new();
+    burst.push(packet(&tcp_frame(100), &ours));
+    burst.push(packet(&tcp_frame(200), pool.packets()));
+    let mut mixed = packet(&tcp_frame(1000), pool.packets());
+    assert!(mixed.chain(packet(&[7; 100], &ours)) && !mixed.is_foreign());
+    burst.push(mixed);
+    shard.tx(&mut burst);
+    assert_eq!(ours.free_count(), 256, "nothing of ours is with DPDK");
+    let got: Vec<Vec<u8>> =
+        receive(&mut *shard).iter().map(|packet| packet.segments().flatten().copied().collect()).collect();
+    assert!(got == [tcp_frame(100), tcp_frame(200), [tcp_frame(1000), vec![7; 100]].concat()]);
+
+    let held: Vec<_> = std::iter::from_fn(|| pool.packets().take_one()).collect();
+    burst.push(packet(&tcp_frame(100), &ours));
+    shard.tx(&mut burst);
+    assert_eq!((held.len(), counters(&port).tx_no_buffer), (1024, 1));
+    drop((held, shard, port));
+    assert_eq!((ours.free_count(), pool.packets().free_count()), (256, 1024));
+}
+
+#[test]
 fn queues_move_between_workers() {
     let pool = Mempool::new(&EAL, "moves", 4096, None).unwrap();
     let engine = Engine::start(&[0, 1], IdlePolicy::default()).unwrap();

@@ -125,11 +125,12 @@ fn several_queues_and_a_pool_that_is_empty() {
 fn names_and_queues_are_checked() {
     let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
     let pool = Pool::new(64, None).unwrap();
-    let open = |name: &str, queues| {
+    let open = |name: &str, queues, mtu| {
         let workers = engine.workers().to_vec();
-        TapPort::open(TapParams { name: name.to_owned(), queues, mtu: 1500, workers, pool: pool.clone() })
+        TapPort::open(TapParams { name: name.to_owned(), queues, mtu, workers, pool: pool.clone() })
     };
     for (name, queues) in [("", 1), ("sixteen-bytes-00", 1), ("a/b", 1), ("t%d", 1), ("ok", 0), ("ok", 257)] {
-        assert!(matches!(open(name, queues), Err(PortError::Invalid { .. })), "{name}, {queues}");
+        assert!(matches!(open(name, queues, 1500), Err(PortError::Invalid { .. })), "{name}, {queues}");
     }
+    assert!(matches!(open("ok", 1, 67), Err(PortError::Invalid { field: "mtu", .. })));
 }

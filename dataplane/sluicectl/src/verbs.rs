@@ -218,6 +218,8 @@ pub(crate) const VERBS: &[Verb] = &[
     call(&["fdb", "add"], "bridge_add_fdb", &["bridge", "mac", "port"]),
     call(&["fdb", "delete"], "bridge_delete_fdb", &["bridge", "mac"]),
     call(&["port", "create", "vhost-user"], "vhost_create_net_controller", &["ctrlr"]),
+    call(&["port", "create", "tap"], "port_create_tap", &["name"]),
+    call(&["port", "create", "dpdk"], "port_create_dpdk", &["name", "devargs"]),
     table(
         &["port", "list"],
         "port_get",

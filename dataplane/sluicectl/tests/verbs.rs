@@ -26,6 +26,7 @@ impl Served {
                     vhost_dir: path,
                     vhost_socket_mode: 0o600,
                     packet_buffers: Control::DEFAULT_PACKET_BUFFERS,
+                    eal: None,
                     idle: IdlePolicy::default(),
                 };
                 let control = Control::new(engine, Log::silent(), settings).unwrap();

@@ -46,6 +46,10 @@ pub(crate) struct Options {
     /// Buffers for packets, of 2 KiB each; they are allocated with the first port [default: 16384]
     #[arg(long, value_name = "N")]
     pub(crate) packet_buffers: Option<usize>,
+    /// Options for DPDK, such as "--in-memory -a 0000:03:00.0". With them packets are in DPDK's memory from the start, and no port
+    /// of DPDK has to copy them; without, DPDK is started with its first port, in hugepages where there are enough
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub(crate) eal: Option<String>,
     /// Serve OpenMetrics over HTTP at this address, such as 127.0.0.1:9100 [default: no]
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
@@ -121,6 +125,7 @@ impl Options {
             workers: self.workers.or(file.workers),
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
             packet_buffers: self.packet_buffers.or(file.packet_buffers),
+            eal: self.eal.or(file.eal),
             metrics: self.metrics.or(file.metrics),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),
@@ -152,6 +157,16 @@ impl Options {
                 Some(last) => Ok(vec![last.id]),
                 None => Err(OptionsError::NoCpu),
             },
+        }
+    }
+
+    /// The options of DPDK, word by word.
+    pub(crate) fn eal(&self) -> Result<Option<Vec<String>>, OptionsError> {
+        match &self.eal {
+            Some(options) if !cfg!(feature = "dpdk") => {
+                Err(invalid("eal", options, "nothing: this daemon was built without DPDK"))
+            }
+            options => Ok(options.as_ref().map(|words| words.split_whitespace().map(str::to_owned).collect())),
         }
     }
 

@@ -6,6 +6,7 @@ mod bridge;
 mod cidata;
 mod config;
 mod delay;
+mod dpdk;
 mod error;
 mod file;
 mod flow;
@@ -22,6 +23,7 @@ mod nvme;
 pub(crate) mod port;
 mod qos;
 mod rpc;
+mod tap;
 mod vhost;
 mod vhost_net;
 
@@ -36,6 +38,7 @@ pub(crate) fn table() -> Table {
         cidata::methods(),
         config::methods(),
         delay::methods(),
+        dpdk::methods(),
         error::methods(),
         file::methods(),
         flow::methods(),
@@ -52,6 +55,7 @@ pub(crate) fn table() -> Table {
         port::methods(),
         qos::methods(),
         rpc::methods(),
+        tap::methods(),
         vhost::methods(),
         vhost_net::methods(),
     ];

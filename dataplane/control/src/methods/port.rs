@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use switch::{Mac, PortConfig, PortNo, PortReport, Switch};
 
+/// Of ports whose MTU nobody has said.
+pub(super) const DEFAULT_MTU: u16 = 1500;
+
 pub(super) fn methods() -> Vec<Entry> {
     vec![Entry::of::<PortGet>(), Entry::of::<PortDelete>()]
 }
@@ -26,7 +29,7 @@ pub(super) fn created(name: &str) -> Effect {
 
 /// Makes a port with `make`, off the control thread, and adds it to the switch. Returns it with its number.
 pub(super) async fn add<P: Port + 'static>(
-    control: &Control,
+    control: &Arc<Control>,
     name: &str,
     config: PortConfig,
     make: impl FnOnce(&Switch) -> Result<P, PortError> + Send + 'static,

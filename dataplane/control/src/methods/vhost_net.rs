@@ -1,6 +1,6 @@
 //! Network devices of guests: ports that speak vhost-user.
 
-use super::port;
+use super::port::{self, DEFAULT_MTU};
 use crate::Control;
 use crate::rpc::RpcError;
 use crate::rpc::method::{Effect, Entry, Method, blocking};
@@ -51,8 +51,6 @@ enum SocketRole {
     Server,
     Client,
 }
-
-const DEFAULT_MTU: u16 = 1500;
 
 impl Method for VhostCreateNetController {
     const NAME: &'static str = "vhost_create_net_controller";

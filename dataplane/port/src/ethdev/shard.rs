@@ -105,7 +105,7 @@ impl Sender<'_> {
     #[inline]
     fn takes(&self, packet: &Packet) -> bool {
         let can = self.queue.capabilities();
-        if packet.segment_count() > 1 && !can.chains {
+        if !packet.is_foreign() || packet.segment_count() > 1 && !can.chains {
             return false;
         }
         let offload = packet.offload();
@@ -169,6 +169,12 @@ impl Sender<'_> {
     fn push(&mut self, mut packet: Packet, ready: &mut Burst) {
         if !completes(self.queue.capabilities(), packet.offload().checksum) {
             packet.complete_checksum();
+        }
+        if !packet.is_foreign() {
+            match packet.copy(self.pool) {
+                Some(copy) => packet = copy,
+                None => return PortStats::add(&self.stats.tx_no_buffer, 1),
+            }
         }
         if packet.segment_count() > 1 && !self.queue.capabilities().chains {
             match flatten(&packet, self.pool) {

@@ -1,0 +1,268 @@
+//! Ports of the switch through the whole daemon: what the kernel and DPDK carry.
+
+mod daemon;
+
+use daemon::Daemon;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until it holds.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}: waited in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a command; what it says where it fails.
+fn run(line: &str) -> Result<String, String> {
+    let mut words = line.split_whitespace();
+    let output =
+        Command::new(words.next().unwrap()).args(words).output().map_err(|error| format!("{line}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(format!("{line}: {}", text(&output.stderr))) }
+}
+
+/// A network namespace, gone with the value.
+struct Namespace(String);
+
+impl Namespace {
+    /// `None`, with a word about it, where the test may not make one.
+    fn new(n: u32) -> Option<Namespace> {
+        let name = format!("sluice-test-{}-{n}", std::process::id());
+        match run(&format!("ip netns add {name}")) {
+            Ok(_) => Some(Namespace(name)),
+            Err(error) => {
+                println!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    /// Takes an interface of the host and gives it an address.
+    fn adopt(&self, ifname: &str, address: &str) {
+        let Namespace(name) = self;
+        run(&format!("ip link set {ifname} netns {name}")).unwrap();
+        run(&format!("ip -n {name} addr add {address} dev {ifname}")).unwrap();
+        run(&format!("ip -n {name} link set {ifname} up")).unwrap();
+    }
+
+    /// Whether an echo request is answered, and how the command failed.
+    fn ping(&self, address: &str, size: usize) -> Result<String, String> {
+        run(&format!("ip netns exec {} busybox ping -c 1 -W 5 -s {size} {address}", self.0))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(run(&format!("ip netns del {}", self.0)));
+    }
+}
+
+fn port(daemon: &Daemon, name: &str) -> Value {
+    daemon.ok("port_get", json!({"name": name}))[0].clone()
+}
+
+fn count(daemon: &Daemon, name: &str, what: &str) -> u64 {
+    port(daemon, name).pointer(what).and_then(Value::as_u64).unwrap()
+}
+
+#[test]
+fn namespaces_reach_each_other_over_taps_also_after_sigkill() {
+    let (Some(left), Some(right)) = (Namespace::new(1), Namespace::new(2)) else { return };
+    let daemon = Daemon::start();
+    let interface = |side: &str| format!("sl{}{side}", std::process::id());
+    daemon.ok("bridge_create", json!({"name": "br"}));
+    for (side, queues) in [("l", 1), ("r", 4)] {
+        let tap = json!({"name": side, "ifname": interface(side), "queues": queues, "mtu": 3000});
+        daemon.ok("port_create_tap", tap);
+        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": side}));
+    }
+    assert_eq!((&port(&daemon, "r")["kind"], &port(&daemon, "r")["rx_queues"]), (&json!("tap"), &json!(4)));
+    assert_eq!((&port(&daemon, "l")["mtu"], &port(&daemon, "l")["bridge"]), (&json!(3000), &json!("br")));
+
+    let plug = || {
+        left.adopt(&interface("l"), "10.99.0.1/24");
+        right.adopt(&interface("r"), "10.99.0.2/24");
+        // The first packets may be lost while the interfaces come up.
+        eventually("ping", || left.ping("10.99.0.2", 56).is_ok());
+    };
+    plug();
+    left.ping("10.99.0.2", 2900).unwrap();
+    right.ping("10.99.0.1", 20_000).expect("in fragments");
+    assert!(count(&daemon, "l", "/stats/rx_packets") > 0 && count(&daemon, "r", "/stats/tx_packets") > 0);
+    let saved = daemon.ok("save_config", json!({}));
+
+    let daemon = daemon.kill_and_restart(|_| {});
+    daemon.ok("framework_wait_init", json!({}));
+    assert_eq!(daemon.ok("config_get_pending", json!({})), json!([]));
+    assert_eq!(daemon.ok("save_config", json!({})), saved);
+    plug();
+
+    daemon.ok("port_delete", json!({"name": "l"}));
+    left.ping("10.99.0.2", 56).expect_err("its interface went with the port");
+    let events = daemon.ok("notify_get_notifications", json!({}));
+    let about = |kind: &str| events.as_array().unwrap().iter().filter(|event| event["type"] == kind).count();
+    assert_eq!((about("port_create"), about("port_delete")), (2, 1));
+}
+
+#[test]
+fn a_tap_that_cannot_be_made_says_why() {
+    let daemon = Daemon::start();
+    let error = daemon.err("port_create_tap", json!({"name": "longer-than-15-bytes"}));
+    assert_eq!(error["data"]["field"], "ifname", "{error}");
+    let error = daemon.err("port_create_tap", json!({"name": "t", "queues": 257}));
+    assert_eq!((&error["data"]["field"], &error["data"]["expected"]), (&json!("queues"), &json!("1 to 256")));
+    let error = daemon.err("port_create_tap", json!({"name": "t", "ifname": "lo"}));
+    assert!(error["message"].as_str().unwrap().contains("tap lo"), "{error}");
+    assert_eq!(daemon.ok("port_get", json!({})), json!([]));
+    assert_eq!(daemon.ok("framework_get_config", json!({"name": "port"})), json!([]));
+}
+
+/// A capture file: magic, version 2.4, zone, accuracy, snap length, Ethernet; then time and lengths before each frame.
+fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
+    let mut file = Vec::new();
+    [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
+    for frame in frames {
+        let len = frame.len() as u32;
+        [0, 0, len, len].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
+        file.extend(frame);
+    }
+    std::fs::write(path, file).unwrap();
+}
+
+fn read_pcap(path: &Path) -> Vec<Vec<u8>> {
+    let file = std::fs::read(path).unwrap();
+    let (mut frames, mut rest) = (Vec::new(), &file[24..]);
+    while let Some((header, more)) = rest.split_first_chunk::<16>() {
+        let len = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
+        frames.push(more[..len].to_vec());
+        rest = &more[len..];
+    }
+    frames
+}
+
+/// A broadcast of no protocol, whose payload is a number.
+fn broadcast(number: u32) -> Vec<u8> {
+    [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[0x88, 0xb5], &number.to_be_bytes(), &[0; 46]].concat()
+}
+
+#[cfg(feature = "dpdk")]
+fn create_dpdk(daemon: &Daemon, name: &str, number: u32, devargs: &str) {
+    daemon.ok("port_create_dpdk", json!({"name": name, "port_no": number, "devargs": devargs}));
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn a_capture_file_goes_through_the_switch_into_another() {
+    let daemon = Daemon::start();
+    let path = |name: &str| daemon.dir().join(name);
+    let frames: Vec<Vec<u8>> = (0..5000).map(broadcast).collect();
+    write_pcap(&path("in.pcap"), &frames);
+    let pcap = |n: u32, rest: String| format!("net_pcap{n},{rest}");
+    // A flow is there before its port, so not even the first frame is lost.
+    daemon.ok("flow_add", json!({"flow": "in_port(1),eth_type(0x88b5)", "actions": "2,3"}));
+    create_dpdk(&daemon, "sink", 2, &pcap(1, format!("tx_pcap={}", path("out.pcap").display())));
+    create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
+    create_dpdk(&daemon, "source", 1, &pcap(0, format!("rx_pcap={}", path("in.pcap").display())));
+    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") == 5000);
+    assert_eq!(count(&daemon, "null", "/stats/tx_packets"), 5000);
+    assert_eq!(count(&daemon, "source", "/stats/rx_packets"), 5000);
+    daemon.ok("port_delete", json!({"name": "sink"}));
+    assert!(read_pcap(&path("out.pcap")) == frames, "every frame, in order");
+    assert_eq!(port(&daemon, "null")["kind"], "dpdk");
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn devices_of_dpdk_join_bridges_with_others_and_come_back() {
+    let daemon = Daemon::start_with(&["--eal", "--no-huge -m 128", "--packet-buffers", "4096"]);
+    let path = |name: &str| daemon.dir().join(name);
+    let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
+    write_pcap(&path("in.pcap"), &frames);
+    // The source never ends; what may be flooded is limited.
+    daemon.ok("bridge_create", json!({"name": "br", "flood_pps": 1000}));
+    create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", path("out.pcap").display()));
+    create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
+    create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
+    for name in ["sink", "null", "source"] {
+        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+    }
+    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
+    eventually("a limit", || count(&daemon, "source", "/switch/metered") > 0);
+    let saved = daemon.ok("save_config", json!({}));
+
+    let daemon = daemon.kill_and_restart(|_| {});
+    daemon.ok("framework_wait_init", json!({}));
+    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+    assert_eq!(daemon.ok("save_config", json!({})), saved);
+    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
+    for name in ["source", "sink", "null"] {
+        daemon.ok("port_delete", json!({"name": name}));
+    }
+    let copied = read_pcap(&daemon.dir().join("out.pcap"));
+    assert!(copied.len() >= 200 && copied.iter().all(|frame| frames.contains(frame)));
+    // Its name is free again.
+    create_dpdk(&daemon, "again", 3, "net_null0,no-rx=1");
+}
+
+/// The tap came first, so its packets are not in DPDK's memory.
+#[cfg(feature = "dpdk")]
+#[test]
+fn a_tap_and_a_device_of_dpdk_exchange_packets() {
+    let Some(namespace) = Namespace::new(3) else { return };
+    let daemon = Daemon::start();
+    let ifname = format!("sl{}d", std::process::id());
+    daemon.ok("bridge_create", json!({"name": "br"}));
+    daemon.ok("port_create_tap", json!({"name": "tap", "ifname": ifname}));
+    create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", daemon.dir().join("out.pcap").display()));
+    for name in ["tap", "sink"] {
+        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+    }
+    namespace.adopt(&ifname, "10.99.1.1/24");
+    drop(namespace.ping("10.99.1.2", 56));
+    let asks = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[38..42] == [10, 99, 1, 2];
+    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") > 0);
+    daemon.ok("port_delete", json!({"name": "sink"}));
+    assert!(read_pcap(&daemon.dir().join("out.pcap")).iter().any(asks), "an ARP request");
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn a_device_that_cannot_be_opened_says_why() {
+    let daemon = Daemon::start();
+    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "0000:7f:00.0"}));
+    assert!(error["message"].as_str().unwrap().contains("0000:7f:00.0"), "{error}");
+    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 0}));
+    assert_eq!(error["data"]["field"], "queues");
+    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "mtu": 1}));
+    assert!(error["message"].as_str().unwrap().contains("MTU: got 1"), "{error}");
+    assert_eq!(daemon.ok("port_get", json!({})), json!([]));
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn dpdk_that_does_not_start_is_said_and_the_rest_goes_on() {
+    let daemon = Daemon::start_with(&["--eal", "--no-such-option"]);
+    for _ in 0..2 {
+        let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0"}));
+        assert!(error["message"].as_str().unwrap().contains("--no-such-option"), "{error}");
+        assert!(error["data"]["hint"].as_str().unwrap().contains("--eal"), "{error}");
+    }
+    daemon.ok("bdev_null_create", json!({"name": "n", "block_size": 512, "num_blocks": 8}));
+}
+
+#[cfg(not(feature = "dpdk"))]
+#[test]
+fn without_dpdk_its_ports_are_refused_clearly() {
+    let daemon = Daemon::start();
+    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0"}));
+    assert!(error["message"].as_str().unwrap().contains("built without DPDK"), "{error}");
+    let output = daemon::run_to_end(&["--eal", "--in-memory"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("built without DPDK"));
+}
