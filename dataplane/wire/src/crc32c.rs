@@ -19,6 +19,12 @@ impl Crc32c {
         Crc32c(Digest::new(CrcAlgorithm::Crc32Iscsi))
     }
 
+    /// Forgets what was seen.
+    #[inline]
+    pub fn reset(&mut self) {
+        self.0.reset();
+    }
+
     /// Sees `bytes`.
     #[inline]
     pub fn update(&mut self, bytes: &[u8]) {
@@ -58,6 +64,8 @@ mod tests {
             crc.update(&bytes[..cut]);
             crc.update(&bytes[cut..]);
             assert_eq!(crc.finish(), crc32c(&bytes));
+            crc.reset();
+            assert_eq!(crc.finish(), crc32c(&[]));
         }
     }
 }

@@ -4,7 +4,6 @@ use super::receive::Header;
 use super::tasks::{Outcome, Owner, SLOT_LOGOUT, SLOT_PING, SLOT_TASK_MANAGEMENT, SLOT_TEXT, slot_of};
 use super::verdict::{self, News, Verdict};
 use super::{Burst, Connection, ConnectionError, Pending, Phase};
-use crate::digest::Crc32c;
 use crate::io::{Pieces, Scatter, Wire};
 use crate::login::ours;
 use crate::lun::{Next, Probe};
@@ -19,6 +18,8 @@ use std::ops::Range;
 
 /// Reads of one turn at most: other sources of the worker want their share.
 const MAX_READS: usize = 16;
+/// Payload that is digested and copied at a time: it stays in the first-level cache in between.
+const DIGEST_BLOCK: usize = 4 << 10;
 
 /// Where the byte stream stands.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +154,7 @@ impl Connection {
         task.data_sn = task.data_sn.wrapping_add(1);
         task.active_at = self.timers.heard;
         if self.receive.data_digest {
-            self.crc = Crc32c::new();
+            self.crc.reset();
         }
         Ok(Payload { header, data, slot, remaining: len })
     }
@@ -162,8 +163,12 @@ impl Connection {
     #[inline]
     fn take_payload(&mut self, payload: &mut Payload) -> Result<bool, ConnectionError> {
         let digest = self.receive.data_digest;
-        let chunk = self.receive.peek(payload.remaining);
-        if !chunk.is_empty() {
+        let block = if digest { DIGEST_BLOCK } else { usize::MAX };
+        while payload.remaining > 0 {
+            let chunk = self.receive.peek(payload.remaining.min(block));
+            if chunk.is_empty() {
+                return Ok(false);
+            }
             if digest {
                 self.crc.update(chunk);
             }
@@ -180,7 +185,7 @@ impl Connection {
             payload.remaining -= len;
             self.receive.consume(len);
         }
-        if payload.remaining > 0 || self.receive.available() < payload.header.tail {
+        if self.receive.available() < payload.header.tail {
             return Ok(false);
         }
         let tail = self.receive.peek(payload.header.tail);

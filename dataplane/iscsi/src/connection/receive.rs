@@ -4,8 +4,8 @@ use crate::digest::crc32c;
 use crate::pdu::{BHS_LEN, Bhs, DIGEST_LEN, padding};
 use std::ops::Range;
 
-/// Bytes of the staging buffer: one read collects as many small PDUs.
-const STAGING: usize = 64 * 1024;
+/// Bytes of the staging buffer: 32 answers of 4 KiB in one read.
+const STAGING: usize = 144 * 1024;
 /// Longest data segment, apart from Data-In, that is taken. Nothing a target has to say is longer.
 pub(crate) const MAX_SEGMENT: usize = 32 * 1024;
 /// Payloads from this length are read straight into the request's memory.

@@ -152,7 +152,7 @@ impl<P: Payload> QueuePair<P> {
             slots: Slots::new(depth),
             work: VecDeque::with_capacity(depth + 1),
             tx,
-            rx: Receive::new(),
+            rx: Receive::new(config.digests.data),
             done: VecDeque::with_capacity(depth + 1),
             large_reads: 0,
             alignment: 4,
@@ -217,9 +217,15 @@ impl<P: Payload> QueuePair<P> {
         });
         self.sequence += 1;
         self.slots[index].start(sqe, data, direction, in_capsule, payload, now, self.sequence);
-        self.large_reads += usize::from(direction == Direction::In && len >= LARGE_READ);
+        self.large_reads += usize::from(self.is_large_read(direction, len));
         self.work.push_back(index);
         cid
+    }
+
+    /// Whether the data of a command goes straight into its buffers.
+    #[inline]
+    fn is_large_read(&self, direction: Direction, len: u32) -> bool {
+        direction == Direction::In && len >= LARGE_READ && !self.config.digests.data
     }
 
     /// What is to be sent now, listed in `pieces`; tell [`sent`](QueuePair::sent) how much of it went.
@@ -341,7 +347,8 @@ impl<P: Payload> QueuePair<P> {
         if slot.unsent_pieces > 0 {
             return;
         }
-        self.large_reads -= usize::from(slot.direction == Direction::In && slot.data.len() >= LARGE_READ);
+        let (direction, len) = (slot.direction, slot.data.len());
+        self.large_reads -= usize::from(self.is_large_read(direction, len));
         let Some(payload) = self.slots.release(index) else { return };
         self.done.push_back(Completion { payload, outcome });
     }

@@ -1,7 +1,8 @@
 //! The receiving side: a header is read whole into the staging area, checked, and says what follows.
 //!
 //! Small payloads come through the staging area, many PDUs to a system call; large ones go straight into the command's
-//! buffers, with the next header behind them.
+//! buffers, with the next header behind them. With a data digest all come through the staging area: what is checked must be
+//! what came, and buffers may overlap each other or be written to by the guest.
 
 use super::slots::{R2t, Slots};
 use super::{Data, MAX_R2T, MAX_TRANSFER, Outcome, Payload, QueuePair, State};
@@ -20,6 +21,8 @@ const MAX_PDU: usize = MAX_HEAD + MAX_TRANSFER as usize + DIGEST_LEN;
 const DIRECT_MIN: u32 = 8 << 10;
 /// Read ahead behind a large payload: the next header and no more.
 const READ_AHEAD: usize = 512;
+/// Payload that is digested and copied at a time: it stays in the first-level cache in between.
+const DIGEST_BLOCK: usize = 4 << 10;
 
 /// Data of a C2HData PDU that is on its way in.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +33,6 @@ struct Incoming {
     /// Bytes left in the PDU.
     left: u32,
     flags: u8,
-    crc: Option<Crc32c>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,13 +52,22 @@ pub(super) struct Receive {
     head: usize,
     tail: usize,
     expect: Expect,
+    /// The digest of the data under way, where data has one.
+    crc: Option<Crc32c>,
     /// Bytes that the last list put into the buffers of a command, before the staging area.
     direct: usize,
 }
 
 impl Receive {
-    pub(super) fn new() -> Receive {
-        Receive { staging: vec![0; STAGING_LEN].into_boxed_slice(), head: 0, tail: 0, expect: Expect::Head, direct: 0 }
+    pub(super) fn new(data_digest: bool) -> Receive {
+        Receive {
+            staging: vec![0; STAGING_LEN].into_boxed_slice(),
+            head: 0,
+            tail: 0,
+            expect: Expect::Head,
+            crc: data_digest.then(Crc32c::new),
+            direct: 0,
+        }
     }
 
     #[inline]
@@ -76,6 +87,7 @@ impl Receive {
         let mut read_ahead = if expect_large { READ_AHEAD } else { STAGING_LEN };
         if let Expect::Data(incoming) = self.expect
             && self.tail == 0
+            && self.crc.is_none()
             && (expect_large || incoming.left >= DIRECT_MIN)
         {
             let slot = &slots[incoming.slot];
@@ -99,18 +111,6 @@ impl Receive {
     }
 }
 
-/// Adds what is in the command's buffers to a digest, through the first-level cache.
-fn digest_buffers<P: Payload>(crc: &mut Crc32c, payload: Option<&P>, mut offset: u64, mut len: usize) {
-    let Some(buffers) = payload.and_then(P::buffers) else { return };
-    let mut block = [0; 4096];
-    while len > 0 {
-        let run = len.min(block.len());
-        buffers.read(offset, &mut block[..run]).expect("inside the command's buffers");
-        crc.update(&block[..run]);
-        (offset, len) = (offset + run as u64, len - run);
-    }
-}
-
 impl<P: Payload> QueuePair<P> {
     /// `count` bytes came into what [`scatter`](QueuePair::scatter) listed. On an error call [`fail`](QueuePair::fail).
     pub fn received(&mut self, count: usize) -> Result<(), ProtocolError> {
@@ -118,12 +118,8 @@ impl<P: Payload> QueuePair<P> {
         self.rx.direct = 0;
         self.rx.tail += count - direct;
         if direct > 0
-            && let Expect::Data(mut incoming) = self.rx.expect
+            && let Expect::Data(incoming) = self.rx.expect
         {
-            let slot = &self.slots[incoming.slot];
-            if let Some(crc) = &mut incoming.crc {
-                digest_buffers(crc, slot.payload.as_ref(), slot.base() + u64::from(incoming.at), direct);
-            }
             self.advance(incoming, direct as u32)?;
         }
         while self.step()? {}
@@ -136,17 +132,18 @@ impl<P: Payload> QueuePair<P> {
         let available = self.rx.tail - self.rx.head;
         match self.rx.expect {
             Expect::Head => self.on_head(available),
-            Expect::Data(mut incoming) => {
-                let run = available.min(incoming.left as usize);
+            Expect::Data(incoming) => {
+                let mut run = available.min(incoming.left as usize);
                 if run == 0 {
                     return Ok(false);
+                }
+                if let Some(crc) = &mut self.rx.crc {
+                    run = run.min(DIGEST_BLOCK);
+                    crc.update(&self.rx.staging[self.rx.head..self.rx.head + run]);
                 }
                 let bytes = &self.rx.staging[self.rx.head..self.rx.head + run];
                 let slot = &self.slots[incoming.slot];
                 let buffers = slot.payload.as_ref().and_then(P::buffers).expect("a read has buffers");
-                if let Some(crc) = &mut incoming.crc {
-                    crc.update(bytes);
-                }
                 buffers
                     .write(slot.base() + u64::from(incoming.at), bytes)
                     .expect("checked against the command's length");
@@ -160,7 +157,7 @@ impl<P: Payload> QueuePair<P> {
                 }
                 let got = le32(&self.rx.staging, self.rx.head);
                 self.rx.head += DIGEST_LEN;
-                let expected = incoming.crc.as_ref().map(Crc32c::finish);
+                let expected = self.rx.crc.as_ref().map(Crc32c::finish);
                 self.slots[incoming.slot].digest_failed |= expected != Some(got);
                 self.end_data(incoming)?;
                 Ok(true)
@@ -172,9 +169,9 @@ impl<P: Payload> QueuePair<P> {
     #[inline]
     fn advance(&mut self, mut incoming: Incoming, count: u32) -> Result<(), ProtocolError> {
         (incoming.at, incoming.left) = (incoming.at + count, incoming.left - count);
-        self.rx.expect = match (incoming.left, incoming.crc) {
-            (0, None) => return self.end_data(incoming),
-            (0, Some(_)) => Expect::Digest(incoming),
+        self.rx.expect = match incoming.left {
+            0 if self.rx.crc.is_some() => Expect::Digest(incoming),
+            0 => return self.end_data(incoming),
             _ => Expect::Data(incoming),
         };
         Ok(())
@@ -277,8 +274,10 @@ impl<P: Payload> QueuePair<P> {
         if len > slot.data.len() - slot.received {
             return Err(ProtocolError::DataOutOfRange { pdu, offset, len, expected: slot.data.len() });
         }
-        let crc = self.config.digests.data.then(Crc32c::new);
-        self.rx.expect = Expect::Data(Incoming { slot: index, at: offset, left: len, flags: common.flags, crc });
+        if let Some(crc) = &mut self.rx.crc {
+            crc.reset();
+        }
+        self.rx.expect = Expect::Data(Incoming { slot: index, at: offset, left: len, flags: common.flags });
         Ok(())
     }
 
