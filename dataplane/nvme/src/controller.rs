@@ -221,6 +221,8 @@ pub(crate) struct Controller {
     half_found: IdentifyNamespace,
     next_keep_alive: Cycles,
     keep_alive_deadline: Option<Cycles>,
+    /// An I/O command was answered since keep-alive was looked at.
+    traffic: bool,
     abort_deadline: Option<Cycles>,
 }
 
@@ -245,6 +247,7 @@ impl Controller {
             half_found: IdentifyNamespace::default(),
             next_keep_alive: Cycles::NEVER,
             keep_alive_deadline: None,
+            traffic: false,
             abort_deadline: None,
             settings,
         };
@@ -280,7 +283,8 @@ impl Controller {
             };
             self.on_answer(payload, cqe, now)?;
         }
-        self.on_time(now, traffic)?;
+        self.traffic |= traffic;
+        self.on_time(now)?;
         self.link.transmit()?;
         Ok(())
     }
@@ -527,7 +531,7 @@ impl Controller {
         }
     }
 
-    fn on_time(&mut self, now: Cycles, traffic: bool) -> Result<(), ControllerError> {
+    fn on_time(&mut self, now: Cycles) -> Result<(), ControllerError> {
         let timeout = |command, after| Err(ControllerError::Timeout { command, after });
         if let Some((step, deadline)) = self.step
             && now >= deadline
@@ -556,17 +560,17 @@ impl Controller {
             return timeout("Keep Alive", self.settings.keep_alive);
         }
         if now >= self.next_keep_alive {
-            self.keep_alive(traffic, now);
+            self.keep_alive(now);
         }
         Ok(())
     }
 
     /// Keep Alive at half of its timeout. With traffic based keep-alive (Base 3.9.4) an I/O command does as well; then it is
     /// looked at again after a quarter, as the command may be old already.
-    fn keep_alive(&mut self, traffic: bool, now: Cycles) {
+    fn keep_alive(&mut self, now: Cycles) {
         let timeout = self.settings.keep_alive;
         let traffic_counts = self.facts.identify.attributes & IdentifyController::TBKAS != 0;
-        if traffic && traffic_counts {
+        if std::mem::take(&mut self.traffic) && traffic_counts {
             self.next_keep_alive = now + Cycles::from(timeout / 4);
             return;
         }

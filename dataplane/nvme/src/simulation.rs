@@ -11,7 +11,7 @@ use crate::namespace::Namespace;
 use crate::params::AttachParams;
 use crate::port::{Shared, lock};
 use crate::supervisor::{Board, Dial, Phase, Supervisor};
-use crate::target::{Access, Connection, Faults, MemoryStore, Store, Target, TargetConfig};
+use crate::target::{Access, Connection, Faults, MemoryStore, Misbehaviour, Store, Target, TargetConfig};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
 use guest_memory::IoBuffers;
@@ -406,6 +406,28 @@ impl Run {
         }
     }
 
+    /// A run whose controller is up, with one channel.
+    fn up(plan: &Plan) -> Run {
+        let mut run = Run::new(plan, 1);
+        while run.phase() != Phase::Up {
+            run.step();
+        }
+        run.open_channels(plan, 1);
+        run
+    }
+
+    /// Goes on for `time`.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + Cycles::from(time);
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    fn tells(&self, wanted: impl Fn(&Event) -> bool) -> bool {
+        lock(&self.events).iter().any(wanted)
+    }
+
     fn phase(&self) -> Phase {
         lock(&self.board.status).phase
     }
@@ -647,4 +669,51 @@ fn writes_of_dropped_channels_do_not_come_after_those_of_the_next() {
         late += report.late_applied;
     }
     assert!(late > 100, "the adversary was at work: {late}");
+}
+
+fn is_lost(event: &Event) -> bool {
+    matches!(event, Event::Lost { .. })
+}
+
+#[test]
+fn pitfall_8_a_late_command_is_aborted_and_its_own_answer_awaited() {
+    let mut run = Run::up(&Plan::calm());
+    let script = vec![(run.target.io_commands(), Misbehaviour::DropCommand)];
+    run.target.set_faults(Faults { script, ..Faults::default() });
+    run.write_all();
+    run.pass(Duration::from_secs(2));
+    assert_eq!((run.under_way, run.tells(|event| matches!(event, Event::CommandTimeout { .. }))), (1, false));
+    run.pass(Duration::from_secs(3));
+    assert_eq!((run.under_way, run.report.failed), (0, 0), "aborted, answered, and sent again");
+    assert!(run.tells(|event| matches!(event, Event::CommandTimeout { .. })) && !run.tells(is_lost));
+    assert!(run.finish().stale.is_empty());
+}
+
+#[test]
+fn pitfall_11_a_resize_without_an_event_is_found_in_time() {
+    let mut run = Run::up(&Plan::calm());
+    run.store.resize(2 * BLOCK * BLOCKS);
+    run.pass(Duration::from_secs(31));
+    let (from, to) = (BLOCKS as u64, 2 * BLOCKS as u64);
+    assert!(run.tells(|event| *event == Event::NamespaceResized { nsid: 1, from, to }), "{:?}", lock(&run.events));
+}
+
+#[test]
+fn pitfall_12_an_idle_controller_is_kept_alive() {
+    let mut run = Run::up(&Plan::calm());
+    run.pass(Duration::from_secs(60));
+    assert_eq!((run.target.controllers(), run.tells(is_lost)), (1, false), "{:?}", lock(&run.events));
+}
+
+#[test]
+fn pitfall_12_traffic_keeps_a_controller_alive() {
+    let mut run = Run::up(&Plan::calm());
+    run.target.set_faults(Faults { ignore_keep_alive: true, ..Faults::default() });
+    for _ in 0..200 {
+        run.submit();
+        run.pass(Duration::from_millis(100));
+    }
+    assert!(!run.tells(is_lost), "{:?}", lock(&run.events));
+    run.pass(Duration::from_secs(3));
+    assert!(run.tells(|event| matches!(event, Event::Lost { reason } if reason.contains("Keep Alive"))));
 }

@@ -1,6 +1,7 @@
 //! The pitfalls of the protocol, each against a target made of bytes.
 
 use super::*;
+use crate::chap::Credentials;
 use crate::digest::crc32c;
 use crate::io::Scatter;
 use crate::login::{Auth, DigestPolicy};
@@ -663,4 +664,77 @@ fn every_key_is_sent_explicitly() {
         assert!(text.contains(key), "{key}");
     }
     pair.abandon();
+}
+
+/// A response of the target during login.
+fn login_response(login: Login) -> Bhs {
+    Login { isid: [0x80, 1, 2, 3, 0, 0], tsih: 1, itt: 0, status: 0, ..login }.encode_response()
+}
+
+#[test]
+fn pitfall_8_keys_may_span_pdus() {
+    const GOES_ON: Login = Login {
+        transit: false,
+        goes_on: true,
+        current: Stage::Security,
+        next: Stage::Operational,
+        isid: [0; 6],
+        tsih: 0,
+        itt: 0,
+        status: 0,
+    };
+    let mut login = LoginMachine::new(LoginConfig { segment_limit: 20, ..config(false).login });
+    let (mut step, mut text, mut pieces) = (login.start(), Vec::new(), 0);
+    loop {
+        let Step::Send(bhs, segment) = step else { panic!("{step:?}") };
+        let request = Login::decode(&bhs).unwrap();
+        assert!(segment.len() <= 20 && request.transit != request.goes_on);
+        text.extend(segment);
+        pieces += 1;
+        if !request.goes_on {
+            break;
+        }
+        step = login.on_response(&login_response(Login { goes_on: false, ..GOES_ON }), &[]).unwrap();
+    }
+    assert_eq!(text, b"InitiatorName=iqn.i\0SessionType=Normal\0TargetName=iqn.t\0AuthMethod=None\0");
+    assert_eq!(pieces, text.len().div_ceil(20));
+    let step = login.on_response(&login_response(GOES_ON), b"AuthMethod=No").unwrap();
+    let Step::Send(bhs, segment) = step else { panic!("{step:?}") };
+    assert!(segment.is_empty() && !Login::decode(&bhs).unwrap().transit, "an empty request asks for the rest");
+    let rest = login_response(Login { transit: true, goes_on: false, ..GOES_ON });
+    let step = login.on_response(&rest, b"ne\0TargetPortalGroupTag=1\0").unwrap();
+    assert!(matches!(step, Step::Send(_, text) if text.starts_with(b"HeaderDigest=None")), "the next stage");
+}
+
+#[test]
+fn pitfall_8_a_reflected_challenge_is_refused() {
+    let credentials = |name: &str| Some(Credentials { name: name.into(), secret: "a secret of ours".into() });
+    let auth = Auth { initiator: credentials("host"), target: credentials("disk"), algorithms: Vec::new() };
+    let mut login = LoginMachine::new(LoginConfig { auth, ..config(false).login });
+    login.start();
+    let stage = Stage::Security;
+    let stays =
+        Login { transit: false, goes_on: false, current: stage, next: stage, ..Login::decode(&Bhs([0; 48])).unwrap() };
+    login.on_response(&login_response(stays), b"AuthMethod=CHAP\0").unwrap();
+    // MD5, and the challenge that the target is about to hear from us.
+    let text = format!("CHAP_A=5\0CHAP_I=1\0CHAP_C={}\0", crate::text::to_hex(&[7; 16]));
+    let error = login.on_response(&login_response(stays), text.as_bytes()).unwrap_err();
+    assert_eq!(error, LoginError::Authentication("the target reflected our challenge"));
+}
+
+#[test]
+fn pitfall_12_unmap_and_write_same_where_the_unit_has_them() {
+    let mut pair = Pair::new(AGREED);
+    pair.submit(Op::Discard, 0, 4096);
+    assert_eq!((pair.ended(), pair.sent().len()), (vec![Status::Unsupported], 0));
+    let geometry = &mut pair.connection.info.as_mut().unwrap().geometry;
+    (geometry.max_discard_blocks, geometry.max_write_zeroes_blocks) = (64, 64);
+    let (command, list) = pair.command(Op::Discard, 4096);
+    assert_eq!((command.cdb[0], list), (op::UNMAP, crate::scsi::unmap_list(0, 8).to_vec()));
+    pair.good(command.itt);
+    let (command, block) = pair.command(Op::WriteZeroes { unmap: true }, 4096);
+    assert_eq!((command.cdb[0], command.cdb[1], command.cdb[13], block), (op::WRITE_SAME_16, 8, 8, vec![0; 512]));
+    pair.good(command.itt);
+    pair.turn().unwrap();
+    assert_eq!(pair.ended(), [Status::Ok; 2]);
 }
