@@ -133,6 +133,10 @@ impl Socket {
     pub(crate) fn next(&self, waiter: &Waiter) -> Result<OwnedFd, Stopped> {
         let mut pause = RETRY.0;
         loop {
+            // A front-end would take one more connection, which ends at once, for its new back-end.
+            if waiter.is_stopped() {
+                return Err(Stopped);
+            }
             let attempt = match &self.listener {
                 Some(listener) => {
                     waiter.readable(&listener.fd)?;

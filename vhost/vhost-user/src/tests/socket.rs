@@ -132,6 +132,17 @@ fn a_client_waits_for_its_front_end_and_reconnects() {
 }
 
 #[test]
+fn a_client_that_is_stopped_does_not_connect_once_more() {
+    let served = Served::new(Role::Client);
+    let listener = UnixListener::bind(&served.path).unwrap();
+    let mut peer = Peer(listener.accept().unwrap().0);
+    peer.ask(Request::GET_FEATURES, &[]);
+    served.stop();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
 fn the_front_end_hears_of_a_new_configuration() {
     let served = Served::new(Role::Server);
     let mut peer = served.connect();
