@@ -5,7 +5,7 @@ use crossbeam::channel;
 use engine::{Mailbox, Sender, WakeSet, WorkerHandle, mailbox};
 use guest_memory::GuestMemory;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -45,7 +45,8 @@ pub struct Place {
     pub size: u16,
     /// Packed layout.
     pub packed: bool,
-    kick: Option<RawFd>,
+    /// Our own copy: what a worker's wake set watches must be open until the set has let go of it.
+    kick: Option<Arc<OwnedFd>>,
 }
 
 /// Where a started queue is.
@@ -123,12 +124,17 @@ impl<Q: Queue> Placement<Q> {
     pub fn start(&self, queue: Box<Q>) -> Result<(), Refusal> {
         let _change = self.change();
         let vring = queue.vring();
-        let (index, kick) = (vring.index, vring.kick_fd());
+        let (index, kick) = (vring.index, vring.copy_kick().map_err(Refusal::new)?.map(Arc::new));
         let worker = self.lock().places[usize::from(index)].0.worker.clone();
-        watch(&worker.wake_set(), kick)?;
+        watch(&worker.wake_set(), kick.as_deref())?;
         let (enabled, size, packed) = (vring.enabled, vring.size(), vring.is_packed());
+        if let Err(gone) = self.put(index, queue) {
+            unwatch(&worker.wake_set(), kick.as_deref());
+            return Err(Refusal::new(gone));
+        }
+        // Last: whoever sees the ring started has it served in the worker's next turn.
         self.lock().places[usize::from(index)].0 = Place { worker, started: true, enabled, size, packed, kick };
-        self.put(index, queue).map_err(Refusal::new)
+        Ok(())
     }
 
     /// Puts a started queue where it belongs.
@@ -168,9 +174,7 @@ impl<Q: Queue> Placement<Q> {
             let (place, home) = &mut inner.places[usize::from(index)];
             (place.clone(), std::mem::replace(home, Home::Worker))
         };
-        if let Some(kick) = place.kick {
-            drop(place.worker.wake_set().remove(kick));
-        }
+        unwatch(&place.worker.wake_set(), place.kick.as_deref());
         if let Home::Here(mut queue) = home {
             queue.vring_mut().flush();
             return Some(queue);
@@ -194,7 +198,7 @@ impl<Q: Queue> Placement<Q> {
         }
         let queue = if place.started { Some(self.take(index).ok_or(MoveError::Gone(index))?) } else { None };
         if let Some(kick) = place.kick {
-            worker.wake_set().add(kick).map_err(|error| MoveError::Kick(index, error))?;
+            worker.wake_set().add(kick.as_raw_fd()).map_err(|error| MoveError::Kick(index, error))?;
         }
         self.lock().places[usize::from(index)].0.worker = worker.clone();
         queue.map_or(Ok(()), |queue| self.put(index, queue))
@@ -205,8 +209,10 @@ impl<Q: Queue> Placement<Q> {
         let _change = self.change();
         match change {
             Change::EnableRing { index, enabled } => {
-                self.lock().places[usize::from(index)].0.enabled = enabled;
                 self.update(index, Update::Enabled(enabled))?;
+                // Once it is disabled the guest gets nothing more.
+                self.barrier()?;
+                self.lock().places[usize::from(index)].0.enabled = enabled;
             }
             Change::SetKick { index, fd } => self.set_kick(index, fd)?,
             Change::SetCall { index, fd } => self.replace(index, |old| Update::Call(fd.map(File::from), old))?,
@@ -274,18 +280,15 @@ impl<Q: Queue> Placement<Q> {
     }
 
     fn set_kick(&self, index: u16, fd: Option<OwnedFd>) -> Result<(), Refusal> {
-        let file = fd.map(File::from);
-        let new = file.as_ref().map(AsRawFd::as_raw_fd);
+        let new = fd.as_ref().map(OwnedFd::try_clone).transpose().map_err(Refusal::new)?.map(Arc::new);
         let (worker, old) = {
             let mut inner = self.lock();
             let place = &mut inner.places[usize::from(index)].0;
-            watch(&place.worker.wake_set(), new)?;
+            watch(&place.worker.wake_set(), new.as_deref())?;
             (place.worker.clone(), std::mem::replace(&mut place.kick, new))
         };
-        if let Some(old) = old {
-            drop(worker.wake_set().remove(old));
-        }
-        self.replace(index, |old| Update::Kick(file, old))
+        unwatch(&worker.wake_set(), old.as_deref());
+        self.replace(index, |old| Update::Kick(fd.map(File::from), old))
     }
 
     fn set_memory(&self, memory: &Arc<GuestMemory>) -> Result<(), Refusal> {
@@ -333,7 +336,15 @@ fn gone(index: u16) -> Refusal {
 }
 
 /// Has a kick wake the worker.
-fn watch(set: &WakeSet, kick: Option<RawFd>) -> Result<(), Refusal> {
-    let Some(fd) = kick else { return Ok(()) };
-    set.add(fd).map_err(|e| Refusal::new(format!("kick: cannot be polled ({e}); expected an eventfd")))
+fn watch(set: &WakeSet, kick: Option<&OwnedFd>) -> Result<(), Refusal> {
+    let Some(kick) = kick else { return Ok(()) };
+    let refusal = |e| Refusal::new(format!("kick: cannot be polled ({e}); expected an eventfd"));
+    set.add(kick.as_raw_fd()).map_err(refusal)
+}
+
+/// A kick wakes the worker no more.
+fn unwatch(set: &WakeSet, kick: Option<&OwnedFd>) {
+    if let Some(kick) = kick {
+        drop(set.remove(kick.as_raw_fd()));
+    }
 }

@@ -5,7 +5,7 @@ use crossbeam::channel;
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use vhost_user::RingStart;
 use virtqueue::{Chain, Setup, Virtqueue};
@@ -108,8 +108,9 @@ impl Vring {
         self.ring.memory().is_truncated()
     }
 
-    pub(crate) fn kick_fd(&self) -> Option<RawFd> {
-        self.kick.as_ref().map(AsRawFd::as_raw_fd)
+    /// A second descriptor for the kick.
+    pub(crate) fn copy_kick(&self) -> std::io::Result<Option<OwnedFd>> {
+        self.kick.as_ref().map(|kick| kick.as_fd().try_clone_to_owned()).transpose()
     }
 
     pub(crate) fn set_kick(&mut self, kick: Option<File>) -> Option<File> {
