@@ -124,6 +124,8 @@ impl PortShard for Shard {
 
     fn quiesce(&mut self) {
         for queue in self.queues.serving() {
+            // A turn that moved no packet may have given back chains all the same, and a ring that starts owes a call.
+            queue.vring.flush();
             if queue.vring.memory_is_lost() {
                 self.state.health.quarantine(&mut queue.vring, Fault::Truncated);
             }
