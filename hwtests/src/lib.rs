@@ -5,7 +5,8 @@
 //! `cargo test -p hwtests -- --include-ignored --test-threads=1`.
 //!
 //! - [`Process`]: a child whose output is watched; it dies with its owner.
-//! - [`Qemu`], [`Uml`]: guests with vhost-user-blk disks. A guest runs one shell script and prints its exit status.
+//! - [`Qemu`], [`Uml`]: guests with vhost-user-blk disks, and network cards. A guest runs one shell script and prints its exit
+//!   status; a [`Shell`] takes its commands one by one.
 //! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
 //! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
 //! - [`iscsi_peers`]: tgt and istgt; [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest. The crates nvme and iscsi test with them.
@@ -22,6 +23,7 @@ mod linux_target;
 mod process;
 mod qemu;
 mod qmp;
+mod shell;
 mod storage_daemon;
 mod uml;
 
@@ -32,8 +34,9 @@ use anyhow::{Context, Result, ensure};
 pub use daemon::Daemon;
 pub use linux_target::{LinuxTarget, Protocol};
 pub use process::Process;
-pub use qemu::{Disk, Firmware, Qemu, QemuConfig};
+pub use qemu::{Card, Disk, Firmware, Qemu, QemuConfig};
 pub use qmp::Qmp;
+pub use shell::Shell;
 pub use storage_daemon::StorageDaemon;
 pub use uml::Uml;
 

@@ -3,6 +3,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::Process;
@@ -38,6 +39,28 @@ impl Disk {
     }
 }
 
+/// A virtio-net card over vhost-user.
+#[derive(Clone, Debug)]
+pub struct Card {
+    /// The vhost-user socket.
+    pub socket: PathBuf,
+    /// Which end of the socket the backend is.
+    pub role: SocketRole,
+    /// Its address.
+    pub mac: String,
+    /// Queue pairs.
+    pub pairs: u16,
+    /// Further properties of QEMU's device, such as `packed=on`.
+    pub properties: &'static str,
+}
+
+impl Card {
+    /// A card with one pair of split queues whose backend listens on `socket`.
+    pub fn new(socket: impl Into<PathBuf>, mac: &str) -> Self {
+        Self { socket: socket.into(), role: SocketRole::Server, mac: mac.to_owned(), pairs: 1, properties: "" }
+    }
+}
+
 /// A guest to be started.
 pub struct QemuConfig {
     /// What it boots with.
@@ -50,14 +73,21 @@ pub struct QemuConfig {
     pub script: String,
     /// Wait for a migration on this Unix socket instead of booting.
     pub incoming: Option<PathBuf>,
-    /// The MAC address of a virtio-net card, if it has one. It leads nowhere.
-    pub mac: Option<String>,
+    /// Its network cards.
+    pub cards: Vec<Card>,
 }
 
 impl QemuConfig {
     /// A guest with SeaBIOS and 2 CPUs that runs `script`.
     pub fn new(disks: Vec<Disk>, script: &str) -> Self {
-        Self { firmware: Firmware::SeaBios, vcpus: 2, disks, script: script.to_owned(), incoming: None, mac: None }
+        Self {
+            firmware: Firmware::SeaBios,
+            vcpus: 2,
+            disks,
+            script: script.to_owned(),
+            incoming: None,
+            cards: Vec::new(),
+        }
     }
 }
 
@@ -92,9 +122,8 @@ impl Qemu {
         for (index, disk) in config.disks.iter().enumerate() {
             add_disk(&mut command, index, disk, config.firmware);
         }
-        if let Some(mac) = &config.mac {
-            command.args(["-netdev", "hubport,id=net0,hubid=0"]);
-            command.args(["-device", &format!("virtio-net-pci,netdev=net0,romfile=,mac={mac}")]);
+        for (index, card) in config.cards.iter().enumerate() {
+            add_card(&mut command, index, card);
         }
         if let Some(path) = &config.incoming {
             command.args(["-incoming", &format!("unix:{}", path.display())]);
@@ -107,9 +136,23 @@ impl Qemu {
         &self.process
     }
 
+    /// As [`Qemu::console`], to write to the guest's serial line.
+    pub fn console_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
     /// Connects to the machine monitor; QEMU takes one client at a time.
     pub fn qmp(&self) -> Result<Qmp> {
         Qmp::connect(&self.dir.path().join("qmp"), Duration::from_secs(10))
+    }
+
+    /// Moves the guest to the QEMU that waits at `incoming`; returns the answer of `query-migrate`.
+    pub fn migrate(&self, incoming: &Path) -> Result<Value> {
+        let mut monitor = self.qmp()?;
+        // The guest writes its memory faster than QEMU's default of 300 ms of downtime allows under emulation.
+        monitor.execute("migrate-set-parameters", json!({"downtime-limit": 1000, "max-bandwidth": 1_u64 << 32}))?;
+        monitor.execute("migrate", json!({"uri": format!("unix:{}", incoming.display())}))?;
+        monitor.wait_migrated(Duration::from_secs(60))
     }
 
     /// Waits until the guest's script has ended well and the guest has powered off; returns all it wrote.
@@ -132,11 +175,7 @@ impl Qemu {
 }
 
 fn add_disk(command: &mut Command, index: usize, disk: &Disk, firmware: Firmware) {
-    let path = disk.socket.display();
-    let chardev = match disk.role {
-        SocketRole::Server => format!("socket,id=disk{index},path={path},{}", reconnect()),
-        SocketRole::Client => format!("socket,id=disk{index},path={path},server=on,wait=off"),
-    };
+    let chardev = chardev(&format!("disk{index}"), &disk.socket, disk.role);
     let mut device = format!("vhost-user-blk-pci,chardev=disk{index},num-queues={},bootindex={index}", disk.queues);
     if disk.packed {
         device += ",packed=on";
@@ -146,6 +185,29 @@ fn add_disk(command: &mut Command, index: usize, disk: &Disk, firmware: Firmware
         device += &format!(",bus=port{index}");
     }
     command.args(["-chardev", &chardev, "-device", &device]);
+}
+
+fn add_card(command: &mut Command, index: usize, card: &Card) {
+    let Card { socket, role, mac, pairs, properties } = card;
+    let id = format!("net{index}");
+    command.args(["-chardev", &chardev(&id, socket, *role)]);
+    command.args(["-netdev", &format!("vhost-user,id=host-{id},chardev={id},queues={pairs}")]);
+    let mut device = format!("virtio-net-pci,netdev=host-{id},id={id},romfile=,mac={mac}");
+    if *pairs > 1 {
+        device += &format!(",mq=on,vectors={}", 2 * pairs + 2);
+    }
+    if !properties.is_empty() {
+        device += &format!(",{properties}");
+    }
+    command.args(["-device", &device]);
+}
+
+fn chardev(id: &str, socket: &Path, role: SocketRole) -> String {
+    let path = socket.display();
+    match role {
+        SocketRole::Server => format!("socket,id={id},path={path},{}", reconnect()),
+        SocketRole::Client => format!("socket,id={id},path={path},server=on,wait=off"),
+    }
 }
 
 /// UEFI code is shared; the variables are a copy of the guest's own.

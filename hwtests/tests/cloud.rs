@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hwtests::{Daemon, Disk, Qemu, QemuConfig, Qmp, fio, guest_image};
+use hwtests::{Card, Daemon, Disk, Qemu, QemuConfig, Qmp, fio, guest_image};
 use serde_json::{Value, json};
 
 const NQN: &str = "nqn.2024-01.io.sluice:test";
@@ -75,7 +75,9 @@ fn boots(protocol: &str, disk: &CloudDisk) -> Result<()> {
     )?;
     println!("{protocol}: {} us from the call to the first read and the sockets", booted["total_us"]);
     let disks = vec![Disk::new(daemon.vhost_socket("host")), Disk::new(daemon.vhost_socket("host-cidata"))];
-    let config = QemuConfig { mac: Some(MAC.to_owned()), ..QemuConfig::new(disks, "busybox ip addr") };
+    daemon.rpc("vhost_create_net_controller", json!({"ctrlr": "net"}))?;
+    let cards = vec![Card::new(daemon.vhost_socket("net"), MAC)];
+    let config = QemuConfig { cards, ..QemuConfig::new(disks, "busybox ip addr") };
     let guest = Qemu::start(&config)?;
     guest.console().wait_for("guest: up", Duration::from_secs(60))?;
     println!("{protocol}: {:.1} s from the call to user space", before.elapsed().as_secs_f32());

@@ -36,15 +36,10 @@ fn a_running_fio_guest_moves_to_another_daemon() -> Result<()> {
         daemons[0].wait_for_io(name, 500, Duration::from_secs(20))?;
     }
 
-    let mut monitor = source.qmp()?;
-    // The guest writes its memory faster than QEMU's default of 300 ms of downtime allows under emulation.
-    monitor.execute("migrate-set-parameters", json!({"downtime-limit": 1000, "max-bandwidth": 1_u64 << 32}))?;
     target.qmp()?;
-    monitor.execute("migrate", json!({"uri": format!("unix:{}", incoming.display())}))?;
-    let state = monitor.wait_migrated(Duration::from_secs(60))?;
+    let state = source.migrate(&incoming)?;
     println!("moved in {} ms, downtime {} ms", state["total-time"], state["downtime"]);
     let before = source.console().output();
-    drop(monitor);
     drop(source);
     ensure!(!before.contains("fio: ended"), "fio had ended before the move:\n{before}");
     for name in names {
