@@ -12,6 +12,7 @@
 //! thread of their own from the workers' counters, and never wait for a call.
 
 mod bdevs;
+mod capture;
 mod controllers;
 mod cpumask;
 mod desired;
@@ -91,6 +92,7 @@ pub struct Control {
     pub(crate) controllers: Controllers,
     pub(crate) nvme: nvme::NvmeControllers,
     pub(crate) switching: switch::Switching,
+    pub(crate) captures: capture::Captures,
     pub(crate) copies: methods::image::Copies,
     pub(crate) controller_events: EventSink,
     pub(crate) desired: Desired,
@@ -121,6 +123,7 @@ impl Control {
             controllers: Controllers::default(),
             nvme: nvme::NvmeControllers::default(),
             switching: switch::Switching::new(settings.packet_buffers, settings.eal),
+            captures: capture::Captures::default(),
             copies: methods::image::Copies::default(),
             controller_events,
             desired: Desired::new(store),
@@ -147,7 +150,11 @@ impl Control {
     /// Ends what serves: controllers close, and their queues are drained; ports and switch end.
     pub async fn stop(self: &Arc<Control>) {
         let control = self.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || control.switching.stop()).await {
+        let stop = move || {
+            control.captures.stop_all();
+            control.switching.stop();
+        };
+        if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::error!(%error, "the switch could not be stopped");
         }
         let names: Vec<String> = self.controllers.all().iter().map(|served| served.name.clone()).collect();

@@ -19,6 +19,7 @@ pub(crate) fn declare(leaf: Command, verb: &Verb, table: &control::Table) -> Com
             leaf.about(doc).arg(Arg::new("file").required(true).help("A JSON document, or - for the standard input"))
         }
         Action::Boot => crate::boot::declare(leaf),
+        Action::Capture => crate::capture::declare(leaf),
         Action::ImageWrite => leaf
             .about("Copies a raw image onto a disk that nothing holds")
             .arg(Arg::new("name").required(true).help("The disk"))

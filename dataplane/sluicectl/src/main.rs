@@ -3,6 +3,7 @@
 //! Which verb calls which method stands in `verbs`; its flags, their types and their help come from the method's schema.
 
 mod boot;
+mod capture;
 mod client;
 mod flags;
 mod output;
@@ -88,6 +89,7 @@ fn run(table: &control::Table, matches: &ArgMatches) -> Result<(), CallError> {
             output::show(&connect()?.call(method, document)?, verb, json);
         }
         Action::Boot => boot::run(&mut connect()?, leaf, json)?,
+        Action::Capture => capture::run(&mut connect()?, leaf, json)?,
         Action::ImageWrite => {
             let (name, file) = (text(leaf, "name"), text(leaf, "file"));
             output::show(&verbs::write_image(&mut connect()?, name, file)?, verb, json);

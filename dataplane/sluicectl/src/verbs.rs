@@ -26,6 +26,8 @@ pub(crate) enum Action {
     LoadFile { method: &'static str },
     /// Gives a host its boot disk.
     Boot,
+    /// Writes a port's packets into a file until it is interrupted.
+    Capture,
     /// Copies an image onto a disk and shows how far it is.
     ImageWrite,
     /// Serves a file as a cloud disk, without a daemon.
@@ -249,6 +251,8 @@ pub(crate) const VERBS: &[Verb] = &[
         ],
     ),
     call(&["port", "move-queue-pair"], "vhost_net_controller_move_queue_pair", &["ctrlr", "pair", "worker"]),
+    call(&["port", "limit"], "port_set_rate_limit", &["name"]),
+    special(&["capture"], Action::Capture),
     call(&["flow", "add"], "flow_add", &["flow", "actions"]),
     call(&["flow", "delete"], "flow_delete", &["flow"]),
     call(&["flow", "dump"], "flow_dump", &[]),

@@ -3,7 +3,7 @@
 use control::{Control, Log, Server, Settings};
 use engine::{Engine, IdlePolicy};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A control plane with one worker; it lives as long as the test's process.
@@ -132,6 +132,28 @@ fn a_configuration_goes_from_one_daemon_to_another() {
     assert_eq!(other.ok(&["config", "load", file.to_str().unwrap()]), "done\n");
     assert_eq!(other.ok(&["config", "save"]), saved);
     assert!(other.ok(&["config", "pending"]).starts_with("OBJECT"));
+}
+
+#[test]
+fn a_capture_ends_when_it_is_interrupted() {
+    let served = Served::start();
+    served.ok(&["port", "create", "vhost-user", "p"]);
+    served.ok(&["port", "limit", "p", "--packets-per-second", "1000"]);
+    let (socket, file) = (served.dir.path().join("rpc"), served.dir.path().join("p.pcapng"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sluicectl"));
+    let args = ["capture", "p", "--file", file.to_str().unwrap()];
+    let capture = command.env("SLUICE_SOCKET", socket).args(args).stdout(Stdio::piped()).spawn().unwrap();
+    while !served.run(&["rpc", "capture_get", r#"{"port": "p"}"#]).status.success() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let busy = served.run(&args);
+    assert!(said(&busy).contains("is being captured"), "{}", said(&busy));
+    Command::new("kill").args(["-INT", &capture.id().to_string()]).status().unwrap();
+    let output = capture.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("0 packets in "), "{output:?}");
+    assert_eq!(std::fs::read(file).unwrap()[..4], [0x0a, 0x0d, 0x0d, 0x0a], "a section header block");
+    assert!(!served.run(&["rpc", "capture_get", r#"{"port": "p"}"#]).status.success());
 }
 
 #[test]

@@ -232,6 +232,88 @@ fn a_tap_and_a_device_of_dpdk_exchange_packets() {
     assert!(read_pcap(&daemon.dir().join("out.pcap")).iter().any(asks), "an ARP request");
 }
 
+/// The packets of a pcapng file: bytes, flags, comment.
+#[cfg(feature = "dpdk")]
+fn read_pcapng(path: &Path) -> Vec<(Vec<u8>, u32, String)> {
+    use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
+    use pcap_file::pcapng::{Block, PcapNgReader};
+    let mut reader = PcapNgReader::new(std::fs::File::open(path).unwrap()).unwrap();
+    let mut packets = Vec::new();
+    while let Some(block) = reader.next_block() {
+        let Block::EnhancedPacket(packet) = block.unwrap() else { continue };
+        let (mut flags, mut comment) = (0, String::new());
+        for option in &packet.options {
+            match option {
+                EnhancedPacketOption::Flags(word) => flags = *word,
+                EnhancedPacketOption::Comment(text) => comment = text.to_string(),
+                other => panic!("{other:?}"),
+            }
+        }
+        packets.push((packet.data.to_vec(), flags, comment));
+    }
+    packets
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
+fn captures_show_what_comes_goes_and_is_dropped_and_limits_hold() {
+    const INBOUND: u32 = 1;
+    const OUTBOUND: u32 = 2;
+    let daemon = Daemon::start();
+    let path = |name: &str| daemon.dir().join(name);
+    let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
+    write_pcap(&path("in.pcap"), &frames);
+    daemon.ok("bridge_create", json!({"name": "br"}));
+    create_dpdk(&daemon, "sink", 2, "net_null0,no-rx=1");
+    create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
+    let limit = json!({"packets_per_second": 500, "bits_per_second": 10_000_000});
+    let limited = json!({"name": "source", "packets_per_second": 500, "bits_per_second": 10_000_000});
+    daemon.ok("port_set_rate_limit", limited.clone());
+    assert_eq!(port(&daemon, "source")["rate_limit"], limit);
+    for name in ["sink", "source"] {
+        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+    }
+    let capture = |port: &str, file: &str, count: u64| {
+        let file = path(file);
+        daemon.ok("capture_start", json!({"port": port, "file": file, "count": count, "snap_len": 32}));
+        let done = || daemon.ok("capture_get", json!({"port": port}))[0]["running"] == false;
+        eventually("the capture's end", done);
+        let report = daemon.ok("capture_stop", json!({"port": port}));
+        assert_eq!((&report["packets"], &report["error"]), (&json!(count), &Value::Null));
+        read_pcapng(&file)
+    };
+    let out = capture("sink", "out.pcapng", 50);
+    assert_eq!(out.len(), 50);
+    assert!(out.iter().all(|(data, flags, comment)| *flags == OUTBOUND && data.len() == 32 && comment.is_empty()));
+    assert!(out.iter().all(|(data, ..)| frames.iter().any(|frame| frame[..32] == data[..])));
+    let seen = capture("source", "in.pcapng", 2000);
+    assert!(seen.iter().all(|(_, flags, _)| *flags == INBOUND));
+    assert!(seen.iter().any(|(.., comment)| comment == "dropped: rate_limited"), "most of what comes");
+
+    // Its address is not allowed: the bridge's own reason is told.
+    let allowed = json!({"bridge": "br", "port": "source", "allowed_macs": ["02:00:00:00:00:77"]});
+    daemon.ok("bridge_add_port", allowed);
+    daemon.ok("port_set_rate_limit", json!({"name": "source"}));
+    assert_eq!(port(&daemon, "source")["rate_limit"], json!({}));
+    let tells = |file: &str| capture("source", file, 1000).iter().any(|(.., why)| why == "dropped: spoofed");
+    eventually("the reason", || tells("spoofed.pcapng"));
+    daemon.ok("port_set_rate_limit", limited);
+
+    let refused = daemon.err("capture_start", json!({"port": "source", "file": "/dev/null"}));
+    assert_eq!(refused["data"]["field"], "file");
+    daemon.err("capture_start", json!({"port": "nobody", "file": path("x")}));
+    assert!(!path("x").exists());
+    // A port that goes ends its capture.
+    daemon.ok("capture_start", json!({"port": "sink", "file": path("gone.pcapng")}));
+    daemon.ok("port_delete", json!({"name": "sink"}));
+    assert_eq!(daemon.ok("capture_get", json!({})), json!([]));
+
+    let daemon = daemon.kill_and_restart(|_| {});
+    daemon.ok("framework_wait_init", json!({}));
+    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+    assert_eq!(port(&daemon, "source")["rate_limit"], limit);
+}
+
 #[cfg(feature = "dpdk")]
 #[test]
 fn a_device_that_cannot_be_opened_says_why() {

@@ -6,10 +6,12 @@
 //!                             +--> parked, upcall --> translation --> megaflow, by mailbox --> released in order
 //! ```
 
+use crate::capture::Capture;
+use crate::limit::{Meter, Policer};
 use crate::output::{Again, Outputs, PortSlot, Way};
-use crate::stats::WorkerCounters;
+use crate::stats::{Loss, WorkerCounters};
 use crate::upcall::{Parked, Parking, Ticket, Upcall, Upcalls};
-use crate::{Meter, PARKED_FLOWS_OF_A_PORT, PortNo};
+use crate::{PARKED_FLOWS_OF_A_PORT, PortNo};
 use arrayvec::ArrayVec;
 use clock::Cycles;
 use crossbeam::channel;
@@ -40,6 +42,10 @@ pub(crate) enum Message {
     Remove(Key, Mask),
     /// A meter is there, or gone.
     SetMeter(u32, Option<Arc<Meter>>),
+    /// A port's limits are others.
+    SetPolicer(PortNo, Option<Policer>),
+    /// Somebody looks at a port's packets, or no longer does.
+    SetCapture(PortNo, Option<Arc<Capture>>),
     /// Statistics are wanted.
     Sweep(Sweep),
 }
@@ -143,13 +149,12 @@ impl Datapath {
                 self.carry_again(again, from, now);
             }
         }
-        let left = self.outputs.again.len() as u64;
-        self.outputs.again.clear();
+        for left in std::mem::take(&mut self.outputs.again) {
+            self.outputs.lose(from, &left.packet, Loss::RecirculatedFull);
+        }
         let lost = self.executor.lost_copies() - std::mem::replace(&mut self.lost_copies, self.executor.lost_copies());
-        if left + lost > 0 {
-            let counters = self.outputs.counters(from);
-            counters.add(|c| &c.recirculated_full, left);
-            counters.add(|c| &c.no_buffer, lost);
+        if lost > 0 {
+            self.outputs.counters(from).add(|c| &c.no_buffer, lost);
         }
     }
 
@@ -162,7 +167,7 @@ impl Datapath {
         let mut found = [None; BATCH];
         self.cache.lookup_batch(key, &mut found);
         let Some(id) = found[0] else {
-            return self.outputs.counters(from).count(|c| &c.recirculated_miss);
+            return self.outputs.lose(from, &packet, Loss::RecirculatedMiss);
         };
         self.cache.record(id, 1, packet_len.into(), key[0].tcp_flags(), now);
         if let Some(actions) = self.cache.actions(id) {
@@ -176,18 +181,16 @@ impl Datapath {
         let key = &self.keys[i];
         let Some(slot) = self.outputs.slot(in_port) else { return };
         if let Some(at) = self.parking.find(key) {
-            if let Parked::Refused = self.parking.park_behind(at, packet) {
-                slot.counters.count(|c| &c.parked_full);
+            if let Parked::Refused(packet) = self.parking.park_behind(at, packet) {
+                self.outputs.lose(in_port, &packet, Loss::ParkedFull);
             }
             return;
         }
         if slot.parked >= PARKED_FLOWS_OF_A_PORT {
-            slot.counters.count(|c| &c.upcall_full);
-            return;
+            return self.outputs.lose(in_port, &packet, Loss::UpcallFull);
         }
         if !slot.upcalls.as_mut().is_none_or(|bucket| bucket.take(now)) {
-            slot.counters.count(|c| &c.upcall_limited);
-            return;
+            return self.outputs.lose(in_port, &packet, Loss::UpcallLimited);
         }
         match self.parking.park(key, in_port, packet) {
             Parked::First(ticket) => {
@@ -196,7 +199,8 @@ impl Datapath {
                 let key = *key.key();
                 self.ask(ticket, key, false);
             }
-            Parked::Behind | Parked::Refused => slot.counters.count(|c| &c.upcall_full),
+            Parked::Refused(packet) => self.outputs.lose(in_port, &packet, Loss::UpcallFull),
+            Parked::Behind => {}
         }
     }
 
@@ -228,6 +232,12 @@ impl Datapath {
                 }
             }
             Message::SetMeter(id, meter) => self.outputs.set_meter(id, meter),
+            Message::SetPolicer(port, policer) => {
+                self.outputs.slot(port).into_iter().for_each(|slot| slot.policer = policer.clone());
+            }
+            Message::SetCapture(port, capture) => {
+                self.outputs.slot(port).into_iter().for_each(|slot| slot.capture = capture.clone());
+            }
             // A third one goes unanswered: its sender sees that.
             Message::Sweep(sweep) => drop(self.sweeps.try_push(sweep)),
         }
@@ -322,8 +332,9 @@ impl Source for Datapath {
         }
         work += self.outputs.take_handed();
         for at in 0..self.outputs.polled() {
-            let Some(in_port) = self.outputs.rx(at, &mut self.burst) else { continue };
-            work += self.burst.len();
+            let Some(in_port) = self.outputs.rx(at, &mut self.burst, now) else { continue };
+            // It was work, too, where none was admitted.
+            work += self.burst.len().max(1);
             self.carry(in_port, now);
         }
         if work > 0 {

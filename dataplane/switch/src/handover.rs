@@ -35,11 +35,11 @@ impl Handover {
         (0..count).map(ends).collect()
     }
 
-    /// Gives a packet to another worker; `false`, and it is dropped, where there is no room.
-    pub(crate) fn give(&mut self, to: usize, handed: Handed) -> bool {
-        let Some(Some((queue, _))) = self.to.get(to) else { return false };
+    /// Gives a packet to another worker, or back where there is no room.
+    pub(crate) fn give(&mut self, to: usize, handed: Handed) -> Result<(), Handed> {
+        let Some(Some((queue, _))) = self.to.get(to) else { return Err(handed) };
         self.given |= 1 << to;
-        queue.push(handed).is_ok()
+        queue.push(handed)
     }
 
     /// Wakes those that were given something.

@@ -25,6 +25,7 @@
 //! dropped and counted, with the reason, at the port that it came in by.
 
 mod bridge;
+mod capture;
 mod datapath;
 mod handover;
 mod limit;
@@ -43,12 +44,13 @@ mod upcall;
 mod vlan;
 
 pub use bridge::{BridgePort, DropReason};
+pub use capture::{Capture, Captured, Observed};
 pub use flow::PortNo;
-pub use limit::Meter;
+pub use limit::RateLimit;
 pub use mac::{IpPrefix, Mac, ParseError};
 pub use mac_table::{MacEntry, Station};
 pub use security::Security;
-pub use stats::{PathStats, WorkerStats};
+pub use stats::{Loss, PathStats, WorkerStats};
 pub use switch::{BridgeConfig, BridgeReport, PortConfig, PortReport, Switch, SwitchError, Trace};
 pub use upcall::{PARKED_FLOWS, PARKED_FLOWS_OF_A_PORT, PARKED_PACKETS};
 pub use vlan::{MAX_VLAN, VlanMode};

@@ -1,9 +1,10 @@
 //! What a worker has of each port, and the way of a packet out.
 
+use crate::PortNo;
+use crate::capture::{Capture, Observed};
 use crate::handover::Handover;
-use crate::limit::TokenBucket;
-use crate::stats::PathCounters;
-use crate::{Meter, PortNo};
+use crate::limit::{Meter, Policer, TokenBucket};
+use crate::stats::{Loss, PathCounters};
 use arrayvec::ArrayVec;
 use clock::Cycles;
 use flow::action::Userspace;
@@ -21,6 +22,10 @@ pub(crate) struct PortSlot {
     pub(crate) shard: Box<dyn PortShard>,
     /// The upcalls that it may make.
     pub(crate) upcalls: Option<TokenBucket>,
+    /// What may come in by it.
+    pub(crate) policer: Option<Policer>,
+    /// Who looks at its packets.
+    pub(crate) capture: Option<Arc<Capture>>,
     /// Flows of it that wait for the translation.
     pub(crate) parked: u32,
     pub(crate) counters: Arc<PathCounters>,
@@ -30,6 +35,41 @@ pub(crate) struct PortSlot {
     pub(crate) sends: bool,
     /// What goes out by it next.
     pub(crate) out: Burst,
+}
+
+impl PortSlot {
+    /// Sends what waits.
+    fn transmit(&mut self) {
+        if let Some(capture) = &self.capture {
+            let now = Cycles::now();
+            self.out.iter().for_each(|packet| capture.offer(packet, Observed::Sent, now));
+        }
+        self.shard.tx(&mut self.out);
+    }
+
+    /// What became of packets that just came in, before anything else: they are looked at, and those beyond the limit go.
+    #[cold]
+    fn inspect(&mut self, burst: &mut Burst, now: Cycles) {
+        if let Some(capture) = &self.capture {
+            burst.iter().for_each(|packet| capture.offer(packet, Observed::Received, now));
+        }
+        let Some(policer) = &mut self.policer else { return };
+        let (capture, counters) = (&self.capture, &self.counters);
+        burst.retain(|packet| {
+            let admitted = policer.admits(packet.len(), now);
+            if !admitted {
+                lose(capture.as_deref(), counters, packet, Loss::RateLimited, now);
+            }
+            admitted
+        });
+    }
+}
+
+fn lose(capture: Option<&Capture>, counters: &PathCounters, packet: &Packet, loss: Loss, now: Cycles) {
+    counters.lose(loss);
+    if let Some(capture) = capture {
+        capture.offer(packet, Observed::Dropped(loss), now);
+    }
 }
 
 /// The ports of one worker.
@@ -97,10 +137,16 @@ impl Outputs {
 
     /// Receives from one of them. `None` when nothing came.
     #[inline]
-    pub(crate) fn rx(&mut self, at: usize, burst: &mut Burst) -> Option<PortNo> {
+    pub(crate) fn rx(&mut self, at: usize, burst: &mut Burst, now: Cycles) -> Option<PortNo> {
         let port = self.present[at];
         let slot = self.slots[port as usize].as_deref_mut()?;
-        (slot.shard.rx(burst) > 0).then_some(port)
+        if slot.shard.rx(burst) == 0 {
+            return None;
+        }
+        if slot.policer.is_some() || slot.capture.is_some() {
+            slot.inspect(burst, now);
+        }
+        Some(port)
     }
 
     /// Takes what other workers handed over. Returns how many packets.
@@ -116,14 +162,14 @@ impl Outputs {
             };
             slot.out.push(packet);
             if slot.out.is_full() {
-                slot.shard.tx(&mut slot.out);
+                slot.transmit();
             }
         }
         // Sent here even if the queue has left meanwhile: the port counts it. Packets are not handed on twice.
         for port in self.present.iter().filter(|_| taken > 0) {
             let Some(slot) = self.slots[*port as usize].as_deref_mut() else { continue };
             if !slot.out.is_empty() {
-                slot.shard.tx(&mut slot.out);
+                slot.transmit();
             }
         }
         taken
@@ -139,7 +185,7 @@ impl Outputs {
                     self.send(port);
                 }
             }
-            None => self.counters(from).count(|c| &c.no_port),
+            None => self.lose(from, &packet, Loss::NoPort),
         }
     }
 
@@ -148,18 +194,24 @@ impl Outputs {
         slot.map_or(&self.orphans, |slot| &slot.counters)
     }
 
+    /// Counts a packet, which came in by `from` and is dropped, and shows it to who looks.
+    #[cold]
+    pub(crate) fn lose(&self, from: PortNo, packet: &Packet, loss: Loss) {
+        let slot = self.slots.get(from as usize).and_then(Option::as_deref);
+        lose(slot.and_then(|slot| slot.capture.as_deref()), self.counters(from), packet, loss, Cycles::now());
+    }
+
     /// Sends what is queued for a port, or hands it to a worker that can.
     fn send(&mut self, port: PortNo) {
         let Some(slot) = self.slots[port as usize].as_deref_mut() else { return };
         let senders = slot.senders.load(Ordering::Relaxed) & !(1 << self.worker);
         if slot.shard.can_tx() || senders == 0 {
-            slot.shard.tx(&mut slot.out);
-            return;
+            return slot.transmit();
         }
         let to = senders.trailing_zeros() as usize;
         for packet in slot.out.drain(..) {
-            if !self.handover.give(to, (port, slot.instance, packet)) {
-                slot.counters.count(|c| &c.handed_full);
+            if let Err((_, _, packet)) = self.handover.give(to, (port, slot.instance, packet)) {
+                lose(slot.capture.as_deref(), &slot.counters, &packet, Loss::HandedFull, Cycles::now());
             }
         }
     }
@@ -238,29 +290,30 @@ impl Sink for Way<'_> {
         self.outputs.output(port, packet, self.from);
     }
 
-    fn userspace(&mut self, _: Packet, _: &Userspace) {
-        self.outputs.counters(self.from).count(|c| &c.no_listener);
+    fn userspace(&mut self, packet: Packet, _: &Userspace) {
+        self.outputs.lose(self.from, &packet, Loss::NoListener);
     }
 
     fn recirculate(&mut self, packet: Packet, metadata: &Metadata<'_>) {
         let Metadata { in_port, recirc_id, packet_type, rest, .. } = *metadata;
         let again = Again { packet, in_port, recirc_id, packet_type, rest: rest.copied() };
-        if self.outputs.again.try_push(again).is_err() {
-            self.outputs.counters(self.from).count(|c| &c.recirculated_full);
+        if let Err(full) = self.outputs.again.try_push(again) {
+            self.outputs.lose(self.from, &full.element().packet, Loss::RecirculatedFull);
         }
     }
 
     fn meter(&mut self, _: &Packet, meter: u32) -> bool {
         let meter = self.outputs.meters.get_mut(meter as usize).and_then(Option::as_mut);
-        meter.is_none_or(|(meter, credit)| meter.pass(credit, self.now))
+        meter.is_none_or(|(meter, credit)| meter.pass(1, credit, self.now))
     }
 
-    fn dropped(&mut self, _: Packet, reason: DropReason) {
-        self.outputs.counters(self.from).count(|c| match reason {
-            DropReason::Action => &c.flow_drop,
-            DropReason::Meter => &c.metered,
-            DropReason::NoHeadroom | DropReason::NoHeader => &c.not_changed,
-            DropReason::TtlExceeded => &c.ttl_exceeded,
-        });
+    fn dropped(&mut self, packet: Packet, reason: DropReason) {
+        let loss = match reason {
+            DropReason::Action => Loss::FlowDrop,
+            DropReason::Meter => Loss::Metered,
+            DropReason::NoHeadroom | DropReason::NoHeader => Loss::NotChanged,
+            DropReason::TtlExceeded => Loss::TtlExceeded,
+        };
+        self.outputs.lose(self.from, &packet, loss);
     }
 }

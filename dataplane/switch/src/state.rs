@@ -3,11 +3,12 @@
 
 use crate::bridge::{Bridge, DropReason, always, in_port};
 use crate::datapath::{Message, Resolve};
+use crate::limit::{Meter, RateLimit};
 use crate::mac_table::Station;
 use crate::megaflows::{Basis, Megaflows, Record, Translation};
 use crate::tracked::Tracked;
 use crate::upcall::Upcall;
-use crate::{BridgeConfig, BridgeId, Meter, PortNo, limits};
+use crate::{BridgeConfig, BridgeId, PortNo, limits};
 use clock::Cycles;
 use engine::Sender;
 use flow::{Action, Key, Mask, Megaflow, Stats};
@@ -21,6 +22,10 @@ pub(crate) struct PortState {
     pub(crate) name: String,
     pub(crate) port: Arc<dyn Port>,
     pub(crate) bridge: Option<BridgeId>,
+    /// What may come in by it.
+    pub(crate) limit: RateLimit,
+    /// Somebody looks at its packets.
+    pub(crate) captured: bool,
     /// What each worker counts.
     pub(crate) counters: Vec<Arc<crate::stats::PathCounters>>,
     /// Packets that flows dropped, by reason.
@@ -246,7 +251,7 @@ impl State {
 
     /// A meter, known to all workers.
     pub(crate) fn add_meter(&mut self, packets_per_second: Option<u64>) -> Option<u32> {
-        let meter = Arc::new(Meter::new(packets_per_second?));
+        let meter = Arc::new(Meter::packets(packets_per_second?, None));
         let id = self.meters.iter().position(Option::is_none).unwrap_or(self.meters.len());
         if id == self.meters.len() {
             self.meters.push(None);

@@ -61,6 +61,8 @@ counters! {
     PathStats {
         /// Packets for which the translation was asked.
         upcalls,
+        /// Dropped: more packets or bytes came in than the port's limit.
+        rate_limited,
         /// Dropped: more misses a second than the port may have.
         upcall_limited,
         /// Dropped: as many flows wait for the translation as may.
@@ -88,6 +90,50 @@ counters! {
         /// Not sent: the queue to the worker that has the port's queue was full.
         handed_full,
     }
+}
+
+macro_rules! losses {
+    ($($name:ident = $counter:ident,)*) => {
+        /// Why the switch dropped a packet: each reason is one of the [`PathStats`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Loss {
+            $(#[doc = concat!("See [`PathStats::", stringify!($counter), "`].")] $name,)*
+        }
+
+        impl Loss {
+            /// The name of its counter.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Loss::$name => stringify!($counter),)*
+                }
+            }
+        }
+
+        impl PathCounters {
+            /// Counts a packet that was dropped.
+            pub(crate) fn lose(&self, loss: Loss) {
+                match loss {
+                    $(Loss::$name => self.count(|c| &c.$counter),)*
+                }
+            }
+        }
+    };
+}
+
+losses! {
+    RateLimited = rate_limited,
+    UpcallLimited = upcall_limited,
+    UpcallFull = upcall_full,
+    ParkedFull = parked_full,
+    Metered = metered,
+    NoPort = no_port,
+    FlowDrop = flow_drop,
+    NotChanged = not_changed,
+    TtlExceeded = ttl_exceeded,
+    RecirculatedMiss = recirculated_miss,
+    RecirculatedFull = recirculated_full,
+    NoListener = no_listener,
+    HandedFull = handed_full,
 }
 
 counters! {

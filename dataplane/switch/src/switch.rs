@@ -8,7 +8,7 @@ use crate::output::Outputs;
 use crate::state::State;
 use crate::stats::{PathStats, WorkerCounters, WorkerStats};
 use crate::upcall::Upcalls;
-use crate::{PortNo, limits};
+use crate::{Capture, PortNo, RateLimit, limits};
 use crossbeam::channel;
 use engine::{Sender, SourceId, Waker, WorkerHandle, mailbox};
 use flow::text::FlowMatch;
@@ -133,6 +133,8 @@ pub struct PortReport {
     pub bridge: Option<String>,
     /// The port itself.
     pub port: Arc<dyn Port>,
+    /// What may come in by it.
+    pub limit: RateLimit,
     /// What the switch counted of the packets that came in by it.
     pub path: PathStats,
     /// Packets that flows dropped, by reason, as of the last sweep.
@@ -312,6 +314,21 @@ impl Switch {
     /// Takes a port out. Nothing of the switch leads to it any more when this returns.
     pub fn remove_port(&self, name: &str) -> Result<Arc<dyn Port>, SwitchError> {
         self.shared.lock().remove_port(name)
+    }
+
+    /// Limits what may come in by a port, or gives it another limit.
+    pub fn limit_port(&self, name: &str, limit: RateLimit) -> Result<(), SwitchError> {
+        self.shared.lock().limit_port(name, limit)
+    }
+
+    /// Shows the packets of a port to `capture`, one at a time. Returns the port's number.
+    pub fn start_capture(&self, name: &str, capture: &Arc<Capture>) -> Result<PortNo, SwitchError> {
+        self.shared.lock().start_capture(name, capture)
+    }
+
+    /// Shows a port's packets no more. Workers let go of the capture a little later.
+    pub fn stop_capture(&self, name: &str) -> Result<(), SwitchError> {
+        self.shared.lock().stop_capture(name)
     }
 
     /// All ports, by number.

@@ -1,8 +1,9 @@
 //! Changes to bridges, ports and flows of operators.
 
 use crate::bridge::{Bridge, BridgePort, Member, in_port};
+use crate::capture::Capture;
 use crate::datapath::Message;
-use crate::limit::TokenBucket;
+use crate::limit::{Policer, RateLimit, TokenBucket};
 use crate::mac_table::{MacEntry, MacTable, Station};
 use crate::megaflows::{Basis, Record, Translation};
 use crate::output::PortSlot;
@@ -56,6 +57,8 @@ impl State {
                 instance,
                 shard,
                 upcalls: config.upcall_pps.map(TokenBucket::new),
+                policer: None,
+                capture: None,
                 parked: 0,
                 counters: counters.clone(),
                 senders: senders.clone(),
@@ -64,7 +67,15 @@ impl State {
             });
             drop(worker.send(Message::AddPort(number, slot)));
         }
-        let state = PortState { name: name.to_owned(), port, bridge: None, counters, drops: HashMap::new() };
+        let state = PortState {
+            name: name.to_owned(),
+            port,
+            bridge: None,
+            limit: RateLimit::default(),
+            captured: false,
+            counters,
+            drops: HashMap::new(),
+        };
         self.ports.insert(number, state);
         Ok(number)
     }
@@ -107,6 +118,42 @@ impl State {
         // Shards are destroyed here, not on their workers. One that has ended has dropped its own already.
         answers.into_iter().for_each(|answer| drop(answer.recv()));
         Ok(state.port)
+    }
+
+    pub(crate) fn limit_port(&mut self, name: &str, limit: RateLimit) -> Result<(), SwitchError> {
+        let number = self.port_named(name)?;
+        let at_least = |field, given: Option<u64>, min: u64| match given {
+            Some(got) if got < min => {
+                Err(SwitchError::Invalid { field, got: got.to_string(), expected: format!("at least {min}") })
+            }
+            _ => Ok(()),
+        };
+        at_least("packets_per_second", limit.packets_per_second, 1)?;
+        at_least("burst_packets", limit.burst_packets, RateLimit::MIN_BURST_PACKETS)?;
+        at_least("bits_per_second", limit.bits_per_second, RateLimit::MIN_BITS_PER_SECOND)?;
+        at_least("burst_bytes", limit.burst_bytes, RateLimit::MIN_BURST_BYTES)?;
+        self.ports.entry(number).and_modify(|state| state.limit = limit);
+        let policer = Policer::new(&limit);
+        self.tell_all(|| Message::SetPolicer(number, policer.clone()));
+        Ok(())
+    }
+
+    pub(crate) fn start_capture(&mut self, name: &str, capture: &Arc<Capture>) -> Result<PortNo, SwitchError> {
+        let number = self.port_named(name)?;
+        if self.ports.get(&number).is_some_and(|state| state.captured) {
+            let by = "another capture".to_owned();
+            return Err(SwitchError::Busy { kind: "port", name: name.to_owned(), by });
+        }
+        self.ports.entry(number).and_modify(|state| state.captured = true);
+        self.tell_all(|| Message::SetCapture(number, Some(capture.clone())));
+        Ok(number)
+    }
+
+    pub(crate) fn stop_capture(&mut self, name: &str) -> Result<(), SwitchError> {
+        let number = self.port_named(name)?;
+        self.ports.entry(number).and_modify(|state| state.captured = false);
+        self.tell_all(|| Message::SetCapture(number, None));
+        Ok(())
     }
 
     pub(crate) fn create_bridge(&mut self, name: &str, config: BridgeConfig) -> Result<(), SwitchError> {
@@ -287,6 +334,7 @@ impl State {
             bridge: state.bridge.and_then(|id| self.bridges.get(&id)).map(|bridge| bridge.name.clone()),
             port: state.port.clone(),
             path: state.counters.iter().map(|c| c.read()).fold(PathStats::default(), |sum, one| sum + one),
+            limit: state.limit,
             drops: DropReason::ALL.map(|r| (r.name(), state.drops.get(&r).copied().unwrap_or(0))).into(),
         };
         self.ports.iter().map(report).collect()

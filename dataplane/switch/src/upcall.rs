@@ -79,8 +79,8 @@ pub(crate) enum Parked {
     First(Ticket),
     /// It waits behind others of its flow.
     Behind,
-    /// It was dropped: its flow, or the worker, has as many waiting as it may.
-    Refused,
+    /// It cannot wait: its flow, or the worker, has as many waiting as it may.
+    Refused(Packet),
 }
 
 #[derive(Debug)]
@@ -129,13 +129,13 @@ impl Parking {
     pub(crate) fn park_behind(&mut self, at: usize, packet: Packet) -> Parked {
         match self.slots[at].packets.try_push(packet) {
             Ok(()) => Parked::Behind,
-            Err(_full) => Parked::Refused,
+            Err(full) => Parked::Refused(full.element()),
         }
     }
 
     /// Parks the first packet of a flow.
     pub(crate) fn park(&mut self, miniflow: &Miniflow, port: PortNo, packet: Packet) -> Parked {
-        let Some(at) = self.free.pop() else { return Parked::Refused };
+        let Some(at) = self.free.pop() else { return Parked::Refused(packet) };
         let slot = &mut self.slots[at as usize];
         (slot.key, slot.port) = (*miniflow.key(), port);
         slot.packets.push(packet);
@@ -212,7 +212,7 @@ mod tests {
             assert!(matches!(parking.park_behind(at, packet), Parked::Behind));
         }
         let at = parking.find(&miniflow(1)).unwrap();
-        assert!(matches!(parking.park_behind(at, pool.take_one().unwrap()), Parked::Refused));
+        assert!(matches!(parking.park_behind(at, pool.take_one().unwrap()), Parked::Refused(_)));
         assert!(parking.find(&miniflow(2)).is_none());
         let (port, packets) = parking.release(ticket).unwrap();
         assert_eq!(port, 3);
@@ -221,7 +221,7 @@ mod tests {
         for n in 0..PARKED_FLOWS as u64 {
             assert!(matches!(parking.park(&miniflow(n), 1, pool.take_one().unwrap()), Parked::First(_)));
         }
-        assert!(matches!(parking.park(&miniflow(9999), 1, pool.take_one().unwrap()), Parked::Refused));
+        assert!(matches!(parking.park(&miniflow(9999), 1, pool.take_one().unwrap()), Parked::Refused(_)));
         assert!(parking.release_where(|_, key| key.get(field::ETH_SRC) == 17).is_some());
         while parking.release_where(|port, _| port == 1).is_some() {}
         drop((packets, parking));

@@ -3,6 +3,7 @@
 pub(crate) mod bdev;
 mod boot;
 mod bridge;
+mod capture;
 mod cidata;
 mod config;
 mod delay;
@@ -35,6 +36,7 @@ pub(crate) fn table() -> Table {
         bdev::methods(),
         boot::methods(),
         bridge::methods(),
+        capture::methods(),
         cidata::methods(),
         config::methods(),
         delay::methods(),

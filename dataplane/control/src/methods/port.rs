@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use switch::{Mac, PortConfig, PortNo, PortReport, Switch};
+use switch::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 
 /// Of ports whose MTU nobody has said.
 pub(super) const DEFAULT_MTU: u16 = 1500;
 
 pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<PortGet>(), Entry::of::<PortDelete>()]
+    vec![Entry::of::<PortGet>(), Entry::of::<PortDelete>(), Entry::of::<PortSetRateLimit>()]
 }
 
 /// What a successful call that makes a port leaves.
@@ -71,6 +71,8 @@ struct PortDescription {
     link_up: bool,
     rx_queues: u16,
     tx_queues: u16,
+    /// What may come in by it; what is not limited is left out.
+    rate_limit: BTreeMap<&'static str, u64>,
     /// What the port counted: packets, bytes, and what could not be received or sent, and why.
     stats: BTreeMap<&'static str, u64>,
     /// What the switch counted of the packets that came in by it: why it dropped some, and how many asked the translation.
@@ -107,7 +109,18 @@ fn describe(report: PortReport) -> PortDescription {
         link_up: info.link_up,
         rx_queues: info.rx_queues,
         tx_queues: info.tx_queues,
+        rate_limit: limits(&report.limit).into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect(),
     }
+}
+
+/// The limits by the names that they have in calls.
+fn limits(limit: &RateLimit) -> [(&'static str, Option<u64>); 4] {
+    [
+        ("packets_per_second", limit.packets_per_second),
+        ("burst_packets", limit.burst_packets),
+        ("bits_per_second", limit.bits_per_second),
+        ("burst_bytes", limit.burst_bytes),
+    ]
 }
 
 /// A port's counters, over all its shards.
@@ -134,13 +147,57 @@ impl Method for PortDelete {
         let switch = control.switch("port", &self.name)?;
         let bridge = switch.ports().into_iter().find(|port| port.name == self.name).and_then(|port| port.bridge);
         let guest = control.switching.take_guest(&self.name);
-        let name = self.name.clone();
+        let (name, capturing) = (self.name.clone(), control.clone());
         // The port itself goes with its last holder, there.
-        blocking(move || switch.remove_port(&name).map(drop).map(|()| drop(guest))).await??;
+        let remove = move || {
+            drop(capturing.captures.stop(&name));
+            switch.remove_port(&name).map(drop).map(|()| drop(guest))
+        };
+        blocking(remove).await??;
         if let Some(bridge) = bridge {
             control.desired.clear(&membership(&bridge, &self.name));
         }
         control.events.add(EventType::PortDelete, &self.name, "");
+        Ok(true)
+    }
+}
+
+/// Limits what may come in by a port, over all its queues. What is beyond is dropped and counted. A limit that is not given is
+/// lifted.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct PortSetRateLimit {
+    /// The port.
+    name: String,
+    /// Packets a second.
+    packets_per_second: Option<u64>,
+    /// Packets that may come at once after a pause, at least 32; a tenth of a second's when it is not given.
+    burst_packets: Option<u64>,
+    /// Bits a second, Ethernet headers included.
+    bits_per_second: Option<u64>,
+    /// Bytes that may come at once after a pause, at least 131072; a tenth of a second's when it is not given.
+    burst_bytes: Option<u64>,
+}
+
+impl Method for PortSetRateLimit {
+    const NAME: &'static str = "port_set_rate_limit";
+    type Output = bool;
+
+    fn effect(&self) -> Effect {
+        let slot = Object::port(&self.name).aspect("rate limit");
+        if self.packets_per_second.is_none() && self.bits_per_second.is_none() {
+            return Effect::Clear(slot);
+        }
+        Effect::Keep { slot, undo: Some(Call::new(Self::NAME, json!({"name": self.name}))) }
+    }
+
+    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+        let limit = RateLimit {
+            packets_per_second: self.packets_per_second,
+            burst_packets: self.burst_packets,
+            bits_per_second: self.bits_per_second,
+            burst_bytes: self.burst_bytes,
+        };
+        control.switch("port", &self.name)?.limit_port(&self.name, limit)?;
         Ok(true)
     }
 }

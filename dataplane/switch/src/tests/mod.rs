@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod learning;
+mod observe;
 mod operator;
 mod reference;
 mod workers;
