@@ -78,16 +78,15 @@ impl NetQueue {
         let total: u64 = chain.iter().map(|d| u64::from(d.len)).sum();
         let len = total.checked_sub(self.header_len as u64).filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len));
         let len = len.ok_or(Dropped::Invalid)?;
-        let mut cursor = Cursor { rest: chain, offset: 0 };
-        let mut header = [0; HEADER_LEN];
-        cursor.read(memory, &mut header[..self.header_len])?;
-        let header = Header::parse(&header);
+        let mut packet = read_frame(Cursor { rest: chain, offset: 0 }, memory, self.header_len, len as usize, pool)?;
+        // A legacy header is shorter by the last field, which only the device fills in.
+        let header = Header::parse(packet.data().first_chunk::<HEADER_LEN>().ok_or(Dropped::Invalid)?);
+        packet.trim_front(self.header_len);
         if !self.may_be_segmented(header.gso_type)
             || (header.gso_type == gso::NONE && len > u64::from(mtu) + FRAMING as u64)
         {
             return Err(Dropped::Invalid);
         }
-        let mut packet = read_frame(&mut cursor, memory, len as usize, pool)?;
         packet.set_vnet_header(&header).map_err(|_| Dropped::Invalid)?;
         Ok(packet)
     }
@@ -105,13 +104,21 @@ impl NetQueue {
     }
 }
 
-/// Copies `len` bytes into buffers of `pool`.
+/// Copies a header and `len` bytes behind it into buffers of `pool`, in one go where they lie in one: the header into the
+/// headroom.
 #[inline]
-fn read_frame(cursor: &mut Cursor<'_>, memory: &GuestMemory, len: usize, pool: &Pool) -> Result<Packet, Dropped> {
+fn read_frame(
+    mut cursor: Cursor<'_>,
+    memory: &GuestMemory,
+    header_len: usize,
+    len: usize,
+    pool: &Pool,
+) -> Result<Packet, Dropped> {
     let mut packet = pool.take_one().ok_or(Dropped::NoBuffer)?;
     let mut left = len;
     let first = left.min(usize::from(DATA_ROOM));
-    cursor.read(memory, packet.append(first).ok_or(Dropped::NoBuffer)?)?;
+    packet.append(first).ok_or(Dropped::NoBuffer)?;
+    cursor.read(memory, packet.prepend(header_len).ok_or(Dropped::NoBuffer)?)?;
     left -= first;
     while left > 0 {
         let mut segment = pool.take_one().ok_or(Dropped::NoBuffer)?;

@@ -71,10 +71,10 @@ impl NetQueue {
     }
 
     #[inline]
-    fn transmit_one(&mut self, mut packet: Packet, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
+    fn transmit_one(&mut self, packet: Packet, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
         let len = packet.len();
         let oversized = len > usize::from(mtu) + FRAMING && packet.offload().segment_size == 0;
-        let counter = match if oversized { Sent::Invalid } else { self.put(&mut packet)? } {
+        let counter = match if oversized { Sent::Invalid } else { self.put(&packet)? } {
             Sent::Yes => {
                 PortStats::add(&stats.tx_bytes, len as u64);
                 &stats.tx_packets
@@ -88,7 +88,7 @@ impl NetQueue {
 
     /// Copies a packet into the guest's buffers.
     #[inline]
-    fn put(&mut self, packet: &mut Packet) -> Result<Sent, QueueError> {
+    fn put(&mut self, packet: &Packet) -> Result<Sent, QueueError> {
         if !self.vring.ring.pop(&mut self.vring.chain)? {
             return Ok(Sent::Full);
         }
@@ -102,15 +102,24 @@ impl NetQueue {
         if let &[Descriptor { address, len }, ..] = self.vring.chain.writable()
             && packet.segment_count() == 1
             && len as usize >= self.header_len + packet.len()
-            && let Some(data) = packet.prepend(self.header_len)
         {
-            data[..self.header_len].copy_from_slice(&header[..self.header_len]);
             let token = self.vring.chain.token();
-            let written = self.write(address, data);
-            self.vring.ring.complete(token, if written.is_ok() { data.len() as u32 } else { 0 });
+            let written = self.write_whole(address, &header[..self.header_len], packet.data());
+            self.vring.ring.complete(token, *written.as_ref().unwrap_or(&0));
             return Ok(if written.is_ok() { Sent::Yes } else { Sent::Invalid });
         }
         self.put_scattered(packet, header)
+    }
+
+    /// Writes a header and a frame behind it. Two copies: one would wait for the header to leave the store buffer.
+    #[inline(always)]
+    fn write_whole(&self, address: GuestAddress, header: &[u8], frame: &[u8]) -> Result<u32, AccessError> {
+        let len = header.len() + frame.len();
+        let behind = address.0.checked_add(header.len() as u64);
+        let behind = behind.ok_or(AccessError { address: address.0, len: len as u64 })?;
+        self.write(address, header)?;
+        self.write(GuestAddress(behind), frame)?;
+        Ok(len as u32)
     }
 
     /// Writes to guest memory, and to the log of such writes.
