@@ -327,11 +327,13 @@ impl Channel {
     /// Moves bytes both ways and takes what completed. Returns the number of events.
     #[inline]
     fn poll_link(&mut self, now: Cycles, done: &mut Completions) -> Result<usize, LinkError> {
-        // Nothing that is sent only now can be answered already.
-        let idle = self.link.as_ref().is_none_or(|link| link.queue.outstanding() == 0);
         self.refill(now);
         let Some(link) = &mut self.link else { return Ok(0) };
         let mut events = usize::from(link.transmit()? > 0);
+        if events > 0 && link.take_dry() {
+            return Ok(events);
+        }
+        let idle = link.queue.outstanding() == 0;
         if idle && now < self.next_check {
             return Ok(events);
         }

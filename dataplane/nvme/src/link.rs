@@ -30,17 +30,26 @@ pub struct Link<P> {
     pub queue: QueuePair<P>,
     wire: Arc<dyn Wire>,
     pieces: Pieces,
+    /// The last look found all that was there.
+    dry: bool,
 }
 
 impl<P: Payload> Link<P> {
     /// Puts `queue` on `wire`.
     pub fn new(queue: QueuePair<P>, wire: Arc<dyn Wire>) -> Link<P> {
-        Link { queue, wire, pieces: Pieces::new() }
+        Link { queue, wire, pieces: Pieces::new(), dry: false }
     }
 
     /// The connection.
     pub fn wire(&self) -> &Arc<dyn Wire> {
         &self.wire
+    }
+
+    /// Whether the last look found all that was there; says so once. Then what is sent can go out before the next look, which
+    /// would hardly find more.
+    #[inline]
+    pub fn take_dry(&mut self) -> bool {
+        std::mem::take(&mut self.dry)
     }
 
     /// Sends what waits: one system call where the network takes it all. Returns the bytes sent.
@@ -70,13 +79,14 @@ impl<P: Payload> Link<P> {
     #[inline]
     pub fn receive(&mut self) -> Result<usize, LinkError> {
         let mut total = 0;
+        self.dry = true;
         for _ in 0..MAX_READS {
             let mut scatter = self.queue.scatter(&mut self.pieces);
             let room = scatter.len();
             let received = match self.wire.receive(&mut scatter) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(received) => received,
-                Err(error) if is_transient(error.kind()) => break,
+                Err(error) if is_transient(error.kind()) => return Ok(total),
                 Err(error) => return Err(LinkError::Io(error.kind())),
             };
             total += received;
@@ -89,9 +99,10 @@ impl<P: Payload> Link<P> {
             }
             // Less than asked for means that the socket is empty.
             if received < room {
-                break;
+                return Ok(total);
             }
         }
+        self.dry = false;
         Ok(total)
     }
 }

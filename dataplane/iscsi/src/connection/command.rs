@@ -68,17 +68,19 @@ impl Connection {
                     break;
                 }
                 self.ask(now);
-            } else if matches!(self.phase, Phase::Ready)
-                && !self.waiting.is_empty()
-                && self.can_send()
-                && self.window_is_open()
-            {
+            } else if self.can_start() {
                 self.start_next(now, done);
             } else {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Whether a request waits and may be sent.
+    #[inline]
+    pub(super) fn can_start(&self) -> bool {
+        matches!(self.phase, Phase::Ready) && !self.waiting.is_empty() && self.can_send() && self.window_is_open()
     }
 
     fn can_send(&self) -> bool {

@@ -51,12 +51,13 @@ impl Connection {
         done: &mut Completions,
     ) -> Result<usize, ConnectionError> {
         let mut events = 0;
+        self.dry = true;
         for _ in 0..MAX_READS {
             let (room, straight, result) = self.read(wire, pieces);
             let count = match result {
                 Ok(0) => return Err(ConnectionError::Closed),
                 Ok(count) => count,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(events),
                 Err(error) => return Err(self.io_failure(&error)),
             };
             self.timers.heard = now;
@@ -68,9 +69,10 @@ impl Connection {
             self.receive.filled(count - straight);
             events += 1 + self.parse(now, done)?;
             if count < room {
-                break;
+                return Ok(events);
             }
         }
+        self.dry = false;
         Ok(events)
     }
 

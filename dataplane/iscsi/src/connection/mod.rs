@@ -172,6 +172,8 @@ pub(crate) struct Connection {
     crc: Crc32c,
     transmit: Transmit,
     tasks: Tasks,
+    /// The last look at the network found all that was there, and nothing was sent since.
+    dry: bool,
     /// Requests that wait for the window, a slot, or room.
     waiting: VecDeque<Pending>,
     /// Requests that met a busy target, with the time to try again.
@@ -215,6 +217,7 @@ impl Connection {
             crc: Crc32c::new(),
             transmit: Transmit::new(),
             tasks: Tasks::new(config.depth),
+            dry: false,
             waiting: VecDeque::with_capacity(1024),
             resting: VecDeque::with_capacity(64),
             bursts: VecDeque::with_capacity(256),
@@ -301,7 +304,9 @@ impl Connection {
         now: Cycles,
         done: &mut Completions,
     ) -> Result<usize, ConnectionError> {
-        let mut events = self.receive_all(wire, pieces, now, done)?;
+        // What can go out now does so before the next look, which would hardly find more.
+        let skips = self.can_start() && std::mem::take(&mut self.dry);
+        let mut events = if skips { 1 } else { self.receive_all(wire, pieces, now, done)? };
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
