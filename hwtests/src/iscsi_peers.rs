@@ -28,6 +28,8 @@ pub const USER: (&str, &str) = ("host", "initiator-secret");
 pub const OUTGOING: (&str, &str) = ("disk", "target-secret-1");
 /// Bytes of the disk.
 pub const LEN: u64 = 16 << 20;
+/// tgt's second unit: it answers at once, and what is written to it is gone. For measurements.
+pub const TGT_NULL_LUN: u64 = 2;
 
 const TGT_IQN: &str = "iqn.2026-01.org.sluice:disk";
 
@@ -89,7 +91,7 @@ fn image(dir: &TempDir) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// tgt with one file-backed LUN 1, in `dir`.
+/// tgt with one file-backed LUN 1, in `dir`, and [`TGT_NULL_LUN`].
 pub fn tgt(setup: Setup, port: u16, dir: TempDir) -> Result<Peer> {
     let image = image(&dir)?;
     let control = (port % 30_000).to_string();
@@ -107,6 +109,7 @@ pub fn tgt(setup: Setup, port: u16, dir: TempDir) -> Result<Peer> {
     };
     admin(&format!("--op new --mode target --tid 1 -T {TGT_IQN}"))?;
     admin(&format!("--op new --mode logicalunit --tid 1 --lun 1 -b {}", image.display()))?;
+    admin(&format!("--op new --mode logicalunit --tid 1 --lun {TGT_NULL_LUN} --bstype null -b null"))?;
     if setup.digests {
         admin("--op update --mode target --tid 1 --name HeaderDigest --value CRC32C")?;
         admin("--op update --mode target --tid 1 --name DataDigest --value CRC32C")?;
