@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] is whatever a worker polls: the queues of a disk, the ports of a switch. Control threads build it, hand it to a
 //! worker with [`WorkerHandle::add`], talk to it through a [`mailbox`], publish what many read as a [`Snapshot`], and get it
-//! back with [`WorkerHandle::remove`], so that whoever made a thing destroys it.
+//! back with [`WorkerHandle::remove`], so that whoever made a thing destroys it. Workers talk to each other by [`spsc`] queues.
 //!
 //! One turn: poll every source; every [`QUIESCENT_TURNS`] turns take commands, look at new snapshots and publish counters. When
 //! no source had work for as long as the [`IdlePolicy`] allows, the worker asks each source to have itself woken
@@ -11,12 +11,13 @@
 //!
 //! A worker's turn makes no system call of its own but that sleep, takes no lock, allocates nothing and logs nothing.
 
-#![cfg_attr(not(loom), allow(unsafe_code))] // epoll and eventfd; the snapshot's pointer
+#![cfg_attr(not(loom), allow(unsafe_code))] // epoll and eventfd; the snapshot's pointer; the queue's places
 #![cfg_attr(loom, allow(unsafe_code, dead_code))]
 
 mod idle;
 mod mailbox;
 mod snapshot;
+mod spsc;
 mod stats;
 mod sync;
 #[cfg(not(loom))]
@@ -26,6 +27,7 @@ mod worker;
 
 pub use idle::IdlePolicy;
 pub use snapshot::{Reader, Snapshot};
+pub use spsc::{Consumer, Producer, spsc};
 #[cfg(not(loom))]
 pub use {
     mailbox::{Mailbox, Sender, mailbox},
