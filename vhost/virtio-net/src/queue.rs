@@ -60,11 +60,11 @@ impl Queue for NetQueue {
 }
 
 /// Where to go on. A ring is drained whenever it stops, so what was used is what was taken; and after a death of this process
-/// only the used index in the ring is right. A packed ring has none: there the front-end must know.
+/// only the ring itself is right. A packed ring may not tell: there the front-end must know.
 fn base(start: &RingStart) -> u32 {
     let setup = &start.setup;
     if setup.packed() {
-        return setup.base;
+        return virtqueue::packed_base(&start.memory, setup).ok().flatten().unwrap_or(setup.base);
     }
     let used = start.memory.user_window(setup.addresses.device, ring::used_len(setup.size), 4);
     used.map_or(setup.base, |used| u32::from(used.load_u16(USED_IDX, std::sync::atomic::Ordering::Acquire)))

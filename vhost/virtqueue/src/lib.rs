@@ -17,6 +17,7 @@ pub mod inflight;
 mod layout;
 mod order;
 mod packed;
+mod resume;
 mod split;
 
 pub use chain::{Chain, Descriptor, Token};
@@ -24,6 +25,7 @@ pub use error::QueueError;
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_ring, fuzz_ring_race};
 pub use layout::{RingAddresses, Setup};
+pub use resume::packed_base;
 
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 use packed::PackedQueue;

@@ -468,3 +468,69 @@ mod hostile_driver {
         }
     }
 }
+
+/// A ring of single descriptors tells at any time where its device stands; a batch cut before it was published is made good.
+#[test]
+fn a_packed_ring_tells_where_its_device_died() {
+    for (size, seed) in [(1, 1), (2, 2), (3, 3), (8, 4), (64, 5)] {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, RING, size, RING_PACKED | RING_INDIRECT_DESC);
+        let (setup, mut chain, mut rng) = (driver.setup(), Virtqueue::chain(size), Lcg(seed));
+        let mut queue = Virtqueue::new(memory.clone(), &setup).unwrap();
+        let ring = memory.user_window(setup.addresses.descriptor, DESC_LEN * usize::from(size), 16).unwrap();
+        let (mut added, mut returned) = (0, 0);
+        for _ in 0..2000 {
+            for _ in 0..rng.below(u64::from(size) + 1) {
+                let table = GuestAddress(TABLES + rng.below(64) * 64);
+                let chains = [(GuestAddress(64), 1, false), (GuestAddress(128), 1, true)];
+                added += u64::from(driver.add_indirect(table, &chains).is_some());
+            }
+            let start = queue.base() >> 16;
+            let mut batch = 0;
+            while rng.below(4) > 0 && queue.pop(&mut chain).unwrap() {
+                queue.complete(chain.token(), 1);
+                batch += 1;
+            }
+            queue.flush();
+            if batch > 1 && rng.below(3) == 0 {
+                let flags = if start >> 15 == 1 { desc::AVAIL } else { desc::USED };
+                ring.store_u16((start as usize & 0x7fff) * DESC_LEN + 14, flags, std::sync::atomic::Ordering::Release);
+            }
+            assert_eq!(packed_base(&memory, &setup).unwrap(), Some(queue.base()), "size {size}, {added} added");
+            while rng.below(8) > 0 && driver.take_used().is_some() {
+                returned += 1;
+            }
+        }
+        while driver.take_used().is_some() {
+            returned += 1;
+        }
+        while queue.pop(&mut chain).unwrap() {
+            returned += 1;
+        }
+        assert_eq!(added, returned, "size {size}");
+    }
+}
+
+#[test]
+fn a_packed_ring_of_longer_chains_does_not_tell_where_its_device_died() {
+    let memory = memory();
+    let mut driver = Driver::new(&memory, RING, 8, RING_PACKED);
+    assert_eq!(packed_base(&memory, &driver.setup()).unwrap(), None);
+    let in_order = Driver::new(&memory, RING, 8, RING_PACKED | RING_INDIRECT_DESC | IN_ORDER);
+    assert_eq!(packed_base(&memory, &in_order.setup()).unwrap(), None);
+    driver = Driver::new(&memory, RING, 8, RING_PACKED | RING_INDIRECT_DESC);
+    let mut queue = Virtqueue::new(memory.clone(), &driver.setup()).unwrap();
+    let mut chain = Virtqueue::chain(8);
+    // A chain of two, then a single one.
+    for buffers in [&[(GuestAddress(64), 1, false), (GuestAddress(128), 1, true)][..], &[(GuestAddress(64), 1, false)]]
+    {
+        driver.add(buffers).unwrap();
+        assert!(queue.pop(&mut chain).unwrap());
+        queue.complete(chain.token(), 1);
+        queue.flush();
+        driver.take_used().unwrap();
+    }
+    driver.add(&[(GuestAddress(64), 1, false)]).unwrap();
+    let base = packed_base(&memory, &driver.setup()).unwrap();
+    assert!(base.is_none_or(|base| base == queue.base()), "{base:x?}");
+}
