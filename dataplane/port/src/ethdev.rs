@@ -98,16 +98,6 @@ impl EthdevPort {
         })
     }
 
-    /// Moves a receive queue to another worker, which has a shard of this port, while it receives.
-    pub fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
-        self.assignment.move_rx(queue, worker.id())
-    }
-
-    /// The worker of each receive queue.
-    pub fn rx_places(&self) -> Vec<Option<usize>> {
-        self.assignment.rx_places()
-    }
-
     /// The device's own counters.
     pub fn device_stats(&self) -> Result<Stats, PortError> {
         self.dev.lock().expect("no panic under this lock").stats().map_err(other("counters"))
@@ -140,6 +130,14 @@ impl Port for EthdevPort {
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
         self.stats.lock().expect("no panic under this lock").clone()
+    }
+
+    fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
+        self.assignment.move_rx(queue, worker.id())
+    }
+
+    fn rx_places(&self) -> Vec<Option<usize>> {
+        self.assignment.rx_places()
     }
 }
 

@@ -64,6 +64,17 @@ pub trait Port: Send + Sync {
 
     /// The counters of each shard there was.
     fn stats(&self) -> Vec<Arc<PortStats>>;
+
+    /// Moves a receive queue to another worker, which has a shard of this port, while it receives.
+    fn move_rx_queue(&self, _queue: u16, _worker: &WorkerHandle) -> Result<(), PortError> {
+        let (got, expected) = (format!("a {} port", self.info().kind), "one of DPDK".to_owned());
+        Err(PortError::Invalid { field: "name", got, expected })
+    }
+
+    /// The worker of each receive queue, where they can be moved.
+    fn rx_places(&self) -> Vec<Option<usize>> {
+        Vec::new()
+    }
 }
 
 /// A port at one moment.

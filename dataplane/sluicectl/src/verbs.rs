@@ -251,6 +251,7 @@ pub(crate) const VERBS: &[Verb] = &[
         ],
     ),
     call(&["port", "move-queue-pair"], "vhost_net_controller_move_queue_pair", &["ctrlr", "pair", "worker"]),
+    call(&["port", "move-queue"], "port_move_queue", &["name", "queue", "worker"]),
     call(&["port", "limit"], "port_set_rate_limit", &["name"]),
     special(&["capture"], Action::Capture),
     call(&["flow", "add"], "flow_add", &["flow", "actions"]),

@@ -316,6 +316,35 @@ fn captures_show_what_comes_goes_and_is_dropped_and_limits_hold() {
 
 #[cfg(feature = "dpdk")]
 #[test]
+fn queues_are_moved_between_workers_and_stay_there() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        println!("skipped: needs two CPUs");
+        return;
+    }
+    let daemon = Daemon::start_with(&["--workers", "0,1"]);
+    daemon.ok("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 3}));
+    let places = |daemon: &Daemon| port(daemon, "n")["rx_workers"].clone();
+    assert_eq!(places(&daemon), json!([0, 1, 0]));
+    daemon.ok("port_move_queue", json!({"name": "n", "queue": 0, "worker": 1}));
+    assert_eq!(places(&daemon), json!([1, 1, 0]));
+    let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 3, "worker": 1}));
+    assert_eq!(error["data"]["expected"], "0 to 2");
+    let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 0, "worker": 2}));
+    assert_eq!(error["data"]["field"], "worker");
+    let before = count(&daemon, "n", "/stats/rx_packets");
+    eventually("packets", || count(&daemon, "n", "/stats/rx_packets") > before + 10_000);
+
+    let daemon = daemon.kill_and_restart(|_| {});
+    daemon.ok("framework_wait_init", json!({}));
+    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+    assert_eq!(places(&daemon), json!([1, 1, 0]));
+    daemon.ok("vhost_create_net_controller", json!({"ctrlr": "guest"}));
+    let error = daemon.err("port_move_queue", json!({"name": "guest", "queue": 0, "worker": 1}));
+    assert_eq!(error["data"]["got"], "a vhost-user port");
+}
+
+#[cfg(feature = "dpdk")]
+#[test]
 fn a_device_that_cannot_be_opened_says_why() {
     let daemon = Daemon::start();
     let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "0000:7f:00.0"}));

@@ -33,7 +33,7 @@ impl Rate {
 
     #[inline(always)]
     fn cycles(&self, units: u64) -> Cycles {
-        let cycles = u128::from(self.cost) * u128::from(units) >> FRACTION;
+        let cycles = (u128::from(self.cost) * u128::from(units)) >> FRACTION;
         Cycles(u64::try_from(cycles).unwrap_or(u64::MAX))
     }
 }

@@ -18,7 +18,12 @@ use switch::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 pub(super) const DEFAULT_MTU: u16 = 1500;
 
 pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<PortGet>(), Entry::of::<PortDelete>(), Entry::of::<PortSetRateLimit>()]
+    vec![
+        Entry::of::<PortGet>(),
+        Entry::of::<PortDelete>(),
+        Entry::of::<PortSetRateLimit>(),
+        Entry::of::<PortMoveQueue>(),
+    ]
 }
 
 /// What a successful call that makes a port leaves.
@@ -70,6 +75,8 @@ struct PortDescription {
     mtu: u16,
     link_up: bool,
     rx_queues: u16,
+    /// The worker of each receive queue, where they can be moved.
+    rx_workers: Vec<Option<usize>>,
     tx_queues: u16,
     /// What may come in by it; what is not limited is left out.
     rate_limit: BTreeMap<&'static str, u64>,
@@ -108,6 +115,7 @@ fn describe(report: PortReport) -> PortDescription {
         mtu: info.mtu,
         link_up: info.link_up,
         rx_queues: info.rx_queues,
+        rx_workers: report.port.rx_places(),
         tx_queues: info.tx_queues,
         rate_limit: limits(&report.limit).into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect(),
     }
@@ -198,6 +206,38 @@ impl Method for PortSetRateLimit {
             burst_bytes: self.burst_bytes,
         };
         control.switch("port", &self.name)?.limit_port(&self.name, limit)?;
+        Ok(true)
+    }
+}
+
+/// Moves a receive queue of a port of DPDK to another worker while it receives. Guests have `vhost_net_controller_move_queue_pair`.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct PortMoveQueue {
+    /// The port.
+    name: String,
+    /// The queue, from 0.
+    queue: u16,
+    /// The worker, from 0.
+    worker: usize,
+}
+
+impl Method for PortMoveQueue {
+    const NAME: &'static str = "port_move_queue";
+    type Output = bool;
+
+    fn effect(&self) -> Effect {
+        Effect::Keep { slot: Object::port(&self.name).aspect(format!("queue {}", self.queue)), undo: None }
+    }
+
+    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+        let ports = control.switch("port", &self.name)?.ports();
+        let found = ports.into_iter().find(|port| port.name == self.name);
+        let report = found.ok_or_else(|| RpcError::no_such("port", &self.name).hint("port_get lists the ports"))?;
+        let workers = control.engine().workers();
+        let worker = workers
+            .get(self.worker)
+            .ok_or_else(|| RpcError::invalid("worker", self.worker, format!("0 to {}", workers.len() - 1)))?;
+        report.port.move_rx_queue(self.queue, worker)?;
         Ok(true)
     }
 }
