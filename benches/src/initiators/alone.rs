@@ -2,6 +2,7 @@
 //! time is taken around the initiator's part only.
 
 use super::Reads;
+use super::bare::{BareChannel, BareTarget};
 use crate::measure::{Measurement, Pinned, Plan, RealTime, take_turns};
 use crate::report::{Bars, Report, Table};
 use anyhow::Result;
@@ -24,12 +25,14 @@ const SHAPES: [(usize, usize); 4] = [(4096, 1), (4096, 32), (4096, 128), (131_07
 enum Protocol {
     Nvme,
     Iscsi,
+    Bare,
 }
 
 /// One connection's target side, without its socket.
 enum Connection {
     Nvme(nvme::target::Connection),
     Iscsi(Box<iscsi::target::TargetConnection>),
+    Bare(BareTarget),
 }
 
 impl Connection {
@@ -48,6 +51,7 @@ impl Connection {
                 connection.receive(received, now);
                 output.append(&mut connection.take_output(usize::MAX));
             }
+            Connection::Bare(target) => target.exchange(received, output),
         }
     }
 }
@@ -76,6 +80,7 @@ impl Peer {
         let accept = match protocol {
             Protocol::Nvme => nvme_target(),
             Protocol::Iscsi => iscsi_target(),
+            Protocol::Bare => Box::new(|| Connection::Bare(BareTarget::default())),
         };
         Ok(Peer { accept, listener, clients: Vec::new(), buffer: vec![0; 1 << 20] })
     }
@@ -153,6 +158,7 @@ fn iscsi_target() -> Accept {
 enum Disk {
     Nvme(Box<nvme::NvmeController>),
     Iscsi(Arc<iscsi::IscsiDisk>),
+    Bare(SocketAddr),
 }
 
 impl Disk {
@@ -170,6 +176,7 @@ impl Disk {
                 (params.header_digest, params.data_digest) = (policy, policy);
                 Ok(Disk::Iscsi(iscsi::IscsiDisk::attach(&params, Arc::new(|_| ()))?))
             }
+            Protocol::Bare => Ok(Disk::Bare(address)),
         }
     }
 
@@ -177,6 +184,7 @@ impl Disk {
         Ok(match self {
             Disk::Nvme(controller) => controller.namespaces()[0].1.open_channel()?,
             Disk::Iscsi(disk) => disk.open_channel()?,
+            Disk::Bare(address) => Box::new(BareChannel::connect(*address)?),
         })
     }
 }
@@ -239,6 +247,7 @@ pub(super) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     for protocol in [Protocol::Nvme, Protocol::Iscsi] {
         rigs.extend([Rig::new(protocol, false)?, Rig::new(protocol, true)?]);
     }
+    rigs.push(Rig::new(Protocol::Bare, false)?);
     let permitted = {
         let _pinned = Pinned::to(plan.backend_cpu)?;
         let real_time = RealTime::enter();
@@ -247,19 +256,22 @@ pub(super) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
             let count = plan.items / 10 / len.div_ceil(8192).min(16);
             let windows = take_turns(plan.windows, &mut rigs, |rig| rig.window(&mut reads, count))?;
             let figures: Vec<_> = windows.into_iter().map(Measurement::new).collect();
-            for (pair, protocol) in figures.chunks(2).zip(["NVMe/TCP", "iSCSI"]) {
-                let (plain, digests) = (&pair[0], &pair[1]);
+            for (pair, protocol) in figures.chunks(2).zip(["NVMe/TCP", "iSCSI", "none"]) {
+                let (plain, digests) = (&pair[0], pair.get(1));
                 let case = format!("{protocol} {} KiB, {depth}", len / 1024);
                 bars.push(&case, "no digests", plain.clone());
-                bars.push(&case, "header and data digest", digests.clone());
+                if let Some(digests) = digests {
+                    bars.push(&case, "header and data digest", digests.clone());
+                }
+                let added = |digests: &Measurement| (digests.median() / plain.median() - 1.0) * 100.0;
                 table.push(vec![
                     protocol.to_owned(),
                     format!("{} KiB", len / 1024),
                     depth.to_string(),
                     plain.show(0),
                     format!("{:.0}", plain.min()),
-                    digests.show(0),
-                    format!("{:.0} %", (digests.median() / plain.median() - 1.0) * 100.0),
+                    digests.map_or_else(String::new, |digests| digests.show(0)),
+                    digests.map_or_else(String::new, |digests| format!("{:.0} %", added(digests))),
                 ]);
             }
         }
@@ -269,7 +281,8 @@ pub(super) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     report.section("Initiators alone");
     report.text(&format!(
         "Time of the initiator a random read over loopback, system calls included. Initiator and our own target take turns on one \
-         thread{}; only the initiator's part is timed. Windows in turn, median of {} (range). The aims are 400 ns for 4 KiB at depth \
+         thread{}; only the initiator's part is timed. Protocol \"none\" moves the bytes of NVMe/TCP and looks at none: the system's \
+         share. Windows in turn, median of {} (range). The aims are 400 ns for 4 KiB at depth \
          32 over NVMe/TCP, and that digests add at most 25 %.",
         if permitted { " under `chrt -f 1`" } else { ", no real-time priority permitted" },
         plan.windows,

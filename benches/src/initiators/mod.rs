@@ -3,6 +3,7 @@
 //! For NVMe/TCP there is no peer among Debian's packages: no other initiator in user space.
 
 mod alone;
+mod bare;
 mod libiscsi;
 
 use crate::measure::{Plan, Random};
