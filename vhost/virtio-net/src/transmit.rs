@@ -6,7 +6,7 @@ use guest_memory::{AccessError, GuestAddress};
 use packet::{L4Checksum, Offload, Packet, Pool, offload_flag};
 use port::PortStats;
 use vhost_device::Fault;
-use virtio_spec::net::{HEADER_LEN, feature, flag};
+use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
 use virtqueue::{Descriptor, QueueError};
 
 /// What became of a packet.
@@ -31,7 +31,7 @@ impl NetQueue {
     ) -> Result<(), Fault> {
         let offload = packet.offload();
         if offload.is_none() {
-            return self.transmit_one(packet, mtu, stats);
+            return self.transmit_one(packet, Header::default(), mtu, stats);
         }
         if offload.segment_size != 0 && !self.takes_segments(&offload) {
             return self.transmit_segmented(&packet, mtu, pool, stats);
@@ -39,7 +39,8 @@ impl NetQueue {
         if !self.has(feature::GUEST_CSUM) || offload.checksum == Some(L4Checksum::Sctp) {
             packet.complete_checksum();
         }
-        self.transmit_one(packet, mtu, stats)
+        let header = packet.vnet_header();
+        self.transmit_one(packet, header, mtu, stats)
     }
 
     #[cold]
@@ -52,7 +53,8 @@ impl NetQueue {
             if !self.has(feature::GUEST_CSUM) {
                 segment.complete_checksum();
             }
-            self.transmit_one(segment, mtu, stats)?;
+            let header = segment.vnet_header();
+            self.transmit_one(segment, header, mtu, stats)?;
         }
         // The pool ran empty.
         PortStats::add(&stats.tx_full, segments.left() as u64);
@@ -71,10 +73,10 @@ impl NetQueue {
     }
 
     #[inline]
-    fn transmit_one(&mut self, packet: Packet, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
+    fn transmit_one(&mut self, mut packet: Packet, header: Header, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
         let len = packet.len();
-        let oversized = len > usize::from(mtu) + FRAMING && packet.offload().segment_size == 0;
-        let counter = match if oversized { Sent::Invalid } else { self.put(&packet)? } {
+        let oversized = len > usize::from(mtu) + FRAMING && header.gso_type == gso::NONE;
+        let counter = match if oversized { Sent::Invalid } else { self.put(&mut packet, header)? } {
             Sent::Yes => {
                 PortStats::add(&stats.tx_bytes, len as u64);
                 &stats.tx_packets
@@ -88,11 +90,10 @@ impl NetQueue {
 
     /// Copies a packet into the guest's buffers.
     #[inline]
-    fn put(&mut self, packet: &Packet) -> Result<Sent, QueueError> {
+    fn put(&mut self, packet: &mut Packet, mut header: Header) -> Result<Sent, QueueError> {
         if !self.vring.ring.pop(&mut self.vring.chain)? {
             return Ok(Sent::Full);
         }
-        let mut header = packet.vnet_header();
         header.num_buffers = 1;
         if header.flags == 0 && packet.flags() & offload_flag::RX_L4_CKSUM_GOOD != 0 && self.has(feature::GUEST_CSUM) {
             header.flags = flag::DATA_VALID;
@@ -102,24 +103,15 @@ impl NetQueue {
         if let &[Descriptor { address, len }, ..] = self.vring.chain.writable()
             && packet.segment_count() == 1
             && len as usize >= self.header_len + packet.len()
+            && let Some(data) = packet.prepend(self.header_len)
         {
+            data[..self.header_len].copy_from_slice(&header[..self.header_len]);
             let token = self.vring.chain.token();
-            let written = self.write_whole(address, &header[..self.header_len], packet.data());
-            self.vring.ring.complete(token, *written.as_ref().unwrap_or(&0));
+            let written = self.write(address, data);
+            self.vring.ring.complete(token, if written.is_ok() { data.len() as u32 } else { 0 });
             return Ok(if written.is_ok() { Sent::Yes } else { Sent::Invalid });
         }
         self.put_scattered(packet, header)
-    }
-
-    /// Writes a header and a frame behind it. Two copies: one would wait for the header to leave the store buffer.
-    #[inline(always)]
-    fn write_whole(&self, address: GuestAddress, header: &[u8], frame: &[u8]) -> Result<u32, AccessError> {
-        let len = header.len() + frame.len();
-        let behind = address.0.checked_add(header.len() as u64);
-        let behind = behind.ok_or(AccessError { address: address.0, len: len as u64 })?;
-        self.write(address, header)?;
-        self.write(GuestAddress(behind), frame)?;
-        Ok(len as u32)
     }
 
     /// Writes to guest memory, and to the log of such writes.
