@@ -72,9 +72,13 @@ impl Guest {
         let rings = (0..u64::from(pairs) * 2).map(|index| Ring::new(&memory, index, features)).collect();
         let mut guest = Guest { ram, features, connection: None, rings };
         guest.connect(socket);
-        let bases: Vec<u16> = guest.rings.iter().map(|ring| ring.driver.setup().base as u16).collect();
-        guest.start(&bases);
+        guest.start(&guest.bases());
         guest
+    }
+
+    /// Where rings start that nobody has used yet.
+    pub(crate) fn bases(&self) -> Vec<u16> {
+        self.rings.iter().map(|ring| ring.driver.setup().base as u16).collect()
     }
 
     pub(crate) fn frontend(&mut self) -> &mut Frontend {
