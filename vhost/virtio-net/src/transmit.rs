@@ -56,8 +56,7 @@ impl NetQueue {
             let header = segment.vnet_header();
             self.transmit_one(segment, header, mtu, stats)?;
         }
-        // The pool ran empty.
-        PortStats::add(&stats.tx_full, segments.left() as u64);
+        PortStats::add(&stats.tx_no_buffer, segments.left() as u64);
         Ok(())
     }
 

@@ -146,6 +146,19 @@ fn a_guest_with_checksums_only_gets_segments_to_complete() {
 }
 
 #[test]
+fn segments_that_find_no_buffer_are_counted() {
+    let mut guest = Guest::new(feature::VERSION_1 | HOST, 32);
+    (0..40).for_each(|_| assert!(guest.post_rx(2048, &[], false)));
+    let mut burst = Burst::new();
+    burst.push(sent(&mut guest, &KINDS[0].segmentation(), &KINDS[0].frame(SEGMENT * 10)));
+    let held: Vec<_> = std::iter::from_fn(|| guest.pool.take_one()).collect();
+    guest.device_sends_burst(burst);
+    assert_eq!((guest.counters().tx_no_buffer, guest.counters().tx_packets, guest.received().len()), (10, 0, 0));
+    drop(held);
+    guest.end();
+}
+
+#[test]
 fn segmentation_that_was_not_negotiated_is_refused() {
     for kind in KINDS {
         let mut guest = Guest::new(feature::VERSION_1 | net::CSUM, 256);
