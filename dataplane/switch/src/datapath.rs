@@ -17,8 +17,9 @@ use clock::Cycles;
 use crossbeam::channel;
 use engine::{Mailbox, Source};
 use flow::execute::Executor;
-use flow::{Action, BATCH, FlowCache, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
+use flow::{Action, BATCH, FlowCache, FlowId, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
 use packet::{Burst, Packet, Pool};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Messages that a worker takes a turn.
@@ -124,19 +125,37 @@ impl Datapath {
         }
         self.cache.lookup_batch(&mut self.keys[..count], &mut found);
         let mut burst = std::mem::take(&mut self.burst);
-        for (i, packet) in burst.drain(..).enumerate() {
-            let Some(id) = found[i] else {
-                self.miss(i, in_port, packet, now);
-                continue;
-            };
-            self.cache.record(id, 1, packet.len() as u64, self.keys[i].tcp_flags(), now);
-            if let Some(actions) = self.cache.actions(id) {
-                let mut way = Way { outputs: &mut self.outputs, from: in_port, now };
-                let metadata = Metadata { in_port, ..Metadata::default() };
-                self.executor.burst([packet], &metadata, actions, &mut way);
+        let mut packets = burst.drain(..);
+        let mut from = 0;
+        while from < count {
+            // Packets of one flow come in trains.
+            let to = (from + 1..count).find(|i| found[*i] != found[from]).unwrap_or(count);
+            match found[from] {
+                Some(id) => self.train(id, from..to, packets.by_ref().take(to - from), in_port, now),
+                None => (from..to).zip(packets.by_ref()).for_each(|(i, packet)| self.miss(i, in_port, packet, now)),
             }
+            from = to;
         }
         self.settle(in_port, now);
+    }
+
+    /// Carries successive packets of one flow, whose keys are `keys`.
+    #[inline]
+    fn train(
+        &mut self,
+        id: FlowId,
+        keys: Range<usize>,
+        packets: impl Iterator<Item = Packet>,
+        in_port: PortNo,
+        now: Cycles,
+    ) {
+        let keys = &self.keys[keys];
+        let bytes = keys.iter().map(|key| u64::from(key.packet_len())).sum();
+        let tcp_flags = keys.iter().fold(0, |flags, key| flags | key.tcp_flags());
+        self.cache.record(id, keys.len() as u64, bytes, tcp_flags, now);
+        let actions = self.cache.actions(id).map_or(&[][..], |actions| actions);
+        let mut way = Way { outputs: &mut self.outputs, from: in_port, now };
+        self.executor.burst(packets, &Metadata { in_port, ..Metadata::default() }, actions, &mut way);
     }
 
     /// After the actions of a burst: looks up again what is to be, and counts copies that were not made.
@@ -149,7 +168,7 @@ impl Datapath {
                 self.carry_again(again, from, now);
             }
         }
-        for left in std::mem::take(&mut self.outputs.again) {
+        while let Some(left) = self.outputs.again.pop() {
             self.outputs.lose(from, &left.packet, Loss::RecirculatedFull);
         }
         let lost = self.executor.lost_copies() - std::mem::replace(&mut self.lost_copies, self.executor.lost_copies());
