@@ -24,28 +24,30 @@ pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     let mut table = Table::new(head.into_iter().chain(["ratio", "kiloflows installed a second"]));
     let mut bars = Bars::new("switch", "Cycles a packet above the devices alone", "times fewer than OVS-DPDK");
     for (flows, masks) in LOADS {
-        for popularity in [Popularity::Uniform, Popularity::Zipf] {
-            let load = Load { flows, masks, popularity };
-            let pcap = load.write_pcap(directory.path())?;
-            let floor = sluice.floor(plan, &pcap)?;
-            let Cost { cycles, insertions } = sluice.measure(plan, &pcap, &load)?;
-            let [emc, dpcls] = [Cache::Emc, Cache::Megaflow].map(|cache| peer.measure(plan, &pcap, cache, &load));
+        let load = Load { flows, masks };
+        let pcaps =
+            [Popularity::Uniform, Popularity::Zipf].map(|popularity| load.write_pcap(directory.path(), popularity));
+        let [uniform, zipf] = pcaps;
+        let pcaps = [uniform?, zipf?];
+        let Cost { cycles, insertions } = sluice.measure(plan, &pcaps, &load)?;
+        for ((popularity, pcap), cycles) in ["uniform", "Zipf"].iter().zip(&pcaps).zip(cycles) {
+            let floor = sluice.floor(plan, pcap)?;
+            let [emc, dpcls] = [Cache::Emc, Cache::Megaflow].map(|cache| peer.measure(plan, pcap, cache, &load));
             let (emc, dpcls) = (emc?, dpcls?);
-            std::fs::remove_file(pcap)?;
             // Of the peer's two ways the better one counts.
             let best = emc.median().min(dpcls.median());
             let ratio = (best - floor.median()) / (cycles.median() - floor.median());
-            let insertions = format!("{:.0}", insertions / 1e3);
-            let figures = [&floor, &cycles, &emc, &dpcls].map(|figure| figure.show(0));
-            let load = [flows.to_string(), masks.to_string(), format!("{popularity:?}").to_lowercase()];
-            table.push(load.into_iter().chain(figures).chain([format!("{ratio:.1}"), insertions]).collect());
-            let group = format!("{flows}/{masks}");
-            bars.push(
-                &group,
-                if popularity == Popularity::Uniform { "uniform" } else { "Zipf" },
-                Measurement::new([ratio]),
+            eprintln!(
+                "{flows} flows, {masks} masks, {popularity}: {:.0} cycles, {ratio:.1} times fewer",
+                cycles.median()
             );
+            let figures = [&floor, &cycles, &emc, &dpcls].map(|figure| figure.show(0));
+            let load = [flows.to_string(), masks.to_string(), (*popularity).to_owned()];
+            let rates = [format!("{ratio:.1}"), format!("{:.0}", insertions / 1e3)];
+            table.push(load.into_iter().chain(figures).chain(rates).collect());
+            bars.push(&format!("{flows}/{masks}"), popularity, Measurement::new([ratio]));
         }
+        pcaps.iter().try_for_each(std::fs::remove_file)?;
     }
     report.section("Flow cache against OVS-DPDK");
     report.text(&format!(

@@ -9,7 +9,7 @@ use engine::{Engine, IdlePolicy, Source};
 use flow::text::{FlowMatch, parse_actions};
 use packet::Burst;
 use port::{Counters, EthdevParams, EthdevPort, Port, PortShard};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use switch::{PortConfig, Switch};
@@ -28,8 +28,8 @@ pub(crate) struct Sluice {
 
 /// What a load cost.
 pub(crate) struct Cost {
-    /// Cycles a packet, from source to sink.
-    pub(crate) cycles: Measurement,
+    /// Cycles a packet, from each source to the sink.
+    pub(crate) cycles: Vec<Measurement>,
     /// Flows installed a second, with their check against all others.
     pub(crate) insertions: f64,
 }
@@ -62,12 +62,10 @@ impl Sluice {
         cycles
     }
 
-    /// Cycles a packet through the switch.
-    pub(crate) fn measure(&self, plan: &Plan, pcap: &Path, load: &Load) -> Result<Cost> {
-        let [source, sink] = self.ports(pcap)?;
+    /// Through the switch, from each of some sources, with the flows of `load`.
+    pub(crate) fn measure(&self, plan: &Plan, pcaps: &[PathBuf], load: &Load) -> Result<Cost> {
         let switch = Switch::start(self.engine.workers(), self.pool.packets().clone())?;
         let number = |number| PortConfig { number: Some(number), ..PortConfig::default() };
-        switch.add_port("sink", sink.clone(), &number(SINK))?;
         let flows = load.flow_lines(&SOURCE.to_string(), &SINK.to_string());
         let flows: Vec<_> = flows.lines().map(parse).collect::<Result<_>>()?;
         let start = Instant::now();
@@ -75,10 +73,16 @@ impl Sluice {
             switch.add_flow(&flow.key, &flow.mask, actions.clone())?;
         }
         let insertions = flows.len() as f64 / start.elapsed().as_secs_f64();
-        switch.add_port("source", source, &number(SOURCE))?;
-        let cycles = windows(plan, &sink)?;
-        let missed: u64 = switch.ports().iter().map(|port| port.path.upcalls).sum();
-        ensure!(missed == 0, "{missed} packets missed");
+        let mut cycles = Vec::new();
+        for pcap in pcaps {
+            let [source, sink] = self.ports(pcap)?;
+            switch.add_port("sink", sink.clone(), &number(SINK))?;
+            switch.add_port("source", source, &number(SOURCE))?;
+            cycles.push(windows(plan, &sink)?);
+            let missed: u64 = switch.ports().iter().map(|port| port.path.upcalls).sum();
+            ensure!(missed == 0, "{missed} packets missed");
+            drop((switch.remove_port("source")?, switch.remove_port("sink")?));
+        }
         Ok(Cost { cycles, insertions })
     }
 }

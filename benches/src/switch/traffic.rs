@@ -24,20 +24,19 @@ pub(crate) struct Load {
     pub(crate) flows: usize,
     /// Different masks that the flows are matched by.
     pub(crate) masks: usize,
-    pub(crate) popularity: Popularity,
 }
 
 impl Load {
     /// Writes the packets of one round as a pcap file.
-    pub(crate) fn write_pcap(&self, directory: &Path) -> Result<PathBuf> {
-        let path = directory.join(format!("{}-{:?}.pcap", self.flows, self.popularity));
+    pub(crate) fn write_pcap(&self, directory: &Path, popularity: Popularity) -> Result<PathBuf> {
+        let path = directory.join(format!("{}-{popularity:?}.pcap", self.flows));
         let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
         let mut out = BufWriter::new(file);
         // libpcap's format 2.4: magic, version, zone, accuracy, longest packet, Ethernet.
         for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
             out.write_all(&word.to_le_bytes())?;
         }
-        for flow in self.order() {
+        for flow in self.order(popularity) {
             let frame = frame(flow);
             for word in [0, 0, frame.len() as u32, frame.len() as u32] {
                 out.write_all(&word.to_le_bytes())?;
@@ -49,10 +48,10 @@ impl Load {
     }
 
     /// Which flow each packet of a round belongs to.
-    fn order(&self) -> Vec<usize> {
+    fn order(&self, popularity: Popularity) -> Vec<usize> {
         let mut random = Random::new();
         let packets = self.flows.max(ROUND);
-        let mut order: Vec<usize> = match self.popularity {
+        let mut order: Vec<usize> = match popularity {
             Popularity::Uniform => (0..packets).map(|packet| packet % self.flows).collect(),
             Popularity::Zipf => {
                 let mut sum = 0.0;
