@@ -308,12 +308,16 @@ impl Channel {
             (self.association, self.link) = (association, Some(link));
             self.max_io_size = self.namespace.max_io_size().into();
             self.next_check = now;
-        } else if self.shared.verdict() == Verdict::Fail || self.namespace.is_gone() {
-            while let Some(io) = self.waiting.pop_front() {
-                self.complete(io, Status::IoError, done);
-            }
+        } else if self.shared.verdict() == Verdict::Fail {
+            self.fail_waiting(done);
         }
         self.report_held();
+    }
+
+    fn fail_waiting(&mut self, done: &mut Completions) {
+        while let Some(io) = self.waiting.pop_front() {
+            self.complete(io, Status::IoError, done);
+        }
     }
 
     fn report_held(&self) {
@@ -418,6 +422,10 @@ impl BlockChannel for Channel {
             self.report_held();
         }
         self.port.clear_wake();
+        // Whatever has its NSID now is another disk.
+        if self.namespace.is_gone() {
+            self.fail_waiting(done);
+        }
         if self.link.is_none() {
             self.poll_detached(now, done);
         }

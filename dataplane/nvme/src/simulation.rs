@@ -671,6 +671,26 @@ fn writes_of_dropped_channels_do_not_come_after_those_of_the_next() {
     assert!(late > 100, "the adversary was at work: {late}");
 }
 
+/// While nobody was connected another disk took the place of ours: what was held does not go there.
+#[test]
+fn another_disk_behind_the_nsid_is_not_written_to() {
+    let mut run = Run::up(&Plan::calm());
+    let now = run.now;
+    let mut net = lock(&run.net);
+    (0..net.paths.len()).for_each(|path| net.cut(path, ErrorKind::ConnectionReset, now));
+    drop(net);
+    let store = Arc::new(MemoryStore::new(BLOCK * BLOCKS));
+    let (access, uuid) = (Access::ReadWrite, uuid::Uuid::from_u128(2));
+    let other = crate::target::Namespace { store: store.clone(), block_size: 512, access, uuid };
+    run.target.set_namespace(1, other);
+    run.write_all();
+    run.pass(Duration::from_secs(20));
+    let mut stored = vec![1; BLOCK * BLOCKS];
+    store.read(0, &mut stored).unwrap();
+    assert!(stored.iter().all(|byte| *byte == 0), "{:?}", lock(&run.events));
+    assert_eq!((run.under_way, run.report.failed), (0, 1), "{:?}", lock(&run.events));
+}
+
 fn is_lost(event: &Event) -> bool {
     matches!(event, Event::Lost { .. })
 }

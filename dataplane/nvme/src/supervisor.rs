@@ -140,6 +140,8 @@ struct Association {
     connecting: Vec<Connecting>,
     /// I/O queues that have a connection, or are being given one, by QID; to be cut with the association.
     served: Vec<(u16, Arc<dyn Wire>)>,
+    /// Its namespaces were looked at: they are the disks that they were, or are gone.
+    scanned: bool,
     next_scan: Cycles,
 }
 
@@ -302,6 +304,7 @@ impl Supervisor {
             controller: Controller::new(self.settings.clone(), wire, now),
             connecting: Vec::new(),
             served: Vec::new(),
+            scanned: false,
             next_scan: now + Cycles::from(RESCAN_PERIOD),
         })
     }
@@ -341,6 +344,7 @@ impl Supervisor {
         while let Some(event) = association.controller.pop_event() {
             if let ControllerEvent::Namespaces(found) = event {
                 self.on_namespaces(&found, &association.controller);
+                association.scanned = true;
             }
         }
         if let Some(reason) = self.doomed(&association) {
@@ -382,9 +386,9 @@ impl Supervisor {
         None
     }
 
-    /// Connects an I/O queue for each channel that has none under this association.
+    /// Connects an I/O queue for each channel that has none under this association, once it is certain where its requests go.
     fn turn_connecting(&mut self, association: &mut Association, now: Cycles) -> Result<(), ControllerError> {
-        if lock(&self.board.status).scans == 0 {
+        if !association.scanned {
             return Ok(());
         }
         let ports: Vec<Arc<Port>> = lock(&self.shared.ports).clone();
