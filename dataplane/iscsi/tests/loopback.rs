@@ -310,6 +310,29 @@ fn a_target_that_is_gone_holds_io_and_gives_it_back_whole() {
 }
 
 #[test]
+fn another_disk_at_the_lun_is_not_written_to() {
+    let (server, unit, _) = server(TargetConfig::new(TARGET), Faults::default());
+    let (disk, story) = attach(&params(&server));
+    let mut worker = Worker::open(&disk);
+    let other = Arc::new(MemoryStore::new(LEN));
+    server.target().insert_unit(Lun::from_number(0), Arc::new(Unit::new(other.clone(), 512, false, 2)));
+    server.cut_all();
+    let write = request(Op::Write, 0, 512);
+    write.buffers.write(0, &pattern(1, 512)).unwrap();
+    worker.submit(write);
+    let mut done = block::Completions::default();
+    until(|| {
+        worker.channel.poll(clock::Cycles::now(), &mut done);
+        story.tells("another disk answers at this LUN")
+    });
+    let mut bytes = vec![1; 512];
+    other.read(0, &mut bytes).unwrap();
+    assert!(done.is_empty() && bytes == [0; 512], "held, and the other disk is untouched");
+    server.target().insert_unit(Lun::from_number(0), unit);
+    assert_eq!(worker.wait(1, PATIENCE).pop().unwrap().1, Status::Ok);
+}
+
+#[test]
 fn fast_fail_and_loss_limits_are_kept() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let mut params = params(&server);
