@@ -53,6 +53,8 @@ pub(crate) struct Progress {
     pub(crate) running: AtomicBool,
     capture: Arc<Capture>,
     stop: AtomicBool,
+    /// The port may be captured by others.
+    released: AtomicBool,
 }
 
 impl Progress {
@@ -85,6 +87,7 @@ impl Captures {
             running: AtomicBool::new(true),
             capture,
             stop: AtomicBool::new(false),
+            released: AtomicBool::new(false),
         });
         let (of_thread, of_port) = (progress.clone(), switch.clone());
         let run = move || run(&of_thread, &of_port, number, file);
@@ -135,8 +138,11 @@ fn create(path: &str) -> Result<File, RpcError> {
     }
 }
 
-/// Lets no more packets in, and waits until no worker has the capture: its memory is not to be freed there.
+/// Lets no more packets in, once, and waits until no worker has the capture: its memory is not to be freed there.
 fn release(progress: &Progress, switch: &Switch) {
+    if progress.released.swap(true, Ordering::AcqRel) {
+        return;
+    }
     // A port that is gone took its part of the capture with it.
     if let Err(error) = switch.stop_capture(&progress.wanted.port) {
         tracing::debug!(%error, "capture");

@@ -4,7 +4,6 @@ mod daemon;
 
 use daemon::Daemon;
 use serde_json::{Value, json};
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -124,248 +123,250 @@ fn a_tap_that_cannot_be_made_says_why() {
     assert_eq!(daemon.ok("framework_get_config", json!({"name": "port"})), json!([]));
 }
 
-/// A capture file: magic, version 2.4, zone, accuracy, snap length, Ethernet; then time and lengths before each frame.
-fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
-    let mut file = Vec::new();
-    [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
-    for frame in frames {
-        let len = frame.len() as u32;
-        [0, 0, len, len].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
-        file.extend(frame);
-    }
-    std::fs::write(path, file).unwrap();
-}
-
-fn read_pcap(path: &Path) -> Vec<Vec<u8>> {
-    let file = std::fs::read(path).unwrap();
-    let (mut frames, mut rest) = (Vec::new(), &file[24..]);
-    while let Some((header, more)) = rest.split_first_chunk::<16>() {
-        let len = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
-        frames.push(more[..len].to_vec());
-        rest = &more[len..];
-    }
-    frames
-}
-
-/// A broadcast of no protocol, whose payload is a number.
-fn broadcast(number: u32) -> Vec<u8> {
-    [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[0x88, 0xb5], &number.to_be_bytes(), &[0; 46]].concat()
-}
-
+/// Devices of DPDK, and what pcap files show of packets.
 #[cfg(feature = "dpdk")]
-fn create_dpdk(daemon: &Daemon, name: &str, number: u32, devargs: &str) {
-    daemon.ok("port_create_dpdk", json!({"name": name, "port_no": number, "devargs": devargs}));
-}
-
-#[cfg(feature = "dpdk")]
-#[test]
-fn a_capture_file_goes_through_the_switch_into_another() {
-    let daemon = Daemon::start();
-    let path = |name: &str| daemon.dir().join(name);
-    let frames: Vec<Vec<u8>> = (0..5000).map(broadcast).collect();
-    write_pcap(&path("in.pcap"), &frames);
-    let pcap = |n: u32, rest: String| format!("net_pcap{n},{rest}");
-    // A flow is there before its port, so not even the first frame is lost.
-    daemon.ok("flow_add", json!({"flow": "in_port(1),eth_type(0x88b5)", "actions": "2,3"}));
-    create_dpdk(&daemon, "sink", 2, &pcap(1, format!("tx_pcap={}", path("out.pcap").display())));
-    create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
-    create_dpdk(&daemon, "source", 1, &pcap(0, format!("rx_pcap={}", path("in.pcap").display())));
-    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") == 5000);
-    assert_eq!(count(&daemon, "null", "/stats/tx_packets"), 5000);
-    assert_eq!(count(&daemon, "source", "/stats/rx_packets"), 5000);
-    daemon.ok("port_delete", json!({"name": "sink"}));
-    assert!(read_pcap(&path("out.pcap")) == frames, "every frame, in order");
-    assert_eq!(port(&daemon, "null")["kind"], "dpdk");
-}
-
-#[cfg(feature = "dpdk")]
-#[test]
-fn devices_of_dpdk_join_bridges_with_others_and_come_back() {
-    let daemon = Daemon::start_with(&["--eal", "--no-huge -m 128", "--packet-buffers", "4096"]);
-    let path = |name: &str| daemon.dir().join(name);
-    let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
-    write_pcap(&path("in.pcap"), &frames);
-    // The source never ends; what may be flooded is limited.
-    daemon.ok("bridge_create", json!({"name": "br", "flood_pps": 1000}));
-    create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", path("out.pcap").display()));
-    create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
-    create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
-    for name in ["sink", "null", "source"] {
-        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
-    }
-    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
-    eventually("a limit", || count(&daemon, "source", "/switch/metered") > 0);
-    let saved = daemon.ok("save_config", json!({}));
-
-    let daemon = daemon.kill_and_restart(|_| {});
-    daemon.ok("framework_wait_init", json!({}));
-    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
-    assert_eq!(daemon.ok("save_config", json!({})), saved);
-    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
-    for name in ["source", "sink", "null"] {
-        daemon.ok("port_delete", json!({"name": name}));
-    }
-    let copied = read_pcap(&daemon.dir().join("out.pcap"));
-    assert!(copied.len() >= 200 && copied.iter().all(|frame| frames.contains(frame)));
-    // Its name is free again.
-    create_dpdk(&daemon, "again", 3, "net_null0,no-rx=1");
-}
-
-/// The tap came first, so its packets are not in DPDK's memory.
-#[cfg(feature = "dpdk")]
-#[test]
-fn a_tap_and_a_device_of_dpdk_exchange_packets() {
-    let Some(namespace) = Namespace::new(3) else { return };
-    let daemon = Daemon::start();
-    let ifname = format!("sl{}d", std::process::id());
-    daemon.ok("bridge_create", json!({"name": "br"}));
-    daemon.ok("port_create_tap", json!({"name": "tap", "ifname": ifname}));
-    create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", daemon.dir().join("out.pcap").display()));
-    for name in ["tap", "sink"] {
-        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
-    }
-    namespace.adopt(&ifname, "10.99.1.1/24");
-    drop(namespace.ping("10.99.1.2", 56));
-    let asks = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[38..42] == [10, 99, 1, 2];
-    eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") > 0);
-    daemon.ok("port_delete", json!({"name": "sink"}));
-    assert!(read_pcap(&daemon.dir().join("out.pcap")).iter().any(asks), "an ARP request");
-}
-
-/// The packets of a pcapng file: bytes, flags, comment.
-#[cfg(feature = "dpdk")]
-fn read_pcapng(path: &Path) -> Vec<(Vec<u8>, u32, String)> {
+mod dpdk {
+    use super::*;
     use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
     use pcap_file::pcapng::{Block, PcapNgReader};
-    let mut reader = PcapNgReader::new(std::fs::File::open(path).unwrap()).unwrap();
-    let mut packets = Vec::new();
-    while let Some(block) = reader.next_block() {
-        let Block::EnhancedPacket(packet) = block.unwrap() else { continue };
-        let (mut flags, mut comment) = (0, String::new());
-        for option in &packet.options {
-            match option {
-                EnhancedPacketOption::Flags(word) => flags = *word,
-                EnhancedPacketOption::Comment(text) => comment = text.to_string(),
-                other => panic!("{other:?}"),
-            }
+    use std::path::Path;
+
+    /// A capture file: magic, version 2.4, zone, accuracy, snap length, Ethernet; then time and lengths before each frame.
+    fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
+        let mut file = Vec::new();
+        [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
+        for frame in frames {
+            let len = frame.len() as u32;
+            [0, 0, len, len].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
+            file.extend(frame);
         }
-        packets.push((packet.data.to_vec(), flags, comment));
+        std::fs::write(path, file).unwrap();
     }
-    packets
-}
 
-#[cfg(feature = "dpdk")]
-#[test]
-fn captures_show_what_comes_goes_and_is_dropped_and_limits_hold() {
-    const INBOUND: u32 = 1;
-    const OUTBOUND: u32 = 2;
-    let daemon = Daemon::start();
-    let path = |name: &str| daemon.dir().join(name);
-    let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
-    write_pcap(&path("in.pcap"), &frames);
-    daemon.ok("bridge_create", json!({"name": "br"}));
-    create_dpdk(&daemon, "sink", 2, "net_null0,no-rx=1");
-    create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
-    let limit = json!({"packets_per_second": 500, "bits_per_second": 10_000_000});
-    let limited = json!({"name": "source", "packets_per_second": 500, "bits_per_second": 10_000_000});
-    daemon.ok("port_set_rate_limit", limited.clone());
-    assert_eq!(port(&daemon, "source")["rate_limit"], limit);
-    for name in ["sink", "source"] {
-        daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+    fn read_pcap(path: &Path) -> Vec<Vec<u8>> {
+        let file = std::fs::read(path).unwrap();
+        let (mut frames, mut rest) = (Vec::new(), &file[24..]);
+        while let Some((header, more)) = rest.split_first_chunk::<16>() {
+            let len = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
+            frames.push(more[..len].to_vec());
+            rest = &more[len..];
+        }
+        frames
     }
-    let capture = |port: &str, file: &str, count: u64| {
-        let file = path(file);
-        daemon.ok("capture_start", json!({"port": port, "file": file, "count": count, "snap_len": 32}));
-        let done = || daemon.ok("capture_get", json!({"port": port}))[0]["running"] == false;
-        eventually("the capture's end", done);
-        let report = daemon.ok("capture_stop", json!({"port": port}));
-        assert_eq!((&report["packets"], &report["error"]), (&json!(count), &Value::Null));
-        read_pcapng(&file)
-    };
-    let out = capture("sink", "out.pcapng", 50);
-    assert_eq!(out.len(), 50);
-    assert!(out.iter().all(|(data, flags, comment)| *flags == OUTBOUND && data.len() == 32 && comment.is_empty()));
-    assert!(out.iter().all(|(data, ..)| frames.iter().any(|frame| frame[..32] == data[..])));
-    let seen = capture("source", "in.pcapng", 2000);
-    assert!(seen.iter().all(|(_, flags, _)| *flags == INBOUND));
-    assert!(seen.iter().any(|(.., comment)| comment == "dropped: rate_limited"), "most of what comes");
 
-    // Its address is not allowed: the bridge's own reason is told.
-    let allowed = json!({"bridge": "br", "port": "source", "allowed_macs": ["02:00:00:00:00:77"]});
-    daemon.ok("bridge_add_port", allowed);
-    daemon.ok("port_set_rate_limit", json!({"name": "source"}));
-    assert_eq!(port(&daemon, "source")["rate_limit"], json!({}));
-    let tells = |file: &str| capture("source", file, 1000).iter().any(|(.., why)| why == "dropped: spoofed");
-    eventually("the reason", || tells("spoofed.pcapng"));
-    daemon.ok("port_set_rate_limit", limited);
-
-    let refused = daemon.err("capture_start", json!({"port": "source", "file": "/dev/null"}));
-    assert_eq!(refused["data"]["field"], "file");
-    daemon.err("capture_start", json!({"port": "nobody", "file": path("x")}));
-    assert!(!path("x").exists());
-    // A port that goes ends its capture.
-    daemon.ok("capture_start", json!({"port": "sink", "file": path("gone.pcapng")}));
-    daemon.ok("port_delete", json!({"name": "sink"}));
-    assert_eq!(daemon.ok("capture_get", json!({})), json!([]));
-
-    let daemon = daemon.kill_and_restart(|_| {});
-    daemon.ok("framework_wait_init", json!({}));
-    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
-    assert_eq!(port(&daemon, "source")["rate_limit"], limit);
-}
-
-#[cfg(feature = "dpdk")]
-#[test]
-fn queues_are_moved_between_workers_and_stay_there() {
-    if std::thread::available_parallelism().unwrap().get() < 2 {
-        println!("skipped: needs two CPUs");
-        return;
+    /// A broadcast of no protocol, whose payload is a number.
+    fn broadcast(number: u32) -> Vec<u8> {
+        [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[0x88, 0xb5], &number.to_be_bytes(), &[0; 46]].concat()
     }
-    let daemon = Daemon::start_with(&["--workers", "0,1"]);
-    daemon.ok("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 3}));
-    let places = |daemon: &Daemon| port(daemon, "n")["rx_workers"].clone();
-    assert_eq!(places(&daemon), json!([0, 1, 0]));
-    daemon.ok("port_move_queue", json!({"name": "n", "queue": 0, "worker": 1}));
-    assert_eq!(places(&daemon), json!([1, 1, 0]));
-    let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 3, "worker": 1}));
-    assert_eq!(error["data"]["expected"], "0 to 2");
-    let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 0, "worker": 2}));
-    assert_eq!(error["data"]["field"], "worker");
-    let before = count(&daemon, "n", "/stats/rx_packets");
-    eventually("packets", || count(&daemon, "n", "/stats/rx_packets") > before + 10_000);
 
-    let daemon = daemon.kill_and_restart(|_| {});
-    daemon.ok("framework_wait_init", json!({}));
-    eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
-    assert_eq!(places(&daemon), json!([1, 1, 0]));
-    daemon.ok("vhost_create_net_controller", json!({"ctrlr": "guest"}));
-    let error = daemon.err("port_move_queue", json!({"name": "guest", "queue": 0, "worker": 1}));
-    assert_eq!(error["data"]["got"], "a vhost-user port");
-}
-
-#[cfg(feature = "dpdk")]
-#[test]
-fn a_device_that_cannot_be_opened_says_why() {
-    let daemon = Daemon::start();
-    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "0000:7f:00.0"}));
-    assert!(error["message"].as_str().unwrap().contains("0000:7f:00.0"), "{error}");
-    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 0}));
-    assert_eq!(error["data"]["field"], "queues");
-    let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "mtu": 1}));
-    assert!(error["message"].as_str().unwrap().contains("MTU: got 1"), "{error}");
-    assert_eq!(daemon.ok("port_get", json!({})), json!([]));
-}
-
-#[cfg(feature = "dpdk")]
-#[test]
-fn dpdk_that_does_not_start_is_said_and_the_rest_goes_on() {
-    let daemon = Daemon::start_with(&["--eal", "--no-such-option"]);
-    for _ in 0..2 {
-        let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0"}));
-        assert!(error["message"].as_str().unwrap().contains("--no-such-option"), "{error}");
-        assert!(error["data"]["hint"].as_str().unwrap().contains("--eal"), "{error}");
+    fn create_dpdk(daemon: &Daemon, name: &str, number: u32, devargs: &str) {
+        daemon.ok("port_create_dpdk", json!({"name": name, "port_no": number, "devargs": devargs}));
     }
-    daemon.ok("bdev_null_create", json!({"name": "n", "block_size": 512, "num_blocks": 8}));
+
+    #[test]
+    fn a_capture_file_goes_through_the_switch_into_another() {
+        let daemon = Daemon::start();
+        let path = |name: &str| daemon.dir().join(name);
+        let frames: Vec<Vec<u8>> = (0..5000).map(broadcast).collect();
+        write_pcap(&path("in.pcap"), &frames);
+        let pcap = |n: u32, rest: String| format!("net_pcap{n},{rest}");
+        // A flow is there before its port, so not even the first frame is lost.
+        daemon.ok("flow_add", json!({"flow": "in_port(1),eth_type(0x88b5)", "actions": "2,3"}));
+        create_dpdk(&daemon, "sink", 2, &pcap(1, format!("tx_pcap={}", path("out.pcap").display())));
+        create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
+        create_dpdk(&daemon, "source", 1, &pcap(0, format!("rx_pcap={}", path("in.pcap").display())));
+        eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") == 5000);
+        assert_eq!(count(&daemon, "null", "/stats/tx_packets"), 5000);
+        assert_eq!(count(&daemon, "source", "/stats/rx_packets"), 5000);
+        daemon.ok("port_delete", json!({"name": "sink"}));
+        assert!(read_pcap(&path("out.pcap")) == frames, "every frame, in order");
+        assert_eq!(port(&daemon, "null")["kind"], "dpdk");
+    }
+
+    #[test]
+    fn devices_of_dpdk_join_bridges_with_others_and_come_back() {
+        let daemon = Daemon::start_with(&["--eal", "--no-huge -m 128", "--packet-buffers", "4096"]);
+        let path = |name: &str| daemon.dir().join(name);
+        let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
+        write_pcap(&path("in.pcap"), &frames);
+        // The source never ends; what may be flooded is limited.
+        daemon.ok("bridge_create", json!({"name": "br", "flood_pps": 1000}));
+        create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", path("out.pcap").display()));
+        create_dpdk(&daemon, "null", 3, "net_null0,no-rx=1");
+        create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
+        for name in ["sink", "null", "source"] {
+            daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+        }
+        eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
+        eventually("a limit", || count(&daemon, "source", "/switch/metered") > 0);
+        let saved = daemon.ok("save_config", json!({}));
+
+        let daemon = daemon.kill_and_restart(|_| {});
+        daemon.ok("framework_wait_init", json!({}));
+        eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+        assert_eq!(daemon.ok("save_config", json!({})), saved);
+        eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") >= 200);
+        for name in ["source", "sink", "null"] {
+            daemon.ok("port_delete", json!({"name": name}));
+        }
+        let copied = read_pcap(&daemon.dir().join("out.pcap"));
+        assert!(copied.len() >= 200 && copied.iter().all(|frame| frames.contains(frame)));
+        // Its name is free again.
+        create_dpdk(&daemon, "again", 3, "net_null0,no-rx=1");
+    }
+
+    /// The tap came first, so its packets are not in DPDK's memory.
+    #[test]
+    fn a_tap_and_a_device_of_dpdk_exchange_packets() {
+        let Some(namespace) = Namespace::new(3) else { return };
+        let daemon = Daemon::start();
+        let ifname = format!("sl{}d", std::process::id());
+        daemon.ok("bridge_create", json!({"name": "br"}));
+        daemon.ok("port_create_tap", json!({"name": "tap", "ifname": ifname}));
+        create_dpdk(&daemon, "sink", 2, &format!("net_pcap1,tx_pcap={}", daemon.dir().join("out.pcap").display()));
+        for name in ["tap", "sink"] {
+            daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+        }
+        namespace.adopt(&ifname, "10.99.1.1/24");
+        drop(namespace.ping("10.99.1.2", 56));
+        let asks = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[38..42] == [10, 99, 1, 2];
+        eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") > 0);
+        daemon.ok("port_delete", json!({"name": "sink"}));
+        assert!(read_pcap(&daemon.dir().join("out.pcap")).iter().any(asks), "an ARP request");
+    }
+
+    /// The packets of a pcapng file: bytes, flags, comment.
+    fn read_pcapng(path: &Path) -> Vec<(Vec<u8>, u32, String)> {
+        let mut reader = PcapNgReader::new(std::fs::File::open(path).unwrap()).unwrap();
+        let mut packets = Vec::new();
+        while let Some(block) = reader.next_block() {
+            let Block::EnhancedPacket(packet) = block.unwrap() else { continue };
+            let (mut flags, mut comment) = (0, String::new());
+            for option in &packet.options {
+                match option {
+                    EnhancedPacketOption::Flags(word) => flags = *word,
+                    EnhancedPacketOption::Comment(text) => comment = text.to_string(),
+                    other => panic!("{other:?}"),
+                }
+            }
+            packets.push((packet.data.to_vec(), flags, comment));
+        }
+        packets
+    }
+
+    #[test]
+    fn captures_show_what_comes_goes_and_is_dropped_and_limits_hold() {
+        const INBOUND: u32 = 1;
+        const OUTBOUND: u32 = 2;
+        let daemon = Daemon::start();
+        let path = |name: &str| daemon.dir().join(name);
+        let frames: Vec<Vec<u8>> = (0..10).map(broadcast).collect();
+        write_pcap(&path("in.pcap"), &frames);
+        daemon.ok("bridge_create", json!({"name": "br"}));
+        create_dpdk(&daemon, "sink", 2, "net_null0,no-rx=1");
+        create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
+        let limit = json!({"packets_per_second": 500, "bits_per_second": 10_000_000});
+        let limited = json!({"name": "source", "packets_per_second": 500, "bits_per_second": 10_000_000});
+        daemon.ok("port_set_rate_limit", limited.clone());
+        assert_eq!(port(&daemon, "source")["rate_limit"], limit);
+        for name in ["sink", "source"] {
+            daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+        }
+        let capture = |port: &str, file: &str, count: u64| {
+            let file = path(file);
+            daemon.ok("capture_start", json!({"port": port, "file": file, "count": count, "snap_len": 32}));
+            let done = || daemon.ok("capture_get", json!({"port": port}))[0]["running"] == false;
+            eventually("the capture's end", done);
+            let report = daemon.ok("capture_stop", json!({"port": port}));
+            assert_eq!((&report["packets"], &report["error"]), (&json!(count), &Value::Null));
+            read_pcapng(&file)
+        };
+        let out = capture("sink", "out.pcapng", 50);
+        assert_eq!(out.len(), 50);
+        assert!(out.iter().all(|(data, flags, comment)| *flags == OUTBOUND && data.len() == 32 && comment.is_empty()));
+        assert!(out.iter().all(|(data, ..)| frames.iter().any(|frame| frame[..32] == data[..])));
+        // libpcap understands the file as well.
+        create_dpdk(&daemon, "replay", 3, &format!("net_pcap2,rx_pcap={}", path("out.pcapng").display()));
+        eventually("the capture's packets", || count(&daemon, "replay", "/stats/rx_packets") == 50);
+        daemon.ok("port_delete", json!({"name": "replay"}));
+        let seen = capture("source", "in.pcapng", 2000);
+        assert!(seen.iter().all(|(_, flags, _)| *flags == INBOUND));
+        assert!(seen.iter().any(|(.., comment)| comment == "dropped: rate_limited"), "most of what comes");
+
+        // Its address is not allowed: the bridge's own reason is told.
+        let allowed = json!({"bridge": "br", "port": "source", "allowed_macs": ["02:00:00:00:00:77"]});
+        daemon.ok("bridge_add_port", allowed);
+        daemon.ok("port_set_rate_limit", json!({"name": "source"}));
+        assert_eq!(port(&daemon, "source")["rate_limit"], json!({}));
+        let tells = |file: &str| capture("source", file, 1000).iter().any(|(.., why)| why == "dropped: spoofed");
+        eventually("the reason", || tells("spoofed.pcapng"));
+        daemon.ok("port_set_rate_limit", limited);
+
+        let refused = daemon.err("capture_start", json!({"port": "source", "file": "/dev/null"}));
+        assert_eq!(refused["data"]["field"], "file");
+        daemon.err("capture_start", json!({"port": "nobody", "file": path("x")}));
+        assert!(!path("x").exists());
+        // A port that goes ends its capture.
+        daemon.ok("capture_start", json!({"port": "sink", "file": path("gone.pcapng")}));
+        daemon.ok("port_delete", json!({"name": "sink"}));
+        assert_eq!(daemon.ok("capture_get", json!({})), json!([]));
+
+        let daemon = daemon.kill_and_restart(|_| {});
+        daemon.ok("framework_wait_init", json!({}));
+        eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+        assert_eq!(port(&daemon, "source")["rate_limit"], limit);
+    }
+
+    #[test]
+    fn queues_are_moved_between_workers_and_stay_there() {
+        if std::thread::available_parallelism().unwrap().get() < 2 {
+            println!("skipped: needs two CPUs");
+            return;
+        }
+        let daemon = Daemon::start_with(&["--workers", "0,1"]);
+        daemon.ok("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 3}));
+        let places = |daemon: &Daemon| port(daemon, "n")["rx_workers"].clone();
+        assert_eq!(places(&daemon), json!([0, 1, 0]));
+        daemon.ok("port_move_queue", json!({"name": "n", "queue": 0, "worker": 1}));
+        assert_eq!(places(&daemon), json!([1, 1, 0]));
+        let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 3, "worker": 1}));
+        assert_eq!(error["data"]["expected"], "0 to 2");
+        let error = daemon.err("port_move_queue", json!({"name": "n", "queue": 0, "worker": 2}));
+        assert_eq!(error["data"]["field"], "worker");
+        let before = count(&daemon, "n", "/stats/rx_packets");
+        eventually("packets", || count(&daemon, "n", "/stats/rx_packets") > before + 10_000);
+
+        let daemon = daemon.kill_and_restart(|_| {});
+        daemon.ok("framework_wait_init", json!({}));
+        eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
+        assert_eq!(places(&daemon), json!([1, 1, 0]));
+        daemon.ok("vhost_create_net_controller", json!({"ctrlr": "guest"}));
+        let error = daemon.err("port_move_queue", json!({"name": "guest", "queue": 0, "worker": 1}));
+        assert_eq!(error["data"]["got"], "a vhost-user port");
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_says_why() {
+        let daemon = Daemon::start();
+        let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "0000:7f:00.0"}));
+        assert!(error["message"].as_str().unwrap().contains("0000:7f:00.0"), "{error}");
+        let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "queues": 0}));
+        assert_eq!(error["data"]["field"], "queues");
+        let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0", "mtu": 1}));
+        assert!(error["message"].as_str().unwrap().contains("MTU: got 1"), "{error}");
+        assert_eq!(daemon.ok("port_get", json!({})), json!([]));
+    }
+
+    #[test]
+    fn dpdk_that_does_not_start_is_said_and_the_rest_goes_on() {
+        let daemon = Daemon::start_with(&["--eal", "--no-such-option"]);
+        for _ in 0..2 {
+            let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0"}));
+            assert!(error["message"].as_str().unwrap().contains("--no-such-option"), "{error}");
+            assert!(error["data"]["hint"].as_str().unwrap().contains("--eal"), "{error}");
+        }
+        daemon.ok("bdev_null_create", json!({"name": "n", "block_size": 512, "num_blocks": 8}));
+    }
 }
 
 #[cfg(not(feature = "dpdk"))]
