@@ -212,19 +212,22 @@ impl FlowRule {
         })
     }
 
-    /// Takes the rule out of the device, after a last look at its counters.
-    pub fn destroy(mut self) -> Result<FlowCount, FlowError> {
+    /// Takes the rule out of the device, after a last look at its counters. After an error it may be called again: the rule is then
+    /// still there, or only its counters are lost.
+    pub fn destroy(&mut self) -> Result<FlowCount, FlowError> {
         let count = self.query();
         self.remove()?;
         count
     }
 
     fn remove(&mut self) -> Result<(), FlowError> {
-        let Some(raw) = self.raw.take() else { return Ok(()) };
+        let Some(raw) = self.raw else { return Ok(()) };
         let mut error = sys::rte_flow_error::default();
         // SAFETY: the rule is in the device and nobody uses it any more.
         let returned = unsafe { sys::rte_flow_destroy(self.port.id(), raw.as_ptr(), &raw mut error) };
-        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+        self.raw = None;
+        Ok(())
     }
 }
 
