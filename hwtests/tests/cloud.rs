@@ -83,7 +83,7 @@ fn boots(protocol: &str, disk: &CloudDisk) -> Result<()> {
     println!("{protocol}: {:.1} s from the call to user space", before.elapsed().as_secs_f32());
     let output = guest.finish(Duration::from_secs(30))?;
     ensure!(output.contains("inet 10.77.0.2/24"), "{protocol}: the network was not configured\n{output}");
-    ensure!(output.contains("instance: "), "{protocol}: no instance-id\n{output}");
+    ensure!(output.contains("guest: instance "), "{protocol}: no instance-id\n{output}");
     daemon.rpc("boot_delete", json!({"name": "host"}))?;
     ensure!(daemon.rpc("bdev_get_bdevs", json!({}))? == json!([]), "{protocol}: disks are left");
     Ok(())
