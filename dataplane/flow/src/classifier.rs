@@ -220,7 +220,7 @@ impl Partition {
     }
 
     fn rank(&mut self) {
-        self.tables.sort_by_key(|table| std::cmp::Reverse(table.hits));
+        self.tables.sort_unstable_by_key(|table| std::cmp::Reverse(table.hits));
         self.tables.iter_mut().for_each(|table| table.hits /= 2);
     }
 }

@@ -257,8 +257,12 @@ impl Datapath {
             Message::SetCapture(port, capture) => {
                 self.outputs.slot(port).into_iter().for_each(|slot| slot.capture = capture.clone());
             }
-            // A third one goes unanswered: its sender sees that.
-            Message::Sweep(sweep) => drop(self.sweeps.try_push(sweep)),
+            Message::Sweep(sweep) => {
+                // As good a time as any: it comes once in a while.
+                self.cache.rank();
+                // A third one goes unanswered: its sender sees that.
+                drop(self.sweeps.try_push(sweep));
+            }
         }
     }
 

@@ -33,6 +33,7 @@ pub mod limits;
 mod mac;
 mod mac_table;
 mod megaflows;
+mod operators;
 mod output;
 mod security;
 mod state;

@@ -13,7 +13,7 @@ pub const FLOWS: usize = 200_000;
 /// How many of those packets of one port may make.
 pub const FLOWS_OF_A_PORT: usize = FLOWS / 2;
 /// Flows of operators.
-pub const OPERATOR_FLOWS: usize = 65_536;
+pub const OPERATOR_FLOWS: usize = 1 << 20;
 /// A flow that nothing has hit for so long is removed.
 pub const FLOW_IDLE: Duration = Duration::from_secs(10);
 /// Time between two looks at what the flows have seen.

@@ -6,6 +6,7 @@ use crate::datapath::{Message, Resolve};
 use crate::limit::{Meter, RateLimit};
 use crate::mac_table::Station;
 use crate::megaflows::{Basis, Megaflows, Record, Translation};
+use crate::operators::OperatorFlows;
 use crate::tracked::Tracked;
 use crate::upcall::Upcall;
 use crate::{BridgeConfig, BridgeId, PortNo, limits};
@@ -43,8 +44,8 @@ pub(crate) struct State {
     pub(crate) bridges: BTreeMap<BridgeId, BridgeState>,
     pub(crate) ports: BTreeMap<PortNo, PortState>,
     pub(crate) flows: Megaflows,
-    /// Flows of operators, by name: they go before bridges.
-    pub(crate) operator: BTreeMap<u128, Megaflow>,
+    /// Flows of operators: they go before bridges.
+    pub(crate) operator: OperatorFlows,
     meters: Vec<Option<Arc<Meter>>>,
     workers: Vec<Sender<Message>>,
     pub(crate) next_bridge: BridgeId,
@@ -57,7 +58,7 @@ impl State {
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
             flows: Megaflows::default(),
-            operator: BTreeMap::new(),
+            operator: OperatorFlows::default(),
             meters: Vec::new(),
             workers,
             next_bridge: 1,
@@ -114,7 +115,7 @@ impl State {
 
     /// Decides over a packet. With a time, its source is learned, and what rests on where that was is taken back.
     pub(crate) fn translate(&mut self, key: &Key, learn: Option<Instant>) -> Translation {
-        if let Some(flow) = self.operator.values().find(|flow| key.matches(&flow.key, &flow.mask)) {
+        if let Some(flow) = self.operator.of_packet(key) {
             let basis = Basis { operator: true, ..Basis::default() };
             return Translation { mask: flow.mask, actions: flow.actions.clone(), basis };
         }
@@ -129,10 +130,9 @@ impl State {
         };
         let mut mask = always().union(&packet.mask());
         // No packet of this flow may be one of an operator's flow: it looks at what tells them apart.
-        for flow in self.operator.values() {
-            if key.matches(&flow.key, &flow.mask.intersection(&mask)) {
-                mask = mask.union(&flow.mask);
-            }
+        let read = mask;
+        for flow in self.operator.overlapping(key, &read) {
+            mask = mask.union(&flow.mask);
         }
         Translation { mask, actions: actions.into(), basis }
     }

@@ -259,8 +259,9 @@ impl State {
         let key = key.masked(mask);
         let ufid = self.flows.ufid(&key, mask);
         let flow = Megaflow { ufid, ..Megaflow::new(key, *mask, actions) };
-        if !self.operator.contains_key(&ufid) {
-            if let Some(other) = self.operator.values().find(|o| o.key.matches(&key, &o.mask.intersection(mask))) {
+        let is_new = !self.operator.contains(ufid);
+        if is_new {
+            if let Some(other) = self.operator.overlapping(&key, mask).next() {
                 return Err(SwitchError::Overlaps(Box::new(FlowMatch { key: other.key, mask: other.mask })));
             }
             if self.operator.len() >= limits::OPERATOR_FLOWS {
@@ -268,10 +269,13 @@ impl State {
             }
         }
         // What bridges decided for such packets goes first, so that no packet ever matches two flows.
-        for overlapping in self.flows.where_(|record| record.overlaps(&key, mask)) {
-            self.remove_flow(overlapping);
+        let has_others = self.flows.len() > self.operator.len();
+        if has_others || !is_new {
+            for overlapping in self.flows.where_(|record| record.overlaps(&key, mask)) {
+                self.remove_flow(overlapping);
+            }
         }
-        self.operator.insert(ufid, flow.clone());
+        self.operator.insert(flow.clone());
         let basis = Basis { operator: true, ..Basis::default() };
         let record = Record {
             packet: Box::new(key),
@@ -289,7 +293,7 @@ impl State {
     pub(crate) fn delete_flow(&mut self, key: &Key, mask: &Mask) -> Result<Megaflow, SwitchError> {
         let key = key.masked(mask);
         let ufid = self.flows.ufid(&key, mask);
-        let flow = self.operator.remove(&ufid);
+        let flow = self.operator.remove(ufid);
         let flow = flow.ok_or_else(|| SwitchError::NoSuch { kind: "flow", name: "of this match".to_owned() })?;
         let derived = |record: &Record| record.translation.basis.operator && record.overlaps(&key, mask);
         for gone in self.flows.where_(derived) {

@@ -45,6 +45,10 @@ fn no_packet_matches_two() {
     assert!(matches!(overlapping, Err(SwitchError::Overlaps(_))));
     add(&net, "in_port(1),eth(),eth_type(0x0806)", "drop").unwrap();
     add(&net, "in_port(2),eth(),eth_type(0x0806),arp(op=1)", "1").unwrap();
+    let overlapping = add(&net, "in_port(2),eth(),eth_type(0x0806)", "1");
+    assert!(matches!(overlapping, Err(SwitchError::Overlaps(_))));
+    let overlapping = add(&net, "in_port(2),eth(src=02:00:00:00:00:01),eth_type(0x0806)", "1");
+    assert!(matches!(overlapping, Err(SwitchError::Overlaps(_))));
     assert_eq!(net.shared.lock().operator.len(), 2);
 }
 
