@@ -7,6 +7,7 @@ use clock::Cycles;
 use dpdk::{Eal, EalConfig, Mempool};
 use engine::{Engine, IdlePolicy, Source};
 use flow::text::{FlowMatch, parse_actions};
+use flow::{Action, FlowCache, Megaflow};
 use packet::Burst;
 use port::{Counters, EthdevParams, EthdevPort, Port, PortShard};
 use std::path::{Path, PathBuf};
@@ -22,27 +23,32 @@ const SINK: u32 = 2;
 /// DPDK and a worker in this process.
 pub(crate) struct Sluice {
     eal: Eal,
-    pool: Mempool,
-    engine: Engine,
+    pub(super) pool: Mempool,
+    pub(super) engine: Engine,
 }
 
 /// What a load cost.
 pub(crate) struct Cost {
     /// Cycles a packet, from each source to the sink.
     pub(crate) cycles: Vec<Measurement>,
-    /// Flows installed a second, with their check against all others.
+    /// Megaflows that a cache takes in a second.
     pub(crate) insertions: f64,
 }
 
 impl Sluice {
     pub(crate) fn start(plan: &Plan) -> Result<Sluice> {
-        let eal = Eal::init(&EalConfig { control_cpus: vec![plan.client_cpu], ..EalConfig::default() })?;
+        let eal = Eal::init(&EalConfig {
+            control_cpus: vec![plan.client_cpu],
+            // A few regions: virtio-user passes them all to its back-end.
+            options: vec!["--single-file-segments".to_owned()],
+            ..EalConfig::default()
+        })?;
         let pool = Mempool::new(&eal, "packets", BUFFERS, None)?;
         let engine = Engine::start(&[plan.backend_cpu], IdlePolicy::POLL)?;
         Ok(Sluice { eal, pool, engine })
     }
 
-    fn open(&self, devargs: &str) -> Result<Arc<EthdevPort>> {
+    pub(super) fn open(&self, devargs: &str) -> Result<Arc<EthdevPort>> {
         Ok(Arc::new(EthdevPort::open(&self.eal, &EthdevParams::new(devargs, &self.pool, 1))?))
     }
 
@@ -68,11 +74,10 @@ impl Sluice {
         let number = |number| PortConfig { number: Some(number), ..PortConfig::default() };
         let flows = load.flow_lines(&SOURCE.to_string(), &SINK.to_string());
         let flows: Vec<_> = flows.lines().map(parse).collect::<Result<_>>()?;
-        let start = Instant::now();
-        for (flow, actions) in &flows {
-            switch.add_flow(&flow.key, &flow.mask, actions.clone())?;
+        let insertions = insertions(&flows)?;
+        for (flow, actions) in flows {
+            switch.add_flow(&flow.key, &flow.mask, actions)?;
         }
-        let insertions = flows.len() as f64 / start.elapsed().as_secs_f64();
         let mut cycles = Vec::new();
         for pcap in pcaps {
             let [source, sink] = self.ports(pcap)?;
@@ -87,7 +92,19 @@ impl Sluice {
     }
 }
 
-fn parse(line: &str) -> Result<(FlowMatch, Vec<flow::Action>)> {
+/// How many of the flows an empty cache takes in a second.
+fn insertions(flows: &[(FlowMatch, Vec<Action>)]) -> Result<f64> {
+    let mut cache = FlowCache::new(flow::Config::default());
+    let megaflow = |(flow, actions): &(FlowMatch, Vec<Action>)| Megaflow::new(flow.key, flow.mask, actions.clone());
+    let megaflows: Vec<_> = flows.iter().map(megaflow).collect();
+    let start = Instant::now();
+    for flow in megaflows {
+        cache.insert(flow)?;
+    }
+    Ok(flows.len() as f64 / start.elapsed().as_secs_f64())
+}
+
+fn parse(line: &str) -> Result<(FlowMatch, Vec<Action>)> {
     let (flow, actions) = line.split_once(' ').context("a flow and its actions")?;
     Ok((flow.parse()?, parse_actions(actions)?))
 }

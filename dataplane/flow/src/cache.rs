@@ -186,6 +186,7 @@ impl FlowCache {
         }
         for (found, flow) in found.iter_mut().zip(&flows[..packets.len()]) {
             *found = (*flow != NO_FLOW).then(|| self.store.id(*flow));
+            self.store.prefetch_actions(*flow);
         }
     }
 
@@ -253,7 +254,7 @@ impl FlowCache {
     fn fill_exact(&mut self, packets: &[Miniflow], found: u32, flows: &[u32; BATCH]) {
         let (union, union_map) = self.store.union();
         for i in set_bits(found) {
-            if (packets[i].map & union_map) >> NARROW == 0 {
+            if (packets[i].map & union_map) >> NARROW == 0 && self.emc.wants() {
                 let flow = (flows[i], self.store.generation(flows[i]));
                 let is_live = |entry: &EmcEntry| self.store.generation(entry.flow) == entry.generation;
                 self.emc.insert(&packets[i], union, self.epoch, flow, is_live);

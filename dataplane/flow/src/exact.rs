@@ -10,6 +10,8 @@ pub(crate) struct Emc {
     entries: Box<[EmcEntry]>,
     /// Insertions asked for since start; one in [`THRASH`] of them may displace a live entry.
     asked: u32,
+    /// Misses since start.
+    missed: u32,
     window: Window,
 }
 
@@ -19,6 +21,8 @@ struct Window {
     lookups: u32,
     hits: u32,
     skipped: u32,
+    /// The last window, in which the tier was asked, had many misses: most of them leave it as it is.
+    sampled: bool,
 }
 
 /// Look-ups after which it is decided anew.
@@ -27,7 +31,9 @@ const WINDOW: u32 = 8192;
 const SKIPPED_WINDOWS: u32 = 15;
 
 /// Of so many keys that find their set full, one gets in: a working set larger than the cache does not wash it out.
-const THRASH: u32 = 32;
+const THRASH: u32 = 4;
+/// Of so many misses, one is looked at where there are many.
+const SAMPLE: u32 = 16;
 
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
@@ -46,6 +52,7 @@ impl Emc {
         Emc {
             entries: vec![EmcEntry::default(); entries.max(2).next_power_of_two()].into(),
             asked: 0,
+            missed: 0,
             window: Window::default(),
         }
     }
@@ -67,8 +74,16 @@ impl Emc {
                 0 if window.hits * 4 < window.lookups => SKIPPED_WINDOWS,
                 skipped => skipped.saturating_sub(1),
             };
-            *window = Window { skipped, ..Window::default() };
+            let sampled = window.skipped + skipped == 0 && window.hits < window.lookups / 8 * 7;
+            *window = Window { skipped, sampled, ..Window::default() };
         }
+    }
+
+    /// Whether a miss is worth a look at its set. Such a look costs as much as the look-up.
+    #[inline]
+    pub(crate) fn wants(&mut self) -> bool {
+        self.missed = self.missed.wrapping_add(1);
+        !self.window.sampled || self.missed.is_multiple_of(SAMPLE)
     }
 
     /// Fetches the set of this hash.

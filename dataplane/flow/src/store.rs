@@ -148,6 +148,14 @@ impl Store {
         prefetch(&self.hot, index as usize);
     }
 
+    /// Fetches what is done with a packet of the flow, if there is one.
+    #[inline]
+    pub(crate) fn prefetch_actions(&self, index: u32) {
+        if let Some(hot) = self.hot.get(index as usize) {
+            prefetch(&hot.actions, 0);
+        }
+    }
+
     /// Whether the flow is of this epoch and the packet matches it.
     #[inline]
     pub(crate) fn matches(&self, index: u32, packet: &Miniflow, epoch: u32) -> bool {
