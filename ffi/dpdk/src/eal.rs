@@ -3,7 +3,7 @@
 use crate::{Errno, log};
 use dpdk_sys as sys;
 use std::ffi::{CString, c_char};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Mutex;
 
 /// Where DPDK takes its memory from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,16 +108,18 @@ pub enum EalError {
     },
 }
 
-/// The running EAL. Pools and devices hold it; it ends with its last owner, and the process cannot start it again.
-#[derive(Clone)]
-pub struct Eal {
-    _environment: Arc<Environment>,
+/// The running EAL, which stays until the process ends: `rte_eal_cleanup` unmaps what DPDK's own interrupt thread, which nothing
+/// stops, may still read (seen with net_memif), and all that it frees the process's end frees too.
+#[derive(Clone, Debug)]
+pub struct Eal(());
+
+/// Whether DPDK was initialised, or tried to be: once a process.
+static INSTANCE: Mutex<Option<Running>> = Mutex::new(None);
+
+enum Running {
+    Yes,
+    Failed,
 }
-
-struct Environment;
-
-/// `None` before the first initialisation; then the EAL, for as long as it runs, which is not at all where it failed.
-static INSTANCE: Mutex<Option<Weak<Environment>>> = Mutex::new(None);
 
 impl Eal {
     /// Starts DPDK. Takes hold of no device: [`crate::EthDev::attach`] does.
@@ -127,7 +129,7 @@ impl Eal {
             return Err(EalError::AlreadyInitialised);
         }
         let options = options(config)?;
-        *instance = Some(Weak::new());
+        *instance = Some(Running::Failed);
         log::redirect();
         // DPDK pins the thread that it is started on: give it one that ends.
         let started = std::thread::scope(|scope| {
@@ -138,9 +140,8 @@ impl Eal {
             started.unwrap_or_else(|e| (Err(Errno(e.raw_os_error().unwrap_or_default())), String::new()));
         match result {
             Ok(()) => {
-                let environment = Arc::new(Environment);
-                *instance = Some(Arc::downgrade(&environment));
-                Ok(Eal { _environment: environment })
+                *instance = Some(Running::Yes);
+                Ok(Eal(()))
             }
             Err(Errno(libc::EINVAL)) => Err(EalError::Options { options, said }),
             Err(Errno(libc::ENOMEM)) => Err(EalError::Memory { said }),
@@ -151,31 +152,13 @@ impl Eal {
 
     /// The running EAL, if there is one.
     pub fn running() -> Option<Eal> {
-        INSTANCE
-            .lock()
-            .expect("no panic under this lock")
-            .as_ref()?
-            .upgrade()
-            .map(|environment| Eal { _environment: environment })
+        matches!(*INSTANCE.lock().expect("no panic under this lock"), Some(Running::Yes)).then_some(Eal(()))
     }
 
     /// DPDK's version in words.
     pub fn version() -> String {
         // SAFETY: DPDK returns a C string that it keeps.
         unsafe { std::ffi::CStr::from_ptr(sys::rte_version()) }.to_string_lossy().into_owned()
-    }
-}
-
-impl std::fmt::Debug for Eal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Eal")
-    }
-}
-
-impl Drop for Environment {
-    fn drop(&mut self) {
-        // SAFETY: pools, devices and queues hold the EAL, so none is left; no call to DPDK can follow.
-        unsafe { sys::rte_eal_cleanup() };
     }
 }
 

@@ -1,6 +1,6 @@
 //! DPDK with owners, lifetimes and typed errors.
 //!
-//! - [`Eal`]: the environment, once in a process. It ends with its last owner.
+//! - [`Eal`]: the environment, once in a process, until its end.
 //! - [`Mempool`]: packet buffers of DPDK, which the rest of the process uses as a [`packet::Pool`]. An `rte_mbuf` is a
 //!   [`packet::Mbuf`] to the byte (the crate does not compile otherwise), so a burst passes without a look at its packets.
 //! - [`EthDev`]: a port that `devargs` name, attached and removed at run time. Started, it gives its [`RxQueue`]s and

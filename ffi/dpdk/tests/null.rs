@@ -27,8 +27,8 @@ fn devices_start_and_stop_and_every_buffer_comes_home() {
     }
     a_thread_that_ends_leaves_nothing_in_its_cache(&pool);
     drop((packets, pool, eal));
-    assert!(Eal::running().is_none(), "the EAL ends with its last owner");
-    assert!(matches!(Eal::init(&config()), Err(EalError::AlreadyInitialised)), "and cannot come back");
+    assert!(Eal::running().is_some(), "the EAL stays");
+    assert!(matches!(Eal::init(&config()), Err(EalError::AlreadyInitialised)), "and cannot be started twice");
 }
 
 fn refused_pools(eal: &Eal) {
