@@ -43,7 +43,7 @@ fn verified_io_goes_on_while_everything_changes() -> Result<()> {
     daemon.serve_file("data", &data, json!({}))?;
     let disks =
         vec![Disk::new(daemon.vhost_socket("boot")), Disk { queues: 2, ..Disk::new(daemon.vhost_socket("data")) }];
-    let verify = fio::Verify { devices: &["/dev/vdb"], depths: &[1, 8, 32], mib_per_job: 16, seconds: 16 };
+    let verify = fio::Verify { devices: &["/dev/vdb"], depths: &[1, 8, 32], mib_per_job: 16, seconds: 20 };
     let guest = Qemu::start(&QemuConfig::new(disks, &format!("{WATCH}{}{USE_NEW_MEMORY}", verify.script())))?;
     guest.console().wait_for("fio: started", Duration::from_secs(60))?;
     daemon.wait_for_io("data", 100, Duration::from_secs(20))?;
@@ -67,7 +67,8 @@ fn verified_io_goes_on_while_everything_changes() -> Result<()> {
     guest.finish_fio(Duration::from_secs(60)).map(drop)
 }
 
-/// 1,000 requests a second are kept to within a fifth over 1.5 s; without the limit the guest does more.
+/// 1,000 requests a second are never exceeded by more than a fifth over 1.5 s, and reached to within a fifth in one of a few such
+/// times: the machine may have others to serve meanwhile. Without the limit the guest does more.
 fn limits_hold_and_lift(daemon: &Daemon) -> Result<()> {
     const LIMIT: u64 = 1000;
     let served_in = |time: Duration| -> Result<u64> {
@@ -77,11 +78,19 @@ fn limits_hold_and_lift(daemon: &Daemon) -> Result<()> {
     };
     daemon.rpc("bdev_set_qos_limit", json!({"name": "data", "rw_ios_per_sec": LIMIT}))?;
     std::thread::sleep(Duration::from_millis(200));
-    let limited = served_in(Duration::from_millis(1500))?;
+    let mut limited = 0;
+    for _ in 0..3 {
+        let served = served_in(Duration::from_millis(1500))?;
+        ensure!(served <= LIMIT * 18 / 10, "{served} requests in 1.5 s at {LIMIT} a second");
+        limited = limited.max(served);
+        if limited >= LIMIT * 12 / 10 {
+            break;
+        }
+    }
     daemon.rpc("bdev_set_qos_limit", json!({"name": "data", "rw_ios_per_sec": 0}))?;
     let free = served_in(Duration::from_millis(1500))?;
     println!("requests in 1.5 s: {limited} at {LIMIT} a second, {free} without a limit");
-    ensure!((LIMIT * 12 / 10..=LIMIT * 18 / 10).contains(&limited), "{limited} requests in 1.5 s at {LIMIT} a second");
+    ensure!(limited >= LIMIT * 12 / 10, "at most {limited} requests in 1.5 s at {LIMIT} a second");
     ensure!(free > LIMIT * 2, "{free} requests in 1.5 s without a limit");
     Ok(())
 }
