@@ -2,9 +2,11 @@
 
 use crate::measure::Random;
 use anyhow::{Context, Result};
+use pcap_file::pcap::{PcapPacket, PcapWriter};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Packets of one round of the source: each flow comes at least once.
 const ROUND: usize = 16_384;
@@ -31,19 +33,12 @@ impl Load {
     pub(crate) fn write_pcap(&self, directory: &Path, popularity: Popularity) -> Result<PathBuf> {
         let path = directory.join(format!("{}-{popularity:?}.pcap", self.flows));
         let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
-        let mut out = BufWriter::new(file);
-        // libpcap's format 2.4: magic, version, zone, accuracy, longest packet, Ethernet.
-        for word in [0xa1b2_c3d4_u32, 0x0004_0002, 0, 0, 65_535, 1] {
-            out.write_all(&word.to_le_bytes())?;
-        }
+        let mut out = PcapWriter::new(BufWriter::new(file))?;
         for flow in self.order(popularity) {
             let frame = frame(flow);
-            for word in [0, 0, frame.len() as u32, frame.len() as u32] {
-                out.write_all(&word.to_le_bytes())?;
-            }
-            out.write_all(&frame)?;
+            out.write_packet(&PcapPacket::new(Duration::ZERO, frame.len() as u32, &frame))?;
         }
-        out.flush()?;
+        out.into_writer().flush()?;
         Ok(path)
     }
 

@@ -1,13 +1,12 @@
 //! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
 
-use crate::events::EventType;
+use crate::Control;
 use crate::rpc::RpcError;
 use crate::rpc::method::blocking;
-use crate::{Control, limits};
 use packet::Pool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use switch::{Switch, SwitchError};
-use virtio_net::{EventKind, EventSink, NetController};
+use virtio_net::NetController;
 
 /// The switch, once there is one.
 pub(crate) struct Switching {
@@ -19,7 +18,6 @@ pub(crate) struct Switching {
     making: tokio::sync::Mutex<()>,
     /// Ports that are guests, by name.
     guests: Mutex<Vec<(String, Arc<NetController>)>>,
-    guest_events: Mutex<Option<EventSink>>,
 }
 
 impl Switching {
@@ -33,7 +31,6 @@ impl Switching {
             made: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             guests: Mutex::default(),
-            guest_events: Mutex::default(),
         }
     }
 
@@ -81,27 +78,6 @@ impl Switching {
         let mut guests = self.lock_guests();
         let at = guests.iter().position(|(known, _)| known == name)?;
         Some(guests.remove(at).1)
-    }
-
-    /// Where guests' devices report; what they report becomes events.
-    pub(crate) fn guest_events(&self, control: &Arc<Control>) -> Result<EventSink, RpcError> {
-        let mut sink = self.guest_events.lock().expect("no panic under this lock");
-        if let Some(sink) = &*sink {
-            return Ok(sink.clone());
-        }
-        let (new, events) = EventSink::new(limits::CONTROLLER_EVENTS);
-        let control = Arc::downgrade(control);
-        let listen = move || {
-            for event in events {
-                let Some(control) = control.upgrade() else { return };
-                let EventKind::Quarantined { queue, fault } = event.kind;
-                control.events.add(EventType::VhostQuarantine, &event.controller, format!("ring {queue}: {fault}"));
-            }
-        };
-        let started = std::thread::Builder::new().name("guest-events".to_owned()).spawn(listen);
-        started.map_err(|error| RpcError::from_io(&error, format!("thread: {error}")))?;
-        *sink = Some(new.clone());
-        Ok(new)
     }
 
     fn lock_guests(&self) -> MutexGuard<'_, Vec<(String, Arc<NetController>)>> {

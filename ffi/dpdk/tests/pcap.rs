@@ -2,7 +2,9 @@
 
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool};
 use packet::Burst;
+use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
 use std::path::Path;
+use std::time::Duration;
 
 #[test]
 fn a_capture_is_copied_packet_by_packet() {
@@ -34,25 +36,15 @@ fn frame(number: usize, len: usize) -> Vec<u8> {
     (0..len).map(|at| (at + number) as u8).collect()
 }
 
-/// A capture file: magic, version 2.4, zone, accuracy, snap length, Ethernet; then time and lengths before each frame.
 fn write_pcap(path: &Path, frames: &[Vec<u8>]) {
-    let mut file = Vec::new();
-    [0xa1b2_c3d4, 0x0004_0002, 0, 0, 65535, 1].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
+    let mut file = PcapWriter::new(std::fs::File::create(path).unwrap()).unwrap();
     for frame in frames {
-        let len = frame.len() as u32;
-        [0, 0, len, len].iter().for_each(|word: &u32| file.extend(word.to_le_bytes()));
-        file.extend(frame);
+        file.write_packet(&PcapPacket::new(Duration::ZERO, frame.len() as u32, frame)).unwrap();
     }
-    std::fs::write(path, file).unwrap();
 }
 
+/// The frames of a capture file, which may still be written to.
 fn read_pcap(path: &Path) -> Vec<Vec<u8>> {
-    let file = std::fs::read(path).unwrap();
-    let (mut frames, mut rest) = (Vec::new(), &file[24..]);
-    while let Some((header, more)) = rest.split_first_chunk::<16>() {
-        let len = u32::from_le_bytes(header[8..12].try_into().unwrap()) as usize;
-        frames.push(more[..len].to_vec());
-        rest = &more[len..];
-    }
-    frames
+    let mut file = PcapReader::new(std::fs::File::open(path).unwrap()).unwrap();
+    std::iter::from_fn(|| Some(file.next_packet()?.ok()?.data.into_owned())).collect()
 }

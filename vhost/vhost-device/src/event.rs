@@ -54,6 +54,12 @@ impl EventSink {
         let (sender, receiver) = channel::bounded(capacity);
         (EventSink(sender), receiver)
     }
+
+    /// Reports an event of a controller.
+    pub fn send(&self, controller: &Arc<str>, kind: EventKind) {
+        // Full or closed: a worker cannot wait for a reader.
+        drop(self.0.try_send(Event { controller: controller.clone(), kind }));
+    }
 }
 
 /// Whether a device is in quarantine; shared by its session and its workers.
@@ -86,9 +92,7 @@ impl Health {
     #[cold]
     pub fn quarantine(&self, vring: &mut Vring, fault: Fault) {
         if !self.quarantined.swap(true, Ordering::Relaxed) {
-            let kind = EventKind::Quarantined { queue: vring.index, fault };
-            // Full or closed: a worker cannot wait for a reader.
-            drop(self.events.0.try_send(Event { controller: self.name.clone(), kind }));
+            self.events.send(&self.name, EventKind::Quarantined { queue: vring.index, fault });
             vring.report_broken();
         }
     }

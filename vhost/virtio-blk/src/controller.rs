@@ -1,9 +1,8 @@
 //! A controller: one vhost-user device with its socket and its session thread.
 
 use crate::device::{Device, Place, Session};
-use crate::event::EventSink;
 use crate::shard::DeviceState;
-use crate::{MAX_QUEUES, MoveError, Role};
+use crate::{EventSink, MAX_QUEUES, MoveError, Role};
 use block::{Bdev, IoStats};
 use engine::WorkerHandle;
 use std::path::PathBuf;

@@ -15,7 +15,6 @@
 mod config;
 mod controller;
 mod device;
-mod event;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 mod queue;
@@ -24,10 +23,10 @@ mod shard;
 
 pub use controller::{Controller, ControllerError, ControllerParams, ControllerReport, QueueReport};
 pub use device::MoveError;
-pub use event::{Event, EventKind, EventSink, Fault};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_requests, fuzz_requests_race};
 pub use shard::{StandAlone, stand_alone};
+pub use vhost_device::{Event, EventKind, EventSink, Fault};
 pub use vhost_user::{Role, SocketError};
 
 /// Most segments of a request: with header and status it fills the 128 entries that front-ends give a queue by default.

@@ -1,8 +1,7 @@
 //! A disk's part on one worker: some of its queues and one channel into the backend.
 
-use crate::Fault;
-use crate::event::{EventKind, EventSink};
 use crate::queue::{BlkQueue, DeviceView};
+use crate::{EventKind, EventSink, Fault};
 use block::{BlockChannel, Completions, Geometry, IoStats};
 use clock::Cycles;
 use crossbeam::channel;

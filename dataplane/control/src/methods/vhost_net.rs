@@ -66,7 +66,7 @@ impl Method for VhostCreateNetController {
             .as_deref()
             .map(|mac| mac.parse::<Mac>().map_err(|error| RpcError::invalid("mac", error.got, error.expected)));
         let mac = mac.transpose()?.map(|mac| mac.octets());
-        let events = control.switching.guest_events(control)?;
+        let events = control.controller_events.clone();
         let name = self.ctrlr.clone();
         let (socket, socket_mode) = (control.vhost_dir.join(&name), control.vhost_socket_mode);
         let role = if self.socket_role == Some(SocketRole::Client) { Role::Client } else { Role::Server };
