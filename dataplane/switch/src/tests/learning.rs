@@ -46,6 +46,27 @@ fn packets_that_wait_leave_in_order() {
 }
 
 #[test]
+fn each_packet_of_a_burst_goes_its_own_way() {
+    let mut net = Net::new(&[any(), any(), any()]);
+    for station in [2, 3] {
+        net.reaches(station, &frame(mac(station as u8), BROADCAST, None));
+        assert_eq!(net.reaches(1, &frame(mac(1), mac(station as u8), None)), [station]);
+    }
+    // Trains of several lengths, and one packet in their midst that no flow matches yet.
+    for to in [2, 3, 3, 2, 9, 2, 3, 2] {
+        net.send(1, &frame(mac(1), mac(to), None));
+    }
+    net.settle();
+    for (port, count) in [(2, 4), (3, 3)] {
+        let mut received = net.received(port);
+        let flooded = frame(mac(1), mac(9), None);
+        assert!(received.contains(&flooded), "port {port}");
+        received.retain(|packet| *packet != flooded);
+        assert_eq!(received, vec![frame(mac(1), mac(port as u8), None); count], "port {port}");
+    }
+}
+
+#[test]
 fn a_station_that_moves_is_found_at_its_new_port_at_once() {
     let mut net = Net::new(&[any(), any(), any()]);
     net.reaches(2, &frame(mac(2), BROADCAST, None));
