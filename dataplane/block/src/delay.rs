@@ -1,4 +1,4 @@
-//! A slower disk: SPDK's `delay`. Reads and writes are given back no sooner than a latency after they were submitted; one in a
+//! A slower disk: SPDK's `delay`. Reads (compares too) and writes are given back no sooner than a latency after they were submitted; one in a
 //! hundred, drawn at random, gets the other, longer one. What the disk under it takes counts in. Failures are not held back.
 
 use crate::{
@@ -124,8 +124,8 @@ impl DelayChannel {
         let Completed { mut request, status } = completed;
         let rare = self.one_in_a_hundred();
         let latency_type = match request.op {
-            Op::Read if rare => LatencyType::P99Read,
-            Op::Read => LatencyType::AvgRead,
+            Op::Read | Op::Compare if rare => LatencyType::P99Read,
+            Op::Read | Op::Compare => LatencyType::AvgRead,
             Op::Write if rare => LatencyType::P99Write,
             Op::Write => LatencyType::AvgWrite,
             _ => return BlockRequest::new(request).complete(done, status),

@@ -36,6 +36,7 @@
 
 #![allow(unsafe_code)] // raw copies between storage and guest memory; io_uring takes pointers
 
+mod compare;
 mod delay;
 mod error;
 mod file;
@@ -71,12 +72,14 @@ pub struct Geometry {
     pub physical_block_size: u32,
     /// Bytes that are best moved at once; 0 where the backend has no preference.
     pub optimal_io_size: u32,
-    /// Bytes that one read or write may move; `u32::MAX` where there is no limit.
+    /// Bytes that one read, write or compare may move; `u32::MAX` where there is no limit.
     pub max_io_size: u32,
     /// Blocks that one discard may cover; 0 where discard is not supported.
     pub max_discard_blocks: u32,
     /// Blocks that one write-zeroes may cover; 0 where it is not supported.
     pub max_write_zeroes_blocks: u32,
+    /// The disk compares, `max_io_size` bytes at most; otherwise a compare ends as unsupported.
+    pub compare: bool,
     /// The disk refuses writes.
     pub read_only: bool,
     /// The disk has a volatile write cache: a flush means something.

@@ -4,6 +4,7 @@
 //! Every request is complete when `submit` returns. Channels on several workers copy at once without a lock: what a read sees
 //! that races with a write is a mixture of both, as on a real disk.
 
+use crate::compare::holds;
 use crate::{
     Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Request, Status, limits,
 };
@@ -83,6 +84,7 @@ impl Malloc {
             max_io_size: u32::MAX,
             max_discard_blocks: max_zero_blocks,
             max_write_zeroes_blocks: max_zero_blocks,
+            compare: true,
             read_only: false,
             write_cache: false,
         };
@@ -133,6 +135,7 @@ fn perform(storage: &Memory, request: &Request) -> Status {
     let (offset, len) = (request.offset as usize, request.len as usize);
     match request.op {
         Op::Read | Op::Write => copy(storage, request),
+        Op::Compare => return compare(storage, request),
         Op::Flush => {}
         Op::Discard | Op::WriteZeroes { unmap: true } => release(storage, offset, len),
         Op::WriteZeroes { unmap: false } => zero(storage, offset, len),
@@ -154,6 +157,17 @@ fn copy(storage: &Memory, request: &Request) {
         unsafe { std::ptr::copy_nonoverlapping(from, to, piece.iov_len) };
         at += piece.iov_len;
     }
+}
+
+/// The request fits the storage.
+#[cold]
+fn compare(storage: &Memory, request: &Request) -> Status {
+    // SAFETY: the range lies inside the storage, which is mapped as long as it lives.
+    let same = unsafe {
+        let bytes = storage.as_ptr().add(request.offset as usize);
+        holds(&request.buffers, 0, bytes, request.len as usize)
+    };
+    if same { Status::Ok } else { Status::Miscompare }
 }
 
 fn zero(storage: &Memory, offset: usize, len: usize) {

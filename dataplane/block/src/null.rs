@@ -1,7 +1,7 @@
 //! A disk without content: SPDK's `Null disk`. Writes vanish and reads complete without touching their buffers, so that what is
 //! measured over it is everything but a disk.
 
-use crate::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Status, limits};
+use crate::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Status, limits};
 use clock::Cycles;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +72,7 @@ impl Bdev for Null {
             max_io_size: u32::MAX,
             max_discard_blocks: u32::MAX,
             max_write_zeroes_blocks: u32::MAX,
+            compare: false,
             read_only: false,
             write_cache: false,
         }
@@ -89,8 +90,12 @@ struct NullChannel {
 impl BlockChannel for NullChannel {
     #[inline]
     fn submit(&mut self, request: BlockRequest, done: &mut Completions) {
-        let fits = request.fits(self.size_bytes.load(Ordering::Relaxed));
-        request.complete(done, if fits { Status::Ok } else { Status::IoError });
+        let status = match request.op {
+            Op::Compare => Status::Unsupported,
+            _ if request.fits(self.size_bytes.load(Ordering::Relaxed)) => Status::Ok,
+            _ => Status::IoError,
+        };
+        request.complete(done, status);
     }
 
     #[inline]

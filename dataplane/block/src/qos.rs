@@ -38,7 +38,7 @@ impl Rate {
     }
 }
 
-/// The limits of a disk. A flush is free; a discard and a write-zeroes count as one write without bytes.
+/// The limits of a disk. A flush is free; a compare counts as a read; a discard and a write-zeroes count as one write without bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QosLimits {
     /// Requests a second.
@@ -256,7 +256,7 @@ fn need(request: &Request) -> [u64; BUCKETS] {
     let mut need = [0; BUCKETS];
     let (direction, bytes) = match request.op {
         Op::Flush => return need,
-        Op::Read => (READS, request.len),
+        Op::Read | Op::Compare => (READS, request.len),
         Op::Write => (WRITES, request.len),
         Op::Discard | Op::WriteZeroes { .. } => (WRITES, 0),
     };

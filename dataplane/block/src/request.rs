@@ -10,6 +10,8 @@ pub enum Op {
     Read,
     /// Write the buffers to the disk.
     Write,
+    /// Look whether the disk holds what the buffers hold: [`Status::Miscompare`] where it does not.
+    Compare,
     /// Make all completed writes durable.
     Flush,
     /// The range's content is no longer needed.
@@ -19,6 +21,14 @@ pub enum Op {
         /// Deallocation is welcome.
         unmap: bool,
     },
+}
+
+impl Op {
+    /// Whether it has buffers, as long as its range.
+    #[inline(always)]
+    pub fn has_buffers(self) -> bool {
+        matches!(self, Op::Read | Op::Write | Op::Compare)
+    }
 }
 
 /// How a request ended.
@@ -32,6 +42,8 @@ pub enum Status {
     Unsupported,
     /// No space is left under the disk.
     NoSpace,
+    /// Compared, and the disk holds something else.
+    Miscompare,
 }
 
 /// A request at rest: made once, filled again and again by its frontend.
@@ -41,9 +53,9 @@ pub struct Request {
     pub op: Op,
     /// Where on the disk, in bytes; a multiple of the block size.
     pub offset: u64,
-    /// How much of the disk, in bytes; a multiple of the block size. Equals `buffers.len()` for reads and writes.
+    /// How much of the disk, in bytes; a multiple of the block size. Equals `buffers.len()` where the request has buffers.
     pub len: u64,
-    /// The memory to fill or to write; empty for the rest.
+    /// The memory to fill, to write or to compare with; empty for the rest.
     pub buffers: IoBuffers,
     /// When the frontend submitted it.
     pub submitted: Cycles,
@@ -63,14 +75,13 @@ impl Request {
         Box::new(Request { op: Op::Flush, offset: 0, len: 0, buffers, submitted, owner: 0, scratch: 0, next: None })
     }
 
-    /// Whether a disk of `size_bytes` can serve it: its range lies inside, and a read or write has as many bytes of buffers.
+    /// Whether a disk of `size_bytes` can serve it: its range lies inside, and it has as many bytes of buffers, if any.
     /// Every channel that turns a range into an address asks this first: the disk may have shrunk since the frontend looked.
     #[inline]
     pub fn fits(&self, size_bytes: u64) -> bool {
-        let moves = matches!(self.op, Op::Read | Op::Write);
         self.op == Op::Flush
             || self.offset.checked_add(self.len).is_some_and(|end| end <= size_bytes)
-                && (!moves || self.len == self.buffers.len())
+                && (!self.op.has_buffers() || self.len == self.buffers.len())
     }
 }
 

@@ -16,6 +16,8 @@ pub enum OpKind {
     Read,
     /// Writes.
     Write,
+    /// Compares.
+    Compare,
     /// Flushes.
     Flush,
     /// Discards.
@@ -26,7 +28,8 @@ pub enum OpKind {
 
 impl OpKind {
     /// All kinds, in the order of their index.
-    pub const ALL: [OpKind; 5] = [OpKind::Read, OpKind::Write, OpKind::Flush, OpKind::Discard, OpKind::WriteZeroes];
+    pub const ALL: [OpKind; 6] =
+        [OpKind::Read, OpKind::Write, OpKind::Compare, OpKind::Flush, OpKind::Discard, OpKind::WriteZeroes];
 }
 
 impl From<Op> for OpKind {
@@ -35,6 +38,7 @@ impl From<Op> for OpKind {
         match op {
             Op::Read => OpKind::Read,
             Op::Write => OpKind::Write,
+            Op::Compare => OpKind::Compare,
             Op::Flush => OpKind::Flush,
             Op::Discard => OpKind::Discard,
             Op::WriteZeroes { .. } => OpKind::WriteZeroes,

@@ -53,6 +53,7 @@ impl Bdev for Cidata {
             max_io_size: u32::MAX,
             max_discard_blocks: 0,
             max_write_zeroes_blocks: 0,
+            compare: false,
             read_only: true,
             write_cache: false,
         }
@@ -70,6 +71,7 @@ impl BlockChannel for Channel {
         let status = match request.op {
             Op::Read => read(&self.0, &request),
             Op::Flush => Status::Ok,
+            Op::Compare => Status::Unsupported,
             Op::Write | Op::Discard | Op::WriteZeroes { .. } => Status::IoError,
         };
         request.complete(done, status);

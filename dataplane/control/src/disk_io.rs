@@ -3,7 +3,7 @@
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use guest_memory::{GuestAddress, IoBuffers};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,41 +29,66 @@ impl DiskIo {
 
     /// Reads `bytes.len()` bytes at `offset`.
     pub(crate) fn read(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.perform(Op::Read, offset, bytes.len())?;
+        self.resize(bytes.len())?;
+        // What the disk does not fill must not look like what went through here before.
+        self.buffers()?.zero(0, bytes.len() as u64).map_err(io::Error::other)?;
+        outcome(self.perform(Op::Read, offset)?)?;
         self.buffers()?.read(0, bytes).map_err(io::Error::other)
     }
 
     /// Writes `bytes` at `offset`.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.buffers()?.write(0, bytes).map_err(io::Error::other)?;
-        self.perform(Op::Write, offset, bytes.len())
+        self.fill(bytes)?;
+        outcome(self.perform(Op::Write, offset)?)
+    }
+
+    /// Has the disk compare what it holds at `offset` with `bytes`. Whether it is the same.
+    pub(crate) fn compare(&mut self, offset: u64, bytes: &[u8]) -> io::Result<bool> {
+        self.fill(bytes)?;
+        match self.perform(Op::Compare, offset)? {
+            Status::Miscompare => Ok(false),
+            status => outcome(status).map(|()| true),
+        }
     }
 
     /// Makes what was written durable.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.perform(Op::Flush, 0, 0)
+        self.resize(0)?;
+        outcome(self.perform(Op::Flush, 0)?)
     }
 
     fn buffers(&self) -> io::Result<&IoBuffers> {
         self.request.as_deref().map(|request| &request.buffers).ok_or_else(lost)
     }
 
-    fn perform(&mut self, op: Op, offset: u64, len: usize) -> io::Result<()> {
-        let mut request = self.request.take().ok_or_else(lost)?;
-        let memory = request.buffers.memory().clone();
-        request.buffers.reset(&memory);
-        if op != Op::Flush {
-            request.buffers.push(guest_memory::GuestAddress(0), len as u64).map_err(io::Error::other)?;
+    /// Cuts the buffer to the next request's bytes.
+    fn resize(&mut self, len: usize) -> io::Result<()> {
+        let buffers = &mut self.request.as_deref_mut().ok_or_else(lost)?.buffers;
+        let memory = buffers.memory().clone();
+        buffers.reset(&memory);
+        if len > 0 {
+            buffers.push(GuestAddress(0), len as u64).map_err(io::Error::other)?;
         }
-        (request.op, request.offset, request.len, request.submitted) = (op, offset, len as u64, Cycles::now());
+        Ok(())
+    }
+
+    fn fill(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.resize(bytes.len())?;
+        self.buffers()?.write(0, bytes).map_err(io::Error::other)
+    }
+
+    /// Runs a request over the whole buffer to its end.
+    fn perform(&mut self, op: Op, offset: u64) -> io::Result<Status> {
+        let mut request = self.request.take().ok_or_else(lost)?;
+        let len = request.buffers.len();
+        (request.op, request.offset, request.len, request.submitted) = (op, offset, len, Cycles::now());
         self.channel.submit(BlockRequest::new(request), &mut self.done);
         let end = Instant::now() + PATIENCE;
         loop {
             self.channel.poll(Cycles::now(), &mut self.done);
             if let Some(completed) = self.done.drain().next() {
-                // A buffer that was cut to one request is whole again for the next.
                 self.request = Some(completed.request);
-                return outcome(completed.status);
+                return Ok(completed.status);
             }
             if Instant::now() > end {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the disk does not answer"));
@@ -78,6 +103,7 @@ fn outcome(status: Status) -> io::Result<()> {
         Status::Ok => Ok(()),
         Status::NoSpace => Err(io::Error::new(io::ErrorKind::StorageFull, "no space is left under the disk")),
         Status::Unsupported => Err(io::Error::new(io::ErrorKind::Unsupported, "the disk does not do this")),
+        Status::Miscompare => Err(io::Error::new(io::ErrorKind::InvalidData, "the disk holds something else")),
         Status::IoError => Err(io::Error::other("I/O error")),
     }
 }

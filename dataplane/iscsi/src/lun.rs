@@ -267,6 +267,8 @@ impl Probe {
             max_io_size: max_transfer,
             max_discard_blocks: max_unmap_blocks,
             max_write_zeroes_blocks: max_write_same,
+            // VERIFY with BYTCHK would do it; whether a unit has that, it does not say in its VPD pages.
+            compare: false,
             read_only,
             write_cache,
         };

@@ -23,7 +23,7 @@ use std::time::Duration;
 const IDLE_CHECK: Duration = Duration::from_millis(10);
 /// Pause before a command is sent again that the target could not take now.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Blocks of one read, write or write zeroes at most: NLB has 16 bits (NVM figure 55).
+/// Blocks of one read, write, compare or write zeroes at most: NLB has 16 bits (NVM figure 55).
 const MAX_BLOCKS: u64 = 65_536;
 /// Requests that wait before a queue grows.
 const WAITING: usize = 256;
@@ -141,11 +141,10 @@ impl Channel {
         if (request.offset | request.len) & block_mask != 0 || end.is_none_or(|end| end > self.namespace.size_bytes()) {
             return Err(Status::IoError);
         }
-        let moves = matches!(request.op, Op::Read | Op::Write);
-        if moves && request.buffers.len() != request.len {
+        if request.op.has_buffers() && request.buffers.len() != request.len {
             return Err(Status::IoError);
         }
-        if !matches!(request.op, Op::Read) && self.namespace.is_read_only() {
+        if !matches!(request.op, Op::Read | Op::Compare) && self.namespace.is_read_only() {
             return Err(Status::IoError);
         }
         if request.len == 0 { Err(Status::Ok) } else { Ok(()) }
@@ -160,8 +159,12 @@ impl Channel {
         let lba = offset >> shift;
         match request.op {
             Op::Flush => (Sqe::new(nvm::FLUSH, nsid), Data::None),
-            op @ (Op::Read | Op::Write) => {
-                let opcode = if op == Op::Read { nvm::READ } else { nvm::WRITE };
+            op @ (Op::Read | Op::Write | Op::Compare) => {
+                let opcode = match op {
+                    Op::Read => nvm::READ,
+                    Op::Write => nvm::WRITE,
+                    _ => nvm::COMPARE,
+                };
                 let len = part_len(io, self.max_io_size, shift);
                 let data = Data::Buffers { offset: io.done, len: len as u32 };
                 (Sqe::io(opcode, nsid, lba, (len >> shift) as u32), data)
@@ -230,6 +233,9 @@ impl Channel {
     fn fail(&mut self, io: Io, cqe: Cqe, now: Cycles, done: &mut Completions) {
         let status = cqe.status();
         let is = |code| status.is(code);
+        if is(NvmeStatus::COMPARE_FAILURE) {
+            return self.complete(io, Status::Miscompare, done);
+        }
         // Not the command but the moment is wrong: namespace not ready, queue going away, a path that is not usable now.
         let later = is(NvmeStatus::new(0, 0x82)) || is(NvmeStatus::ABORTED_SQ_DELETION) || status.code_type() == 3;
         if later && !status.do_not_retry() && self.shared.verdict() == Verdict::Hold {
@@ -397,7 +403,7 @@ impl Channel {
 fn part_len(io: &Io, max_io_size: u64, block_shift: u32) -> u64 {
     let left = io.request.len - io.done;
     match io.request.op {
-        Op::Read | Op::Write => left.min(max_io_size).min(MAX_BLOCKS << block_shift),
+        Op::Read | Op::Write | Op::Compare => left.min(max_io_size).min(MAX_BLOCKS << block_shift),
         Op::WriteZeroes { .. } => left.min(MAX_BLOCKS << block_shift),
         Op::Discard => left.min(u64::from(u32::MAX) << block_shift),
         Op::Flush => left,

@@ -135,6 +135,7 @@ fn geometry(info: &NamespaceInfo, facts: &ControllerFacts) -> Geometry {
         max_io_size: facts.max_transfer().min(MAX_IO).max(block_size).min(MAX_TRANSFER),
         max_discard_blocks: if supports(IdentifyController::DATASET_MANAGEMENT) { u32::MAX } else { 0 },
         max_write_zeroes_blocks: if supports(IdentifyController::WRITE_ZEROES) { u32::MAX } else { 0 },
+        compare: supports(IdentifyController::COMPARE),
         read_only: identify.write_protected,
         write_cache: facts.identify.write_cache & 1 != 0,
     }

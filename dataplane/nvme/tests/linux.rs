@@ -8,7 +8,7 @@ use hwtests::{LinuxTarget, Protocol};
 use nvme::{AttachParams, Event, EventSink, NvmeController};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{first_disk, pattern, read, wait_for, write};
+use support::{compare, first_disk, pattern, read, wait_for, write};
 
 const NQN: &str = "nqn.2024-01.org.sluice:linux";
 const SUBSYSTEM: &str = "/sys/kernel/config/nvmet/subsystems/nqn.2024-01.org.sluice:linux";
@@ -27,6 +27,7 @@ fn attach_params(linux: &LinuxTarget) -> AttachParams {
 fn linux_nvmet_tcp() {
     let Some(mut linux) = LinuxTarget::start(Protocol::Nvme).unwrap() else { return };
     mixed_io_with_every_digest(&linux);
+    compare_is_unsupported(&linux);
     namespaces_change(&mut linux);
     outage(&mut linux);
     wrong_names(&linux);
@@ -57,6 +58,16 @@ fn mixed_io_with_every_digest(linux: &LinuxTarget) {
     }
     let found = nvme::discover(&attach_params(linux)).unwrap();
     assert!(found.iter().any(|entry| entry.subnqn == NQN), "{found:?}");
+}
+
+/// nvmet compares neither on files nor on block devices: it does not announce the command, and refuses it.
+fn compare_is_unsupported(linux: &LinuxTarget) {
+    let controller = NvmeController::attach(&attach_params(linux), told()).unwrap();
+    let disk = first_disk(&controller);
+    assert!(!disk.geometry().compare);
+    let mut channel = disk.open_channel().unwrap();
+    assert_eq!(compare(channel.as_mut(), 0, &[0; 4096]), Status::Unsupported);
+    assert_eq!(write(channel.as_mut(), 0, &[0; 4096]), Status::Ok, "the queue goes on");
 }
 
 fn namespaces_change(linux: &mut LinuxTarget) {

@@ -8,7 +8,7 @@ use nvme::target::{Access, Faults, MemoryStore, Misbehaviour, Namespace, Server,
 use nvme::{AttachError, AttachParams, Event, NvmeController, Phase, no_events};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::{first_disk, pattern, read, request, run, wait_for, write};
+use support::{compare, first_disk, pattern, read, request, run, wait_for, write};
 use uuid::Uuid;
 
 const NQN: &str = "nqn.2024-01.org.sluice:test";
@@ -88,6 +88,52 @@ fn discard_write_zeroes_and_flush() {
     expected[65_536..66_048].fill(0);
     let (back, status) = read(channel.as_mut(), 0, 1 << 20);
     assert!(status == Status::Ok && back == expected);
+}
+
+/// In the capsule and by R2T, in one command and in several; a difference anywhere is found, and is no error of the disk.
+#[test]
+fn a_compare_finds_what_differs_with_every_digest() {
+    let bench = Bench::new();
+    for (digests, cpda) in [(0, 0), (1, 3), (2, 31), (3, 0)] {
+        bench.target.set_faults(Faults { cpda, r2ts: 4, r2t_len: 20_000, max_h2c_data: 4096, ..Faults::default() });
+        let mut params = bench.params();
+        (params.hdgst, params.ddgst) = (digests & 1 != 0, digests & 2 != 0);
+        let controller = NvmeController::attach(&params, no_events()).unwrap();
+        let disk = first_disk(&controller);
+        assert!(disk.geometry().compare);
+        let mut channel = disk.open_channel().unwrap();
+        for len in [512, 8192, 65_536, 3 << 20] {
+            let bytes = pattern(len, len as u64 + digests);
+            bench.store.write(1024, &bytes).unwrap();
+            assert_eq!(compare(channel.as_mut(), 1024, &bytes), Status::Ok, "{len} digests {digests}");
+            for at in [0, len / 2, len - 1] {
+                let mut wrong = bytes.clone();
+                wrong[at] ^= 1;
+                assert_eq!(compare(channel.as_mut(), 1024, &wrong), Status::Miscompare, "{at} of {len}");
+            }
+            assert_eq!(compare(channel.as_mut(), 512, &bytes), Status::Miscompare);
+            assert!(read(channel.as_mut(), 1024, len as u64).0 == bytes, "a compare changed the disk");
+        }
+        assert_eq!(compare(channel.as_mut(), DISK as u64, &[0; 512]), Status::IoError);
+        assert_eq!(controller.counters().retried, 0, "what differs is not asked again");
+    }
+}
+
+/// It reads, so a namespace that may not be written can be compared, and no fence holds it.
+#[test]
+fn a_compare_changes_nothing() {
+    let bench = Bench::new();
+    let protected = Namespace { access: Access::ReadOnly, ..namespace(bench.store.clone(), 1) };
+    bench.target.set_namespace(1, protected);
+    let controller = NvmeController::attach(&bench.params(), no_events()).unwrap();
+    let mut channel = first_disk(&controller).open_channel().unwrap();
+    assert_eq!(compare(channel.as_mut(), 0, &[0; 4096]), Status::Ok);
+    assert_eq!(compare(channel.as_mut(), 0, &[1; 4096]), Status::Miscompare);
+    let script = vec![(bench.target.io_commands(), Misbehaviour::Reset)];
+    bench.target.set_faults(Faults { script, ..Faults::default() });
+    assert_eq!(compare(channel.as_mut(), 0, &[0; 4096]), Status::Ok);
+    let counters = controller.counters();
+    assert_eq!((counters.lost, counters.fenced), (1, 0));
 }
 
 #[test]

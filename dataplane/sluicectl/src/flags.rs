@@ -20,10 +20,7 @@ pub(crate) fn declare(leaf: Command, verb: &Verb, table: &control::Table) -> Com
         }
         Action::Boot => crate::boot::declare(leaf),
         Action::Capture => crate::capture::declare(leaf),
-        Action::ImageWrite => leaf
-            .about("Copies a raw image onto a disk that nothing holds")
-            .arg(Arg::new("name").required(true).help("The disk"))
-            .arg(Arg::new("file").required(true).help("The image, on the daemon's side")),
+        Action::ImageWrite => crate::image::declare(leaf),
         Action::Target(protocol) => crate::target::declare(leaf, protocol),
         Action::Raw => leaf
             .about("Calls any method with parameters in JSON")

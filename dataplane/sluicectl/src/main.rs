@@ -6,6 +6,7 @@ mod boot;
 mod capture;
 mod client;
 mod flags;
+mod image;
 mod output;
 mod target;
 mod top;
@@ -90,10 +91,7 @@ fn run(table: &control::Table, matches: &ArgMatches) -> Result<(), CallError> {
         }
         Action::Boot => boot::run(&mut connect()?, leaf, json)?,
         Action::Capture => capture::run(&mut connect()?, leaf, json)?,
-        Action::ImageWrite => {
-            let (name, file) = (text(leaf, "name"), text(leaf, "file"));
-            output::show(&verbs::write_image(&mut connect()?, name, file)?, verb, json);
-        }
+        Action::ImageWrite => output::show(&image::write(&mut connect()?, leaf)?, verb, json),
         Action::Target(protocol) => target::run(leaf, protocol)?,
         Action::Raw => {
             let params = leaf.get_one::<String>("params").map_or(Ok(Value::Null), |params| {

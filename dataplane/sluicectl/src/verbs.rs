@@ -310,23 +310,3 @@ pub(crate) fn read_document(file: &str) -> Result<Value, CallError> {
     let text = text.map_err(|e| CallError::Usage(format!("{file}: {e}")))?;
     serde_json::from_str(&text).map_err(|e| CallError::Usage(format!("{file}: {e}")))
 }
-
-/// Copies an image and shows how far it is, on one line of the standard error.
-pub(crate) fn write_image(client: &mut Client, name: &str, file: &str) -> Result<Value, CallError> {
-    const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
-    client.call("bdev_image_write", json!({"name": name, "file": file}))?;
-    loop {
-        let progress = client.call("bdev_image_get_progress", json!({"name": name}))?;
-        let number = |field: &str| progress[field].as_u64().unwrap_or(0);
-        let percent = number("copied") * 100 / number("total").max(1);
-        eprint!("\r{} of {} MiB, {percent} %", number("copied") >> 20, number("total") >> 20);
-        if progress["done"] == true {
-            eprintln!();
-            return match progress["error"].as_str() {
-                Some(error) => Err(CallError::Refused(json!({"message": format!("{file}: {error}")}))),
-                None => Ok(Value::Bool(true)),
-            };
-        }
-        std::thread::sleep(LOOK);
-    }
-}

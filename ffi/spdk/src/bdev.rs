@@ -105,6 +105,7 @@ fn describe(device: &Descriptor, read_only: bool) -> Result<(Uuid, Geometry), Bl
         max_discard_blocks: if unmap { u32::MAX } else { 0 },
         // SPDK writes zeros itself where the device has no command for it.
         max_write_zeroes_blocks: u32::MAX,
+        compare: false,
         read_only: read_only || !device.supports(sys::SPDK_BDEV_IO_TYPE_WRITE),
         write_cache,
     };

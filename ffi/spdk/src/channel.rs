@@ -233,6 +233,7 @@ impl Slot {
                 Op::Write => {
                     sys::spdk_bdev_writev_blocks(descriptor, channel, pieces, count, first, blocks, ended, context)
                 }
+                Op::Compare => -libc::ENOTSUP,
                 Op::Flush => {
                     let all = device.descriptor.num_blocks();
                     sys::spdk_bdev_flush_blocks(descriptor, channel, 0, all, ended, context)

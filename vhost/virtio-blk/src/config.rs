@@ -73,6 +73,7 @@ mod tests {
             max_io_size: u32::MAX,
             max_discard_blocks: 8,
             max_write_zeroes_blocks: 8,
+            compare: false,
             read_only: false,
             write_cache: true,
         }

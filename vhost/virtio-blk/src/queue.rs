@@ -147,7 +147,7 @@ impl BlkQueue {
         let code = match status {
             Status::Ok => status::OK,
             Status::Unsupported => status::UNSUPP,
-            Status::IoError | Status::NoSpace => status::IOERR,
+            Status::IoError | Status::NoSpace | Status::Miscompare => status::IOERR,
         };
         // A failed read may have filled part of its buffers.
         let dirty = u64::from(slot.written) - 1;

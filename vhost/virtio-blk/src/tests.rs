@@ -40,6 +40,7 @@ fn plain_disk() -> PlainDisk {
         max_io_size: u32::MAX,
         max_discard_blocks: 16,
         max_write_zeroes_blocks: 16,
+        compare: false,
         read_only: false,
         write_cache: true,
     };
@@ -69,6 +70,7 @@ impl BlockChannel for PlainChannel {
             Op::Write => request.buffers.read(0, &mut data[range]).unwrap(),
             Op::Discard | Op::WriteZeroes { .. } => data[range].fill(0),
             Op::Flush => {}
+            Op::Compare => unreachable!("no guest asks for it"),
         }
         request.complete(done, Status::Ok);
     }

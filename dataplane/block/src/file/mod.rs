@@ -4,7 +4,7 @@
 //! kernel stand in ([`threads`]). What a request needs of the kernel, step by step, is the same for both ([`transfer`]).
 //!
 //! The file is opened with `O_DIRECT` where its file system allows that for the disk's block size. Buffers that the device
-//! cannot reach directly then go through a bounce buffer.
+//! cannot reach directly then go through a bounce buffer, as does what is compared.
 //!
 //! A file that shrinks under the disk: reads behind its end fail, writes there make it grow again, until
 //! [`rescan`](Bdev::rescan) takes over the new size and both fail.
@@ -153,6 +153,7 @@ impl FileBdev {
             max_io_size: u32::MAX,
             max_discard_blocks: if opened.discard { max_zero_blocks } else { 0 },
             max_write_zeroes_blocks: if params.read_only { 0 } else { max_zero_blocks },
+            compare: true,
             read_only: params.read_only,
             write_cache: true,
         };

@@ -4,6 +4,7 @@
 //! I/O itself: an engine turns a [`Step`] into an io_uring entry or a system call.
 
 use super::Disk;
+use crate::compare::holds;
 use crate::{Op, Request, Status};
 use guest_memory::Iovec;
 use std::sync::atomic::Ordering;
@@ -59,7 +60,7 @@ impl Transfer {
         if !request.fits(disk.size_bytes()) {
             return Err(Status::IoError);
         }
-        let changes = !matches!(request.op, Op::Read | Op::Flush);
+        let changes = !matches!(request.op, Op::Read | Op::Compare | Op::Flush);
         if changes && disk.read_only {
             return Err(Status::IoError);
         }
@@ -68,7 +69,7 @@ impl Transfer {
         }
         let way = match request.op {
             Op::Read | Op::Write if is_aligned(disk, request.buffers.iovecs()) => Way::Direct,
-            Op::Read | Op::Write => Way::Bounced,
+            Op::Read | Op::Write | Op::Compare => Way::Bounced,
             Op::Flush => Way::Sync,
             Op::Discard => Way::Discard,
             Op::WriteZeroes { unmap: true } => Way::Unmap,
@@ -89,7 +90,7 @@ impl Transfer {
     pub(super) fn step(&self, disk: &Disk, request: &Request, bounce: Option<Bounce>) -> Step {
         let offset = request.offset + self.done;
         let rest = request.len - self.done;
-        let write = request.op != Op::Read;
+        let write = request.op == Op::Write;
         match self.way {
             Way::Direct => self.direct(request),
             Way::Bounced => {
@@ -158,6 +159,13 @@ impl Transfer {
                 // SAFETY: the kernel has just filled that many bytes of this request's bounce memory.
                 let bytes = unsafe { std::slice::from_raw_parts(address, result as usize) };
                 request.buffers.write(self.done, bytes).expect("inside the request");
+            }
+            Way::Bounced if request.op == Op::Compare => {
+                let address = bounce.expect("a bounced transfer has its buffer");
+                // SAFETY: the kernel has just filled that many bytes of this request's bounce memory.
+                if !unsafe { holds(&request.buffers, self.done as usize, address, result as usize) } {
+                    return Some(Status::Miscompare);
+                }
             }
             Way::Direct | Way::Bounced | Way::WriteZeros => {}
         }

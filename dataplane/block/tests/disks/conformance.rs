@@ -36,10 +36,6 @@ impl Act {
         self.first * BLOCK..(self.first + self.blocks) * BLOCK
     }
 
-    fn moves(&self) -> bool {
-        matches!(self.op, Op::Read | Op::Write)
-    }
-
     fn layout(&self) -> Layout {
         let (mut layout, mut address, mut rest) = (Layout::new(), 0, self.blocks * BLOCK);
         for (at, &gap) in self.gaps.iter().enumerate() {
@@ -57,6 +53,28 @@ impl Act {
     fn content(&self) -> Vec<u8> {
         (0..self.blocks * BLOCK).map(|at| self.fill.wrapping_add((at / 7) as u8)).collect()
     }
+
+    /// What a compare brings: what the disk holds, or the same but for one byte.
+    fn guess(&self, disk: &[u8]) -> Vec<u8> {
+        let mut bytes = disk[self.range().start as usize..self.range().end as usize].to_vec();
+        if self.guesses_wrong() {
+            let at = usize::from(self.fill) * 7919 % bytes.len();
+            bytes[at] ^= 0x40;
+        }
+        bytes
+    }
+
+    fn guesses_wrong(&self) -> bool {
+        self.fill % 2 == 1
+    }
+
+    fn expected(&self, has_content: bool) -> Status {
+        match self.op {
+            Op::Compare if !has_content => Status::Unsupported,
+            Op::Compare if self.guesses_wrong() => Status::Miscompare,
+            _ => Status::Ok,
+        }
+    }
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -66,6 +84,7 @@ fn act() -> impl Strategy<Value = Act> {
         Op::Write,
         Op::Write,
         Op::Write,
+        Op::Compare,
         Op::Flush,
         Op::Discard,
         Op::WriteZeroes { unmap: false },
@@ -115,10 +134,13 @@ fn conforms(bdev: &dyn Bdev, batches: &[Vec<Act>], has_content: bool) {
     let mut frontends: Vec<_> = (0..3).map(|_| Frontend::new(bdev)).collect();
     for batch in batches {
         for act in batch {
-            let layout = if act.moves() { act.layout() } else { Layout::new() };
+            let layout = if act.op.has_buffers() { act.layout() } else { Layout::new() };
             let request = request(act.op, act.range().start, act.blocks * BLOCK, &layout, CANARY);
-            if act.op == Op::Write {
-                request.buffers.write(0, &act.content()).unwrap();
+            match act.op {
+                Op::Write => request.buffers.write(0, &act.content()).unwrap(),
+                // Nothing of the same batch changes what is compared.
+                Op::Compare => request.buffers.write(0, &act.guess(&model)).unwrap(),
+                _ => {}
             }
             frontends[act.channel].submit(request, Cycles::now());
             frontends[act.channel].poll(Cycles::now());
@@ -130,11 +152,11 @@ fn conforms(bdev: &dyn Bdev, batches: &[Vec<Act>], has_content: bool) {
             let acts: Vec<_> = batch.iter().filter(|act| act.channel == index).collect();
             assert_eq!(ended.len(), acts.len());
             for (act, ended) in acts.into_iter().zip(ended) {
-                assert_eq!(ended.status, Status::Ok, "{act:?}");
+                assert_eq!(ended.status, act.expected(has_content), "{act:?}");
                 let disk = &mut model[act.range().start as usize..act.range().end as usize];
                 match act.op {
                     Op::Read if has_content => assert!(bytes(&ended.request) == disk, "content differs: {act:?}"),
-                    Op::Read | Op::Flush => {}
+                    Op::Read | Op::Compare | Op::Flush => {}
                     Op::Write => disk.copy_from_slice(&act.content()),
                     Op::Discard | Op::WriteZeroes { .. } => disk.fill(0),
                 }
@@ -156,7 +178,7 @@ fn conforms(bdev: &dyn Bdev, batches: &[Vec<Act>], has_content: bool) {
 /// What lies between the pieces was not touched.
 fn assert_canaries(act: &Act, request: &block::Request) {
     let mut address = 0;
-    for (start, len) in if act.moves() { act.layout() } else { Layout::new() } {
+    for (start, len) in if act.op.has_buffers() { act.layout() } else { Layout::new() } {
         let mut gap = vec![0; (start - address) as usize];
         request.buffers.memory().read(guest_memory::GuestAddress(address), &mut gap).unwrap();
         assert!(gap.iter().all(|&byte| byte == CANARY), "bytes before {start} were touched: {act:?}");

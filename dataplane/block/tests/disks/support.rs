@@ -27,9 +27,9 @@ pub(crate) fn request(op: Op, offset: u64, len: u64, layout: &Layout, canary: u8
     request
 }
 
-/// A read or write of `len` bytes in one page-aligned piece, anything else without buffers.
+/// A request of `len` bytes, its buffers, if it has any, in one page-aligned piece.
 pub(crate) fn simple(op: Op, offset: u64, len: u64) -> Box<Request> {
-    let layout = if matches!(op, Op::Read | Op::Write) { vec![(0, len)] } else { vec![] };
+    let layout = if op.has_buffers() { vec![(0, len)] } else { vec![] };
     request(op, offset, len, &layout, 0)
 }
 

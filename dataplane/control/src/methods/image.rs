@@ -9,7 +9,8 @@ use block::Bdev;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -17,8 +18,8 @@ pub(super) fn methods() -> Vec<Entry> {
     vec![Entry::of::<BdevImageWrite>(), Entry::of::<BdevImageGetProgress>()]
 }
 
-/// Bytes copied at once.
-const CHUNK: usize = 1 << 20;
+/// Bytes copied, or verified, at once.
+const PIECE: usize = 1 << 20;
 
 /// Copies that run, and the last one of each disk that ended.
 #[derive(Default)]
@@ -28,9 +29,29 @@ struct Copy {
     disk: String,
     file: String,
     total: u64,
+    /// Verify what was written.
+    verify: bool,
     copied: AtomicU64,
+    verified: AtomicU64,
     /// `None` while it runs.
-    ended: Mutex<Option<Result<(), String>>>,
+    ended: Mutex<Option<Result<(), CopyError>>>,
+}
+
+/// Why a copy failed.
+#[derive(Clone, Debug, thiserror::Error)]
+enum CopyError {
+    /// The image could not be read, or the disk not be written or read.
+    #[error("{0}")]
+    Io(String),
+    /// The disk does not hold what was written.
+    #[error("the disk does not hold what was written to the {len} bytes at {at}")]
+    Differs { at: u64, len: usize },
+}
+
+impl From<io::Error> for CopyError {
+    fn from(error: io::Error) -> CopyError {
+        CopyError::Io(error.to_string())
+    }
 }
 
 impl Copies {
@@ -46,6 +67,9 @@ struct BdevImageWrite {
     name: String,
     /// The raw image, on the daemon's side; at most as large as the disk.
     file: String,
+    /// When all is written, look whether the disk holds it: the disk compares where it can, and is read back where not.
+    #[serde(default)]
+    verify: bool,
 }
 
 impl Method for BdevImageWrite {
@@ -67,17 +91,23 @@ impl Method for BdevImageWrite {
             let got = format!("{total} bytes");
             return Err(RpcError::invalid("file", got, format!("at most the {room} bytes of {}", disk.name())));
         }
-        let copied = AtomicU64::new(0);
         let name = disk.name().to_owned();
-        let copy =
-            Arc::new(Copy { disk: name.clone(), file: self.file.clone(), total, copied, ended: Mutex::default() });
+        let copy = Arc::new(Copy {
+            disk: name.clone(),
+            file: self.file.clone(),
+            total,
+            verify: self.verify,
+            copied: AtomicU64::new(0),
+            verified: AtomicU64::new(0),
+            ended: Mutex::default(),
+        });
         let mut copies = control.copies.lock();
         copies.retain(|other| other.disk != name);
         copies.push(copy.clone());
         drop(copies);
         let control = control.clone();
         tokio::task::spawn_blocking(move || {
-            let result = run(disk.bdev.as_ref(), file, &copy).map_err(|error| error.to_string());
+            let result = run(disk.bdev.as_ref(), &file, &copy);
             control.bdevs.release(&copy.disk, &holder);
             *copy.ended.lock().expect("no panic under this lock") = Some(result);
         });
@@ -85,23 +115,59 @@ impl Method for BdevImageWrite {
     }
 }
 
-fn run(bdev: &dyn Bdev, mut file: File, copy: &Copy) -> io::Result<()> {
-    let block = bdev.geometry().block_size as usize;
-    let chunk = CHUNK.min(bdev.geometry().max_io_size as usize / block * block);
-    let mut io = DiskIo::open(bdev, chunk)?;
-    let mut bytes = vec![0; chunk];
-    let mut at = 0;
-    while at < copy.total {
-        let len = (copy.total - at).min(chunk as u64) as usize;
-        file.read_exact(&mut bytes[..len])?;
-        // The last block is filled up with zeros.
-        let whole = len.next_multiple_of(block);
-        bytes[len..whole].fill(0);
-        io.write(at, &bytes[..whole])?;
-        at += len as u64;
-        copy.copied.store(at, Ordering::Relaxed);
+fn run(bdev: &dyn Bdev, file: &File, copy: &Copy) -> Result<(), CopyError> {
+    let geometry = bdev.geometry();
+    let block = geometry.block_size as usize;
+    let image = Image { file, len: copy.total, block, piece: PIECE.min(geometry.max_io_size as usize / block * block) };
+    let mut io = DiskIo::open(bdev, image.piece)?;
+    image.each_piece(&copy.copied, |at, bytes| Ok(io.write(at, bytes)?))?;
+    io.flush()?;
+    if !copy.verify {
+        return Ok(());
     }
-    io.flush()
+    let mut back = vec![0; image.piece];
+    image.each_piece(&copy.verified, |at, bytes| {
+        let same = if geometry.compare {
+            io.compare(at, bytes)?
+        } else {
+            let back = &mut back[..bytes.len()];
+            io.read(at, back)?;
+            back == bytes
+        };
+        if same { Ok(()) } else { Err(CopyError::Differs { at, len: bytes.len() }) }
+    })
+}
+
+/// An image file, in pieces that a disk takes.
+struct Image<'a> {
+    file: &'a File,
+    len: u64,
+    /// Bytes a block of the disk.
+    block: usize,
+    /// Bytes a piece, whole blocks.
+    piece: usize,
+}
+
+impl Image<'_> {
+    /// Hands out each piece with its place, and counts in `done`. The last block is filled up with zeros.
+    fn each_piece(
+        &self,
+        done: &AtomicU64,
+        mut take: impl FnMut(u64, &[u8]) -> Result<(), CopyError>,
+    ) -> Result<(), CopyError> {
+        let mut bytes = vec![0; self.piece];
+        let mut at = 0;
+        while at < self.len {
+            let len = (self.len - at).min(self.piece as u64) as usize;
+            self.file.read_exact_at(&mut bytes[..len], at)?;
+            let whole = len.next_multiple_of(self.block);
+            bytes[len..whole].fill(0);
+            take(at, &bytes[..whole])?;
+            at += len as u64;
+            done.store(at, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }
 
 /// Tells how far the copying onto a disk is.
@@ -119,10 +185,14 @@ struct Progress {
     total: u64,
     /// Bytes copied.
     copied: u64,
+    /// Bytes verified; null where nobody asked for it.
+    verified: Option<u64>,
     /// It has ended.
     done: bool,
     /// Why it failed.
     error: Option<String>,
+    /// Where the disk does not hold what was written: the first byte of at most 1 MiB in which it differs.
+    differs_at: Option<u64>,
 }
 
 impl Method for BdevImageGetProgress {
@@ -134,12 +204,18 @@ impl Method for BdevImageGetProgress {
         let copy = copies.iter().find(|copy| copy.disk == self.name);
         let copy = copy.ok_or_else(|| RpcError::no_such("copy onto the disk", &self.name))?;
         let ended = copy.ended.lock().expect("no panic under this lock").clone();
+        let error = ended.as_ref().and_then(|ended| ended.as_ref().err());
         Ok(Progress {
             file: copy.file.clone(),
             total: copy.total,
             copied: copy.copied.load(Ordering::Relaxed),
+            verified: copy.verify.then(|| copy.verified.load(Ordering::Relaxed)),
             done: ended.is_some(),
-            error: ended.and_then(Result::err),
+            error: error.map(CopyError::to_string),
+            differs_at: match error {
+                Some(CopyError::Differs { at, .. }) => Some(*at),
+                _ => None,
+            },
         })
     }
 }

@@ -44,7 +44,7 @@ fn next_command(pending: &Pending, geometry: &Geometry) -> Option<Command> {
             let cdb = scsi::write_same(unmap && geometry.max_discard_blocks > 0, block, blocks);
             Command { cdb, read: false, write: true, len: geometry.block_size, covers: blocks * geometry.block_size }
         }
-        Op::Discard | Op::WriteZeroes { .. } => return None,
+        Op::Compare | Op::Discard | Op::WriteZeroes { .. } => return None,
     })
 }
 
@@ -262,9 +262,8 @@ impl Connection {
 fn is_well_formed(pending: &Pending, geometry: &Geometry) -> bool {
     let request = &pending.request;
     let mask = u64::from(geometry.block_size) - 1;
-    let moves = matches!(request.op, Op::Read | Op::Write);
     (request.offset | request.len) & mask == 0
         && request.offset.checked_add(request.len).is_some()
-        && (!moves || (request.len == request.buffers.len() && request.len <= u32::MAX.into()))
+        && (!request.op.has_buffers() || (request.len == request.buffers.len() && request.len <= u32::MAX.into()))
         && (request.len > 0 || request.op == Op::Flush)
 }

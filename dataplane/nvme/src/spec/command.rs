@@ -420,6 +420,7 @@ mod tests {
         assert_eq!(Sqe::new(nvm::READ, 1).direction(), Direction::In);
         assert_eq!(Sqe::new(nvm::WRITE, 1).direction(), Direction::Out);
         assert_eq!(Sqe::new(nvm::DATASET_MANAGEMENT, 1).direction(), Direction::Out);
+        assert_eq!(Sqe::new(nvm::COMPARE, 1).direction(), Direction::Out);
         assert_eq!(Sqe::new(nvm::WRITE_ZEROES, 1).direction(), Direction::None);
         assert_eq!(Sqe::fabrics(1).direction(), Direction::Out);
         assert_eq!(Sqe::fabrics(4).direction(), Direction::None);

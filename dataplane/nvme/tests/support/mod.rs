@@ -34,6 +34,10 @@ pub(crate) fn write(channel: &mut dyn BlockChannel, offset: u64, bytes: &[u8]) -
     run(channel, request(Op::Write, offset, bytes.len() as u64, Some(bytes))).1
 }
 
+pub(crate) fn compare(channel: &mut dyn BlockChannel, offset: u64, bytes: &[u8]) -> Status {
+    run(channel, request(Op::Compare, offset, bytes.len() as u64, Some(bytes))).1
+}
+
 pub(crate) fn read(channel: &mut dyn BlockChannel, offset: u64, len: u64) -> (Vec<u8>, Status) {
     let (request, status) = run(channel, request(Op::Read, offset, len, None));
     let mut bytes = vec![0; len as usize];

@@ -45,6 +45,7 @@ impl Disk {
             max_io_size: u32::MAX,
             max_discard_blocks: 1 << 16,
             max_write_zeroes_blocks: 1 << 16,
+            compare: false,
             read_only: false,
             write_cache: true,
         };
@@ -112,6 +113,7 @@ impl Channel {
         let (file, copy) = (&self.shared.file, &mut self.copy[..]);
         let done = match request.op {
             _ if self.shared.broken.load(Ordering::SeqCst) => return Status::IoError,
+            Op::Compare => return Status::Unsupported,
             Op::Flush => Ok(()),
             Op::Read => file.read_exact_at(copy, request.offset).map(|()| request.buffers.write(0, copy).unwrap()),
             Op::Write => {
