@@ -584,18 +584,27 @@ impl Supervisor {
         self.board.changed.notify_all();
     }
 
-    /// Takes over what the controller has now: namespaces come, go and change.
+    /// Takes over what the controller has now: namespaces come, go and change. Whoever hears of it may look at them at once.
     fn on_namespaces(&self, found: &[NamespaceInfo], controller: &Controller) {
+        for event in self.take_namespaces(found, controller.facts()) {
+            (self.shared.sink)(&event);
+        }
+        let mut status = lock(&self.board.status);
+        status.scans += 1;
+        status.phase = Phase::Up;
+        self.board.changed.notify_all();
+    }
+
+    fn take_namespaces(&self, found: &[NamespaceInfo], facts: &ControllerFacts) -> Vec<Event> {
         let subnqn = &self.settings.connect.subnqn;
-        let facts = controller.facts();
-        let tell = |event| (self.shared.sink)(&event);
+        let mut events = Vec::new();
         let mut namespaces = lock(&self.board.namespaces);
         namespaces.retain(|&nsid, namespace| {
             let stays = found.iter().find(|info| info.nsid == nsid).is_some_and(|info| {
                 match namespace.update(subnqn, info, facts) {
                     Ok(None) => true,
                     Ok(Some(from)) => {
-                        tell(Event::NamespaceResized { nsid, from, to: info.identify.blocks });
+                        events.push(Event::NamespaceResized { nsid, from, to: info.identify.blocks });
                         true
                     }
                     Err(()) => false,
@@ -603,7 +612,7 @@ impl Supervisor {
             });
             if !stays {
                 namespace.remove();
-                tell(Event::NamespaceRemoved { nsid });
+                events.push(Event::NamespaceRemoved { nsid });
             }
             stays
         });
@@ -623,16 +632,12 @@ impl Supervisor {
             match namespace {
                 Ok(namespace) => {
                     namespaces.insert(nsid, Arc::new(namespace));
-                    tell(Event::NamespaceAdded { nsid });
+                    events.push(Event::NamespaceAdded { nsid });
                 }
-                Err(reason) => tell(Event::NamespaceRefused { nsid, reason }),
+                Err(reason) => events.push(Event::NamespaceRefused { nsid, reason }),
             }
         }
-        drop(namespaces);
-        let mut status = lock(&self.board.status);
-        status.scans += 1;
-        status.phase = Phase::Up;
-        self.board.changed.notify_all();
+        events
     }
 }
 
