@@ -6,6 +6,7 @@ use block::{Bdev, IoSnapshot, IoStats, Qos};
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use uuid::Uuid;
 
 /// A disk that is there.
 pub(crate) struct Registered {
@@ -93,6 +94,8 @@ pub(crate) enum Use {
 
 struct Slot {
     name: String,
+    /// Of the disk that is there, is being made (once it is known), or is being taken down.
+    uuid: Option<Uuid>,
     /// `None` while it is being made or taken down.
     disk: Option<Arc<Registered>>,
     holders: Vec<(Holder, Use)>,
@@ -121,7 +124,7 @@ impl Bdevs {
         if slots.len() >= limits::BDEVS {
             return Err(RpcError::limit("disks", limits::BDEVS));
         }
-        slots.push(Slot { name: name.to_owned(), disk: None, holders: Vec::new() });
+        slots.push(Slot { name: name.to_owned(), uuid: None, disk: None, holders: Vec::new() });
         Ok(Reservation { bdevs: self.clone(), name: name.to_owned(), done: false })
     }
 
@@ -136,7 +139,7 @@ impl Bdevs {
     pub(crate) fn get(&self, name: &str) -> Result<Arc<Registered>, RpcError> {
         let slots = self.lock();
         let live = || slots.iter().filter_map(|slot| slot.disk.as_ref());
-        let by_uuid = || uuid::Uuid::parse_str(name).ok().and_then(|id| live().find(|d| d.bdev.identity().uuid == id));
+        let by_uuid = || Uuid::parse_str(name).ok().and_then(|id| live().find(|d| d.bdev.identity().uuid == id));
         let found = live().find(|disk| disk.name() == name).or_else(by_uuid);
         found.cloned().ok_or_else(|| RpcError::no_such("disk", name).hint("bdev_get_bdevs lists the disks"))
     }
@@ -205,7 +208,19 @@ impl Bdevs {
 }
 
 impl Reservation {
-    /// The disk is there.
+    /// Takes the identity of the disk that is about to be there. Two names of one disk would each be given to a guest, and
+    /// neither guest would know of the other's writes.
+    pub(crate) fn identify(&self, uuid: Uuid) -> Result<(), RpcError> {
+        let mut slots = self.bdevs.lock();
+        if let Some(twin) = slots.iter().find(|slot| slot.uuid == Some(uuid) && slot.name != self.name) {
+            return Err(RpcError::same_identity(&self.name, &twin.name, uuid));
+        }
+        let slot = slots.iter_mut().find(|slot| slot.name == self.name).expect("reserved");
+        slot.uuid = Some(uuid);
+        Ok(())
+    }
+
+    /// The disk is there; its identity was taken.
     pub(crate) fn fill(mut self, disk: Registered) {
         self.done = true;
         let mut slots = self.bdevs.lock();

@@ -127,7 +127,11 @@ pub(crate) fn sync(control: &Control, attached: &Arc<Attached>) -> Result<(), Rp
             continue;
         }
         let name = bdev.identity().name.clone();
-        match control.bdevs.reserve("name", &name) {
+        let reserved = control.bdevs.reserve("name", &name).and_then(|reservation| {
+            reservation.identify(bdev.identity().uuid)?;
+            Ok(reservation)
+        });
+        match reserved {
             Ok(reservation) => {
                 let about = json!({"nvme": [{"nvme_controller": attached.name, "ns_data": {"id": nsid}}]});
                 let new = bdev::New { name_field: "name", name: &name, deleted_by: DETACH, base: None, about };

@@ -1,78 +1,15 @@
 //! The command as a user runs it, against a control plane in this process.
 
-use control::{Control, Log, Server, Settings};
-use engine::{Engine, IdlePolicy};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use tempfile::TempDir;
+mod served;
 
-/// A control plane with one worker; it lives as long as the test's process.
-struct Served {
-    dir: TempDir,
-}
-
-impl Served {
-    fn start() -> Served {
-        let dir = tempfile::tempdir().unwrap();
-        let (ready, started) = std::sync::mpsc::channel();
-        let path = dir.path().to_owned();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let server = Server::bind(&path.join("rpc"), 0o600, Vec::new()).unwrap();
-                let engine = Engine::start(&[first_cpu()], IdlePolicy::default()).unwrap();
-                let settings = Settings {
-                    state_dir: None,
-                    vhost_dir: path,
-                    vhost_socket_mode: 0o600,
-                    packet_buffers: Control::DEFAULT_PACKET_BUFFERS,
-                    eal: None,
-                    idle: IdlePolicy::default(),
-                };
-                let control = Control::new(engine, Log::silent(), settings).unwrap();
-                ready.send(()).unwrap();
-                server.serve(control).await
-            });
-        });
-        started.recv().unwrap();
-        Served { dir }
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        run(&self.dir.path().join("rpc"), args)
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn file(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.dir.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        path
-    }
-}
-
-fn first_cpu() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    control::parse_cpus(list.trim()).unwrap()[0]
-}
-
-fn run(socket: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sluicectl")).env("SLUICE_SOCKET", socket).args(args).output().unwrap()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use served::{Served, run, said};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 #[test]
 fn disks_and_controllers_are_made_shown_and_deleted() {
     let served = Served::start();
-    let image = served.dir.path().join("image");
+    let image = served.dir().join("image");
     std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
     assert_eq!(served.ok(&["disk", "create", "malloc", "--size", "4M"]), "Malloc0\n");
     assert_eq!(served.ok(&["disk", "create", "file", "image", image.to_str().unwrap()]), "image\n");
@@ -139,7 +76,7 @@ fn a_capture_ends_when_it_is_interrupted() {
     let served = Served::start();
     served.ok(&["port", "create", "vhost-user", "p"]);
     served.ok(&["port", "limit", "p", "--packets-per-second", "1000"]);
-    let (socket, file) = (served.dir.path().join("rpc"), served.dir.path().join("p.pcapng"));
+    let (socket, file) = (served.dir().join("rpc"), served.dir().join("p.pcapng"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluicectl"));
     let args = ["capture", "p", "--file", file.to_str().unwrap()];
     let capture = command.env("SLUICE_SOCKET", socket).args(args).stdout(Stdio::piped()).spawn().unwrap();

@@ -51,10 +51,15 @@ async fn make_and_fill<T: Bdev + 'static, E: Into<RpcError> + Send + 'static>(
 ) -> Result<Identity, RpcError> {
     let reservation = control.bdevs.reserve(new.name_field, new.name)?;
     let disk = blocking(make).await?.map_err(Into::into)?;
+    if let Err(error) = reservation.identify(disk.identity().uuid) {
+        // Its sessions log out.
+        blocking(move || drop(disk)).await?;
+        return Err(error);
+    }
     Ok(fill(control, reservation, new, disk))
 }
 
-/// Registers a disk under a name that was reserved for it.
+/// Registers a disk under the name and the identity that were taken for it.
 pub(crate) fn fill<T: Bdev + 'static>(
     control: &Control,
     reservation: Reservation,
@@ -208,7 +213,7 @@ fn io_types(geometry: &Geometry) -> Value {
         "write_zeroes": writable && geometry.max_write_zeroes_blocks > 0,
         "flush": true,
         "reset": false,
-        "compare": false,
+        "compare": geometry.compare,
         "compare_and_write": false,
         "abort": false,
         "nvme_admin": false,

@@ -3,6 +3,7 @@
 use block::BlockError;
 use serde::Serialize;
 use std::fmt::Display;
+use uuid::Uuid;
 
 const PARSE: i64 = -32700;
 /// JSON that is no request.
@@ -84,6 +85,17 @@ impl RpcError {
         (error.data.field, error.data.got) = (Some(field.to_owned()), Some(name.to_owned()));
         error.data.expected = Some("a name that nothing else has".to_owned());
         error.hint("choose another name, or delete what has this one")
+    }
+
+    /// A disk that is there already under another name.
+    pub fn same_identity(name: &str, twin: &str, uuid: Uuid) -> RpcError {
+        let message = format!("the disks {name} and {twin} are one: both have the identity {uuid}");
+        let mut error = RpcError::errno(libc::EEXIST, message).field("uuid", uuid);
+        error.data.expected = Some(format!("an identity that no other disk has: {twin} has this one"));
+        error.hint(format!(
+            "use {twin}, or delete it first: a disk has one path, multipath is not supported yet; where they are two disks, give \
+             one another UUID (at its target: UUID, NGUID or EUI64 of the namespace, designator or serial number of the LUN)"
+        ))
     }
 
     /// A limit that was met.
