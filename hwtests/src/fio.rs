@@ -36,6 +36,49 @@ impl Verify<'_> {
     }
 }
 
+/// A job file for `/dev/DEVICE`: random writes of one block to 256 KiB at any block, each block with a checksum of its own
+/// that is checked after it was written, and trims. The disk has four parts of `mib_per_part` MiB. In each of `passes` (at
+/// most 4) three parts are written, each by another kind of job, while the fourth is trimmed; the parts take turns.
+///
+/// No block is written twice in a pass, so sizes may be mixed and many writes be under way. Each pass has another kind of
+/// checksum, which fio tells apart: what is left of an earlier pass, or comes late from it, is an error.
+///
+/// [`mixed_environment`] comes before it.
+pub fn mixed(device: &str, mib_per_part: u32, passes: usize) -> String {
+    let mut jobs = format!(
+        "[global]\nfilename=/dev/{device}\ndirect=1\nioengine=libaio\nthread=1\nverify_interval=${{BLOCK}}\n\
+         verify_fatal=1\nverify_state_save=0\nsize={mib_per_part}m\n"
+    );
+    let kinds = [
+        ("one", "rw=randwrite\nbsrange=${BLOCK}-256k\niodepth=1"),
+        (
+            "mixed",
+            "rw=randwrite\nbssplit=${BLOCK}/40:8k/20:12k/10:${NINE_BLOCKS}/10:64k/10:256k/10\niodepth=16\nfsync=32",
+        ),
+        ("deep", "rw=randwrite\nbsrange=${BLOCK}-64k\niodepth=32\nverify_backlog=32"),
+        ("trim", "rw=${TRIM}\nbsrange=${BLOCK}-64k"),
+    ];
+    for (pass, check) in ["crc32c", "crc64", "xxhash", "md5"].iter().enumerate().take(passes) {
+        for (place, (kind, options)) in kinds.iter().enumerate() {
+            let offset = (pass + place) as u32 % 4 * mib_per_part;
+            let together = if place == 0 { "stonewall\n" } else { "" };
+            let verify = if *kind == "trim" { String::new() } else { format!("verify={check}\n") };
+            write!(jobs, "[{pass} {kind}]\n{together}offset={offset}m\n{options}\n{verify}")
+                .expect("a String takes all");
+        }
+    }
+    jobs
+}
+
+/// Shell commands that set what [`mixed`] needs to know of a disk: its block size, and whether it can be trimmed.
+pub fn mixed_environment(device: &str) -> String {
+    let queue = format!("/sys/block/{device}/queue");
+    format!(
+        "export BLOCK=$(cat {queue}/logical_block_size)\nexport NINE_BLOCKS=$((9 * BLOCK)) TRIM=randread\n\
+         [ \"$(cat {queue}/discard_max_bytes)\" = 0 ] || TRIM=randtrim\n"
+    )
+}
+
 /// Shell commands that run the job file `jobs` with its result as JSON on the standard output.
 /// They succeed when fio does. The start and the end are marked by lines `fio: started` and `fio: ended`.
 pub fn run(jobs: &str) -> String {

@@ -10,6 +10,7 @@
 //! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
 //! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
 //! - [`iscsi_peers`]: tgt and istgt; [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest. The crates nvme and iscsi test with them.
+//! - [`Relay`]: a network path that can be lost.
 //! - [`fio`]: job files and results.
 //!
 //! Errors are [`anyhow::Error`]; a failed wait shows the last lines of the process waited for. With `HWTESTS_VERBOSE=1` in
@@ -23,6 +24,7 @@ mod linux_target;
 mod process;
 mod qemu;
 mod qmp;
+mod relay;
 mod shell;
 mod storage_daemon;
 mod uml;
@@ -36,6 +38,7 @@ pub use linux_target::{LinuxTarget, Protocol};
 pub use process::Process;
 pub use qemu::{Card, Disk, Firmware, Qemu, QemuConfig};
 pub use qmp::Qmp;
+pub use relay::Relay;
 pub use shell::Shell;
 pub use storage_daemon::StorageDaemon;
 pub use uml::Uml;

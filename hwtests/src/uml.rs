@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::process::Process;
 
-/// A user-mode Linux guest with one vhost-user-blk disk, `/dev/vda`: native speed, and a front-end of its own kind that has
+/// A user-mode Linux guest with vhost-user-blk disks, `/dev/vda` and on: native speed, and a front-end of its own kind that has
 /// one split queue and does not connect again. Its root is this machine's own file system, read-only.
 pub struct Uml {
     process: Process,
@@ -15,8 +15,9 @@ pub struct Uml {
 }
 
 impl Uml {
-    /// Starts a guest that runs the shell commands `script` as root and then powers off.
-    pub fn start(socket: &Path, script: &str) -> Result<Self> {
+    /// Starts a guest with a disk of each of the vhost-user sockets; it runs the shell commands `script` as root and then
+    /// powers off. What is written to its console can be read from `/dev/console`.
+    pub fn start(sockets: &[PathBuf], script: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let init = dir.path().join("init");
         std::fs::write(&init, INIT)?;
@@ -25,9 +26,9 @@ impl Uml {
         let mut command = Command::new("linux.uml");
         command
             .args(["mem=256M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
-            .args(["con=null", "con0=null,fd:1", "ssl=null", "umid=guest"])
+            .args(["con=null", "con0=fd:0,fd:1", "ssl=null", "umid=guest"])
             .arg(format!("uml_dir={}", dir.path().display()))
-            .arg(format!("virtio_uml.device={}:2", socket.display()))
+            .args(sockets.iter().map(|socket| format!("virtio_uml.device={}:2", socket.display())))
             .args(["init=/bin/sh", "--"])
             .arg(&init);
         if std::fs::read_to_string("/proc/cpuinfo")?.contains(" amx_tile") {
@@ -39,6 +40,11 @@ impl Uml {
     /// The guest's process: its output is the guest's console.
     pub fn console(&self) -> &Process {
         &self.process
+    }
+
+    /// As [`Uml::console`], to write to the guest's console.
+    pub fn console_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Waits until the script has ended well and the guest is off; returns all it wrote.

@@ -1,53 +1,17 @@
 //! Guests boot from cloud disks, take their network from a cidata disk, and do not notice when the target is gone for a while.
 
+mod support;
+
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hwtests::{Card, Daemon, Disk, Qemu, QemuConfig, Qmp, fio, guest_image};
 use serde_json::{Value, json};
+use support::{CloudDisk, IQN, NQN, iscsi_target, nvme_target};
 
-const NQN: &str = "nqn.2024-01.io.sluice:test";
-const IQN: &str = "iqn.2024-01.io.sluice:test";
 const MAC: &str = "52:54:00:12:34:56";
-
-/// A cloud disk over our own target: it ends with the value.
-struct CloudDisk {
-    address: String,
-    /// Gives it another length and tells who uses it.
-    resize: Box<dyn Fn(u64) -> std::io::Result<()>>,
-    _server: Box<dyn std::any::Any>,
-}
-
-fn nvme_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
-    use nvme::target::{Access, FileStore, Namespace, Server, Target, TargetConfig};
-    let target = Target::new(TargetConfig::new(NQN), 1);
-    let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-    let store = Arc::new(FileStore::open(file, read_only)?);
-    target.set_namespace(1, Namespace { store, block_size: 512, access, uuid: uuid::Uuid::from_u128(7) });
-    let server = Server::start(target.clone(), address)?;
-    let file = (!read_only).then(|| File::options().write(true).open(file)).transpose()?;
-    let resize = move |len| {
-        file.as_ref().ok_or(ErrorKind::ReadOnlyFilesystem)?.set_len(len)?;
-        target.namespace_resized();
-        Ok(())
-    };
-    Ok(CloudDisk { address: server.address().to_string(), resize: Box::new(resize), _server: Box::new(server) })
-}
-
-fn iscsi_target(file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
-    use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
-    let opened = File::options().read(true).write(!read_only).open(file)?;
-    let target = Target::new(TargetConfig::new(IQN));
-    let unit = Arc::new(Unit::new(Arc::new(FileStore::new(opened)), 512, read_only, 7));
-    target.insert_unit(iscsi::Lun(0), unit.clone());
-    let server = Server::start(address, Arc::new(target), Faults::default())?;
-    let resize = move |len| unit.resize(len);
-    Ok(CloudDisk { address: server.address().to_string(), resize: Box::new(resize), _server: Box::new(server) })
-}
 
 /// The part of `boot_create` that says where the disk is.
 fn source(protocol: &str, address: &str) -> Result<Value> {

@@ -55,7 +55,7 @@ fn storage_daemon_serves_a_guest_at_native_speed() -> Result<()> {
     let backend = StorageDaemon::start(&data, 1)?;
     let verify = fio::Verify { devices: &["/dev/vda"], depths: &[1, 16], mib_per_job: 16, seconds: 2 };
     let script = format!("mkfs.ext4 -q /dev/vda\n{}", verify.script());
-    let output = Uml::start(&backend.socket(), &script)?.finish(Duration::from_secs(60))?;
+    let output = Uml::start(&[backend.socket()], &script)?.finish(Duration::from_secs(60))?;
     let reports = fio::Report::all_in(&output)?;
     ensure!(reports.len() == 1, "{output}");
     reports[0].check()

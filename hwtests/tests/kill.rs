@@ -64,7 +64,7 @@ fn acknowledged_writes_outlive_a_kill() -> Result<()> {
          fio {region} --rw=randwrite --do_verify=0 >/dev/null\necho written\n\
          fio --name=more --filename=/dev/vda --offset=200m --size=32m --rw=randwrite --time_based --runtime=60 --direct=1\n"
     );
-    let first = Uml::start(&daemon.vhost_socket("data"), &first)?;
+    let first = Uml::start(&[daemon.vhost_socket("data")], &first)?;
     first.console().wait_for("written", Duration::from_secs(60))?;
     std::thread::sleep(Duration::from_millis(300));
     daemon.kill_and_restart()?;
@@ -76,6 +76,6 @@ fn acknowledged_writes_outlive_a_kill() -> Result<()> {
          diff -r /usr/lib/uml/modules/*/kernel/fs /tmp/m/fs\numount /tmp/m\n{}",
         verify.script()
     );
-    let output = Uml::start(&daemon.vhost_socket("data"), &second)?.finish(Duration::from_secs(90))?;
+    let output = Uml::start(&[daemon.vhost_socket("data")], &second)?.finish(Duration::from_secs(90))?;
     fio::Report::all_in(&output)?.first().context("no fio report")?.check()
 }
