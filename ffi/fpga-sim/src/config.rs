@@ -1,0 +1,151 @@
+//! The device's arguments, `--vdev net_fpgasim0,wire=(net_pcap0,iface=veth0),function=(net_vhost0,iface=/run/g.sock),exact=1024`.
+
+use crate::pipeline::Limits;
+use std::time::Duration;
+
+/// What the arguments ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// What the physical port is over; nothing is a port without a cable.
+    pub wire: Option<Backend>,
+    /// What the guest functions are over; each gets a representor port.
+    pub functions: Vec<Backend>,
+    /// Sizes.
+    pub limits: Limits,
+    /// Troubles on demand.
+    pub troubles: Troubles,
+}
+
+/// Another Ethernet device: one that is there already, or one to be made of these arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Its arguments.
+    pub args: String,
+}
+
+/// Troubles that real devices have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// An insertion takes so long.
+    pub insert_delay: Duration,
+    /// Items and actions, by their names in rte_flow, that are refused in validate and create.
+    pub refuse: Vec<String>,
+    /// The same, but validate says that they are fine.
+    pub refuse_create: Vec<String>,
+    /// After so many packets the device is reset, once: it forgets its rules and tells the application.
+    pub reset_after: Option<u64>,
+}
+
+/// Arguments that make no sense.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InvalidArgument {
+    /// The argument.
+    pub argument: String,
+    /// What is accepted.
+    pub expected: &'static str,
+}
+
+impl std::fmt::Display for InvalidArgument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}: expected {}", self.argument, self.expected)
+    }
+}
+
+const KEYS: &str = "wire=(DEVICE), function=(DEVICE), exact=RULES, exact-formats=N, masked=RULES, groups=N, priorities=N, \
+                    insert-delay-us=N, counter-delay-ms=N, refuse=NAME:NAME, refuse-create=NAME:NAME or reset-after=PACKETS";
+
+/// Functions that a device has at most.
+const MAX_FUNCTIONS: usize = 16;
+
+impl Config {
+    /// Reads what stands behind the device's name.
+    pub fn parse(args: &str) -> Result<Config, InvalidArgument> {
+        let mut config = Config::default();
+        for argument in split(args)? {
+            let invalid = |expected| InvalidArgument { argument: argument.to_owned(), expected };
+            let (key, value) = argument.split_once('=').ok_or_else(|| invalid(KEYS))?;
+            let number = || value.parse::<u32>().map_err(|_| invalid("a number"));
+            let device =
+                || backend(value).ok_or_else(|| invalid("a device, as (net_ring0) or (net_pcap0,iface=veth0)"));
+            let names = || value.split(':').map(str::to_uppercase).collect::<Vec<_>>();
+            let (limits, troubles) = (&mut config.limits, &mut config.troubles);
+            match key {
+                "wire" if config.wire.is_none() => config.wire = Some(device()?),
+                "wire" => return Err(invalid("one wire")),
+                "function" if config.functions.len() == MAX_FUNCTIONS => return Err(invalid("16 functions at most")),
+                "function" => config.functions.push(device()?),
+                "exact" => limits.exact = number()? as usize,
+                "exact-formats" => limits.exact_formats = number()? as usize,
+                "masked" => limits.masked = number()? as usize,
+                "groups" => limits.groups = number()?.max(1),
+                "priorities" => limits.priorities = number()?.max(1),
+                "counter-delay-ms" => limits.counter_delay = Duration::from_millis(number()?.into()),
+                "insert-delay-us" => troubles.insert_delay = Duration::from_micros(number()?.into()),
+                "refuse" => troubles.refuse = names(),
+                "refuse-create" => troubles.refuse_create = names(),
+                "reset-after" => troubles.reset_after = Some(number()?.into()),
+                _ => return Err(invalid(KEYS)),
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Splits at commas that are not in parentheses.
+fn split(args: &str) -> Result<Vec<&str>, InvalidArgument> {
+    let unbalanced = || InvalidArgument { argument: args.to_owned(), expected: "as many ( as )" };
+    let (mut depth, mut start, mut parts) = (0usize, 0, Vec::new());
+    for (at, char) in args.char_indices() {
+        match char {
+            '(' => depth += 1,
+            ')' => depth = depth.checked_sub(1).ok_or_else(unbalanced)?,
+            ',' if depth == 0 => {
+                parts.push(&args[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if depth > 0 {
+        return Err(unbalanced());
+    }
+    parts.push(&args[start..]);
+    parts.retain(|part| !part.is_empty());
+    Ok(parts)
+}
+
+fn backend(value: &str) -> Option<Backend> {
+    let inner = value.strip_prefix('(').map_or(Some(value), |rest| rest.strip_suffix(')'))?;
+    let (name, args) = inner.split_once(',').unwrap_or((inner, ""));
+    let valid = !name.is_empty() && !inner.contains('\0');
+    valid.then(|| Backend { name: name.to_owned(), args: args.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_arguments_stay_together() {
+        let config = Config::parse(
+            "wire=(net_pcap0,rx_pcap=a,tx_pcap=b),function=(net_ring0),function=net_null1,exact=10,refuse=geneve:Age",
+        )
+        .unwrap();
+        let device = |name: &str, args: &str| Backend { name: name.to_owned(), args: args.to_owned() };
+        assert_eq!(config.wire, Some(device("net_pcap0", "rx_pcap=a,tx_pcap=b")));
+        assert_eq!(config.functions, [device("net_ring0", ""), device("net_null1", "")]);
+        assert_eq!((config.limits.exact, config.limits.masked), (10, Limits::default().masked));
+        assert_eq!(config.troubles.refuse, ["GENEVE", "AGE"]);
+        assert_eq!(Config::parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for bad in ["exact=many", "wire=(net_ring0", "wire=()", "wire=)(", "speed=100G", "exact", "wire=a,wire=b"] {
+            let error = Config::parse(bad).unwrap_err();
+            assert!(bad.contains(error.argument.as_str()), "{bad}: {error}");
+        }
+    }
+}

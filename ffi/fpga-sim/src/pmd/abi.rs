@@ -1,0 +1,208 @@
+//! The driver's side of DPDK 22.11, whose headers Debian does not package: structures and functions of `ethdev_driver.h`,
+//! `bus_vdev_driver.h`, `dev_driver.h` and `rte_flow_driver.h`. The offsets asserted here are what a C compiler says of
+//! those headers on x86-64. They hold for one version of DPDK, which is asked for before the driver registers.
+
+use dpdk_sys as sys;
+use std::ffi::{c_char, c_int, c_void};
+use std::mem::offset_of;
+
+const QUEUES: usize = sys::RTE_MAX_QUEUES_PER_PORT as usize;
+
+/// An operation that this driver does not have.
+pub(super) type Nothing = Option<unsafe extern "C" fn()>;
+
+#[repr(C)]
+pub(super) struct Link {
+    next: *mut c_void,
+    previous: *mut c_void,
+}
+
+impl Link {
+    pub(super) const NONE: Link = Link { next: std::ptr::null_mut(), previous: std::ptr::null_mut() };
+}
+
+/// `struct rte_driver`
+#[repr(C)]
+pub(super) struct Driver {
+    pub link: Link,
+    pub name: *const c_char,
+    pub alias: *const c_char,
+}
+
+/// `struct rte_device`
+#[repr(C)]
+pub(super) struct Device {
+    link: Link,
+    pub name: *const c_char,
+    bus_info: *const c_char,
+    driver: *const Driver,
+    bus: *const c_void,
+    pub numa_node: c_int,
+    pub devargs: *mut sys::rte_devargs,
+}
+
+/// `struct rte_vdev_device`
+#[repr(C)]
+pub(super) struct VdevDevice {
+    link: Link,
+    pub device: Device,
+}
+
+/// `struct rte_vdev_driver`
+#[repr(C)]
+pub(super) struct VdevDriver {
+    pub link: Link,
+    pub driver: Driver,
+    pub probe: Option<unsafe extern "C" fn(*mut VdevDevice) -> c_int>,
+    pub remove: Option<unsafe extern "C" fn(*mut VdevDevice) -> c_int>,
+    pub dma_map: Nothing,
+    pub dma_unmap: Nothing,
+    pub flags: u32,
+}
+
+/// `struct rte_eth_dev`
+#[repr(C, align(64))]
+pub(super) struct EthDev {
+    pub rx_pkt_burst: sys::eth_rx_burst_t,
+    pub tx_pkt_burst: sys::eth_tx_burst_t,
+    tx_pkt_prepare: sys::eth_tx_prep_t,
+    rx_queue_count: sys::eth_rx_queue_count_t,
+    rx_descriptor_status: Nothing,
+    tx_descriptor_status: Nothing,
+    pub data: *mut EthDevData,
+    process_private: *mut c_void,
+    pub dev_ops: *const EthDevOps,
+    pub device: *mut Device,
+    intr_handle: *mut c_void,
+    link_intr_cbs: Link,
+    post_rx_burst_cbs: [*mut c_void; QUEUES],
+    pre_tx_burst_cbs: [*mut c_void; QUEUES],
+    state: u32,
+    security_ctx: *mut c_void,
+}
+
+/// `struct rte_eth_dev_data`
+#[repr(C, align(64))]
+pub(super) struct EthDevData {
+    pub name: [c_char; sys::RTE_ETH_NAME_MAX_LEN as usize],
+    pub rx_queues: *mut *mut c_void,
+    pub tx_queues: *mut *mut c_void,
+    pub nb_rx_queues: u16,
+    pub nb_tx_queues: u16,
+    sriov: [u16; 3],
+    pub dev_private: *mut c_void,
+    pub dev_link: sys::rte_eth_link,
+    pub dev_conf: sys::rte_eth_conf,
+    pub mtu: u16,
+    min_rx_buf_size: u32,
+    rx_mbuf_alloc_failed: u64,
+    pub mac_addrs: *mut sys::rte_ether_addr,
+    mac_pool_sel: [u64; sys::RTE_ETH_NUM_RECEIVE_MAC_ADDR as usize],
+    hash_mac_addrs: *mut sys::rte_ether_addr,
+    pub port_id: u16,
+    /// Bits: promiscuous, scattered, all multicast, started, LRO, configured, flow engine configured.
+    flags: u8,
+    pub rx_queue_state: [u8; QUEUES],
+    pub tx_queue_state: [u8; QUEUES],
+    pub dev_flags: u32,
+    pub numa_node: c_int,
+    vlan_filter_conf: [u64; 64],
+    owner: sys::rte_eth_dev_owner,
+    pub representor_id: u16,
+    pub backer_port_id: u16,
+    flow_ops_mutex: [u64; 5],
+}
+
+/// `struct eth_dev_ops`
+#[repr(C)]
+pub(super) struct EthDevOps {
+    pub dev_configure: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub dev_start: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub dev_stop: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub dev_set_link: [Nothing; 2],
+    pub dev_close: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub dev_reset: Nothing,
+    pub link_update: Option<unsafe extern "C" fn(*mut EthDev, c_int) -> c_int>,
+    pub is_removed: Nothing,
+    /// Promiscuous on and off, all multicast on and off.
+    pub receive_modes: [Option<unsafe extern "C" fn(*mut EthDev) -> c_int>; 4],
+    pub mac_addr_remove_add: [Nothing; 2],
+    pub mac_addr_set: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_ether_addr) -> c_int>,
+    pub set_mc_addr_list: Nothing,
+    pub mtu_set: Option<unsafe extern "C" fn(*mut EthDev, u16) -> c_int>,
+    pub stats_get: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_eth_stats) -> c_int>,
+    pub stats_reset: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub xstats_get: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_eth_xstat, u32) -> c_int>,
+    pub xstats_reset: Option<unsafe extern "C" fn(*mut EthDev) -> c_int>,
+    pub xstats_get_names: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_eth_xstat_name, u32) -> c_int>,
+    pub queue_stats_mapping_set: Nothing,
+    pub dev_infos_get: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_eth_dev_info) -> c_int>,
+    pub from_rxq_info_get: [Nothing; 16],
+    pub rx_queue_setup: Option<
+        unsafe extern "C" fn(*mut EthDev, u16, u16, u32, *const sys::rte_eth_rxconf, *mut sys::rte_mempool) -> c_int,
+    >,
+    pub rx_queue_release: Option<unsafe extern "C" fn(*mut EthDev, u16)>,
+    pub rx_queue_intr: [Nothing; 2],
+    pub tx_queue_setup: Option<unsafe extern "C" fn(*mut EthDev, u16, u16, u32, *const sys::rte_eth_txconf) -> c_int>,
+    pub tx_queue_release: Option<unsafe extern "C" fn(*mut EthDev, u16)>,
+    pub from_tx_done_cleanup: [Nothing; 23],
+    pub flow_ops_get: Option<unsafe extern "C" fn(*mut EthDev, *mut *const FlowOps) -> c_int>,
+    pub from_get_dcb_info: [Nothing; 28],
+    pub rx_metadata_negotiate: Option<unsafe extern "C" fn(*mut EthDev, *mut u64) -> c_int>,
+    pub from_ip_reassembly: [Nothing; 13],
+}
+
+type Attributes = *const sys::rte_flow_attr;
+type Items = *const sys::rte_flow_item;
+type Actions = *const sys::rte_flow_action;
+type Error = *mut sys::rte_flow_error;
+
+/// `struct rte_flow_ops`
+#[repr(C)]
+pub(super) struct FlowOps {
+    pub validate: Option<unsafe extern "C" fn(*mut EthDev, Attributes, Items, Actions, Error) -> c_int>,
+    pub create: Option<unsafe extern "C" fn(*mut EthDev, Attributes, Items, Actions, Error) -> *mut sys::rte_flow>,
+    pub destroy: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow, Error) -> c_int>,
+    pub flush: Option<unsafe extern "C" fn(*mut EthDev, Error) -> c_int>,
+    pub query: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow, Actions, *mut c_void, Error) -> c_int>,
+    pub isolate: Option<unsafe extern "C" fn(*mut EthDev, c_int, Error) -> c_int>,
+    pub dev_dump: Nothing,
+    pub get_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, *mut *mut c_void, u32, Error) -> c_int>,
+    pub from_get_q_aged_flows: [Nothing; 10],
+    pub pick_transfer_proxy: Option<unsafe extern "C" fn(*mut EthDev, *mut u16, Error) -> c_int>,
+    pub from_flex_item: [Nothing; 18],
+}
+
+const _: () = {
+    assert!(size_of::<VdevDriver>() == 88 && offset_of!(VdevDriver, probe) == 48);
+    assert!(size_of::<VdevDevice>() == 80 && offset_of!(VdevDevice, device) == 16);
+    assert!(size_of::<Device>() == 64 && offset_of!(Device, devargs) == 56);
+    assert!(size_of::<EthDev>() == 16512 && offset_of!(EthDev, data) == 48 && offset_of!(EthDev, state) == 16488);
+    assert!(offset_of!(EthDev, dev_ops) == 64 && offset_of!(EthDev, device) == 72);
+    assert!(size_of::<EthDevData>() == 6144 && offset_of!(EthDevData, dev_private) == 96);
+    assert!(offset_of!(EthDevData, dev_link) == 104 && offset_of!(EthDevData, dev_conf) == 112);
+    assert!(offset_of!(EthDevData, mtu) == 2384 && offset_of!(EthDevData, mac_addrs) == 2400);
+    assert!(offset_of!(EthDevData, port_id) == 3440 && offset_of!(EthDevData, rx_queue_state) == 3443);
+    assert!(offset_of!(EthDevData, dev_flags) == 5492 && offset_of!(EthDevData, numa_node) == 5496);
+    assert!(offset_of!(EthDevData, owner) == 6016 && offset_of!(EthDevData, representor_id) == 6088);
+    assert!(size_of::<EthDevOps>() == 904 && offset_of!(EthDevOps, dev_close) == 40);
+    assert!(offset_of!(EthDevOps, mtu_set) == 136 && offset_of!(EthDevOps, stats_get) == 144);
+    assert!(offset_of!(EthDevOps, xstats_get_names) == 176 && offset_of!(EthDevOps, dev_infos_get) == 192);
+    assert!(offset_of!(EthDevOps, rx_queue_setup) == 328 && offset_of!(EthDevOps, tx_queue_setup) == 360);
+    assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
+    assert!(size_of::<FlowOps>() == 296 && offset_of!(FlowOps, get_aged_flows) == 56);
+    assert!(offset_of!(FlowOps, pick_transfer_proxy) == 144);
+};
+
+// Not among the libraries that pkg-config names, as applications do not call it.
+#[link(name = "rte_bus_vdev")]
+unsafe extern "C" {
+    pub(super) fn rte_vdev_register(driver: *mut VdevDriver);
+    pub(super) fn rte_eth_dev_allocate(name: *const c_char) -> *mut EthDev;
+    pub(super) fn rte_eth_dev_allocated(name: *const c_char) -> *mut EthDev;
+    pub(super) fn rte_eth_dev_release_port(dev: *mut EthDev) -> c_int;
+    pub(super) fn rte_eth_dev_probing_finish(dev: *mut EthDev);
+    pub(super) fn rte_eth_dev_callback_process(dev: *mut EthDev, event: u32, param: *mut c_void) -> c_int;
+    pub(super) fn rte_eth_switch_domain_alloc(domain: *mut u16) -> c_int;
+    pub(super) fn rte_eth_switch_domain_free(domain: u16) -> c_int;
+}

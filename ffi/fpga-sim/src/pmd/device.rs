@@ -1,0 +1,234 @@
+//! The device behind its ports: the pipeline, what the ports are over, and the queues to the host, under one lock.
+
+use super::backend::Backend;
+use super::mbuf::Mbuf;
+use crate::config::{Config, Troubles};
+use crate::pipeline::{Destination, Frame, Limits, Pipeline, Rss, Source};
+use dpdk_sys as sys;
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A port that the host has not polled for so many polls of other ports has its packets moved by those.
+const FORSAKEN: u64 = 64;
+/// The number of a port that is closed.
+pub(super) const CLOSED: u16 = u16::MAX;
+/// Aged rules are looked for so often.
+const AGE_CHECK: Duration = Duration::from_millis(100);
+
+/// The device.
+pub(super) struct Device {
+    /// The names of its ports.
+    pub names: Vec<CString>,
+    pub switch_domain: u16,
+    pub troubles: Troubles,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+/// What changes.
+pub(super) struct State {
+    pub pipeline: Pipeline,
+    pub ports: Vec<PortState>,
+    polls: u64,
+    packets: u64,
+    age_check: Duration,
+    events: Events,
+}
+
+/// What the application is told, when the lock is not held.
+#[derive(Default)]
+pub(super) struct Events {
+    /// The device was reset.
+    pub reset: bool,
+    /// Ports, by index, with rules that have aged.
+    pub aged: Vec<usize>,
+}
+
+/// A port.
+pub(super) struct PortState {
+    pub id: u16,
+    pub backend: Option<Backend>,
+    /// What waits for the host, and how much may.
+    pub queues: Vec<(VecDeque<Mbuf>, usize)>,
+    pub pool: Pool,
+    pub stats: Stats,
+    polled: u64,
+    /// The application was told of aged rules, and has not asked for them yet.
+    aged_told: bool,
+}
+
+/// The pool that a port's packets are received into.
+#[derive(Clone, Copy)]
+pub(super) struct Pool(pub *mut sys::rte_mempool);
+
+// SAFETY: any thread may take from a pool.
+unsafe impl Send for Pool {}
+
+/// Packets between a port and the host.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Stats {
+    pub rx_packets: u64,
+    pub rx_bytes: u64,
+    pub rx_missed: u64,
+    pub tx_packets: u64,
+    pub tx_bytes: u64,
+}
+
+impl PortState {
+    pub(super) fn new(id: u16) -> PortState {
+        PortState {
+            id,
+            backend: None,
+            queues: Vec::new(),
+            pool: Pool(std::ptr::null_mut()),
+            stats: Stats::default(),
+            polled: 0,
+            aged_told: false,
+        }
+    }
+}
+
+impl Device {
+    pub(super) fn new(names: Vec<CString>, switch_domain: u16, config: &Config) -> Device {
+        let state = State {
+            pipeline: Pipeline::new(config.limits.clone()),
+            ports: Vec::new(),
+            polls: 0,
+            packets: 0,
+            age_check: Duration::ZERO,
+            events: Events::default(),
+        };
+        let troubles = config.troubles.clone();
+        Device { names, switch_domain, troubles, started: Instant::now(), state: Mutex::new(state) }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Moves what has come to the device's ports, and gives the host what waits for it in a queue.
+    pub(super) fn receive(&self, port: usize, queue: usize, room: usize) -> (Vec<Mbuf>, Events) {
+        let now = self.now();
+        let mut state = self.lock();
+        if queue == 0 {
+            state.polls += 1;
+            state.ports[port].polled = state.polls;
+        }
+        for index in 0..state.ports.len() {
+            let forsaken = state.polls - state.ports[index].polled > FORSAKEN;
+            if index == port && queue == 0 || forsaken {
+                let packets = state.ports[index].backend.as_mut().map(Backend::receive).unwrap_or_default();
+                let from = Source::Represented(state.ports[index].id);
+                state.process(packets, from, &self.troubles, now);
+            }
+        }
+        state.look_for_aged(now);
+        let events = std::mem::take(&mut state.events);
+        let PortState { queues, stats, .. } = &mut state.ports[port];
+        let Some((waiting, _)) = queues.get_mut(queue) else { return (Vec::new(), events) };
+        let packets: Vec<Mbuf> = waiting.drain(..room.min(waiting.len())).collect();
+        stats.rx_packets += packets.len() as u64;
+        stats.rx_bytes += packets.iter().map(|packet| packet.total_len() as u64).sum::<u64>();
+        (packets, events)
+    }
+
+    /// Takes what the host sends through a port.
+    pub(super) fn send(&self, port: usize, packets: Vec<Mbuf>) {
+        let now = self.now();
+        let mut state = self.lock();
+        let PortState { id, stats, .. } = &mut state.ports[port];
+        stats.tx_packets += packets.len() as u64;
+        stats.tx_bytes += packets.iter().map(|packet| packet.total_len() as u64).sum::<u64>();
+        let from = Source::Representor(*id);
+        state.process(packets, from, &self.troubles, now);
+    }
+}
+
+impl State {
+    pub(super) fn ids(&self) -> Vec<u16> {
+        self.ports.iter().map(|port| port.id).collect()
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        self.pipeline.limits()
+    }
+
+    /// How a port spreads what no rule wants.
+    pub(super) fn rss(&mut self, index: usize) -> Option<Rss> {
+        let id = self.ports[index].id;
+        self.pipeline.port_mode(id).rss.clone()
+    }
+
+    /// Takes packets through the pipeline and to where they go.
+    fn process(&mut self, packets: Vec<Mbuf>, from: Source, troubles: &Troubles, now: Duration) {
+        let mut outgoing: Vec<Vec<Mbuf>> = self.ports.iter().map(|_| Vec::new()).collect();
+        for packet in packets {
+            self.packets += 1;
+            if troubles.reset_after == Some(self.packets) {
+                self.pipeline.reset();
+                self.events.reset = true;
+            }
+            let Some(mut packet) = packet.unshared() else { continue };
+            let index = |id| self.ports.iter().position(|port| port.id == id);
+            match self.pipeline.process(&mut packet, from, now) {
+                Destination::Nowhere => {}
+                Destination::Represented(id) => {
+                    if let Some(index) = index(id) {
+                        outgoing[index].push(packet);
+                    }
+                }
+                Destination::Host { port: id, queue, mark, hash } => {
+                    packet.received(id, mark, hash);
+                    if let Some(index) = index(id) {
+                        self.ports[index].enqueue(usize::from(queue), packet);
+                    }
+                }
+            }
+        }
+        for (port, packets) in self.ports.iter_mut().zip(outgoing) {
+            if let Some(backend) = port.backend.as_mut().filter(|_| !packets.is_empty()) {
+                backend.send(packets);
+            }
+        }
+    }
+
+    fn look_for_aged(&mut self, now: Duration) {
+        if now.saturating_sub(self.age_check) < AGE_CHECK {
+            return;
+        }
+        self.age_check = now;
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            if !port.aged_told && self.pipeline.aged(port.id, now).next().is_some() {
+                port.aged_told = true;
+                self.events.aged.push(index);
+            }
+        }
+    }
+
+    /// The rules of a port that have aged. When there are others the application is told again.
+    pub(super) fn aged(&mut self, index: usize, now: Duration) -> Vec<u64> {
+        self.ports[index].aged_told = false;
+        let aged = self.pipeline.aged(self.ports[index].id, now);
+        aged.map(|(id, context)| context.unwrap_or(id)).collect()
+    }
+}
+
+impl PortState {
+    fn enqueue(&mut self, queue: usize, packet: Mbuf) {
+        match self.queues.get_mut(queue) {
+            Some((waiting, depth)) if waiting.len() < *depth => waiting.push_back(packet),
+            _ => self.stats.rx_missed += 1,
+        }
+    }
+
+    /// Forgets what waits for the host.
+    pub(super) fn drain(&mut self) {
+        self.queues.iter_mut().for_each(|(waiting, _)| waiting.clear());
+    }
+}

@@ -1,0 +1,212 @@
+//! Flow operations: each under the device's lock, each refusal with its clause.
+
+use super::abi::{EthDev, FlowOps};
+use super::device::State;
+use super::{Port, port};
+use crate::pipeline::{InsertError, Rule};
+use crate::translate::{self, Context, Refusal};
+use dpdk_sys as sys;
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr::{null, null_mut, without_provenance_mut};
+
+type Attributes = *const sys::rte_flow_attr;
+type Items = *const sys::rte_flow_item;
+type Actions = *const sys::rte_flow_action;
+type Error = *mut sys::rte_flow_error;
+
+pub(super) static OPS: FlowOps = FlowOps {
+    validate: Some(validate),
+    create: Some(create),
+    destroy: Some(destroy),
+    flush: Some(flush),
+    query: Some(query),
+    isolate: Some(isolate),
+    dev_dump: None,
+    get_aged_flows: Some(get_aged_flows),
+    from_get_q_aged_flows: [None; 10],
+    pick_transfer_proxy: Some(pick_transfer_proxy),
+    from_flex_item: [None; 18],
+};
+
+/// Tells why not. Returns what DPDK's function returns then, and sets `rte_errno`.
+fn refuse(error: Error, refusal: &Refusal) -> c_int {
+    // SAFETY: `error` is null or the application's; the message is constant.
+    unsafe { sys::rte_flow_error_set(error, refusal.errno, refusal.kind, refusal.cause, refusal.message.as_ptr()) }
+}
+
+fn unspecified(errno: i32, message: &'static CStr) -> Refusal {
+    Refusal { errno, kind: sys::RTE_FLOW_ERROR_TYPE_UNSPECIFIED, cause: null(), message }
+}
+
+/// A rule that an application names; a rule is named by its number, in the place of a pointer that nobody follows.
+fn gone(flow: *mut sys::rte_flow) -> Refusal {
+    let message = c"no such rule: destroyed, or lost when the device was reset";
+    Refusal { errno: libc::ENOENT, kind: sys::RTE_FLOW_ERROR_TYPE_HANDLE, cause: flow.cast(), message }
+}
+
+fn not_inserted(error: InsertError) -> Refusal {
+    match error {
+        InsertError::Exists => unspecified(libc::EEXIST, c"a rule of the same pattern and priority is there"),
+        InsertError::ExactFull => unspecified(libc::ENOSPC, c"the exact-match table is full, and the masked table too"),
+        InsertError::MaskedFull => unspecified(libc::ENOSPC, c"the masked table is full"),
+    }
+}
+
+/// Translates a rule for a port; `creating` is it when it is to be put in.
+///
+/// # Safety
+/// As for [`translate::rule`].
+unsafe fn translated(
+    port: &Port,
+    state: &mut State,
+    creating: bool,
+    (attributes, items, actions): (Attributes, Items, Actions),
+) -> Result<Rule, Refusal> {
+    let (ids, rss) = (state.ids(), state.rss(port.index));
+    let troubles = &port.device.troubles;
+    let refuse: &[&[String]] =
+        if creating { &[&troubles.refuse, &troubles.refuse_create] } else { &[&troubles.refuse] };
+    let context = Context {
+        port: ids[port.index],
+        ports: &ids,
+        rx_queues: state.ports[port.index].queues.len() as u16,
+        rss: rss.as_ref(),
+        limits: state.limits(),
+        refuse,
+    };
+    // SAFETY: as the caller promises.
+    unsafe { translate::rule(&context, attributes, items, actions) }
+}
+
+unsafe extern "C" fn validate(
+    dev: *mut EthDev,
+    attributes: Attributes,
+    items: Items,
+    actions: Actions,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application the rule.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    // SAFETY: as above.
+    let rule = unsafe { translated(port, &mut state, false, (attributes, items, actions)) };
+    match rule.and_then(|rule| state.pipeline.check(&rule).map_err(not_inserted)) {
+        Ok(()) => 0,
+        Err(refusal) => refuse(error, &refusal),
+    }
+}
+
+unsafe extern "C" fn create(
+    dev: *mut EthDev,
+    attributes: Attributes,
+    items: Items,
+    actions: Actions,
+    error: Error,
+) -> *mut sys::rte_flow {
+    // SAFETY: DPDK lends a port of ours, and the application the rule.
+    let port = unsafe { port(dev) };
+    if !port.device.troubles.insert_delay.is_zero() {
+        std::thread::sleep(port.device.troubles.insert_delay);
+    }
+    let now = port.device.now();
+    let mut state = port.device.lock();
+    // SAFETY: as above.
+    let rule = unsafe { translated(port, &mut state, true, (attributes, items, actions)) };
+    match rule.and_then(|rule| state.pipeline.insert(rule, now).map_err(not_inserted)) {
+        Ok(id) => without_provenance_mut(id as usize),
+        Err(refusal) => {
+            refuse(error, &refusal);
+            null_mut()
+        }
+    }
+}
+
+unsafe extern "C" fn destroy(dev: *mut EthDev, flow: *mut sys::rte_flow, error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    if port.device.lock().pipeline.remove(flow.addr() as u64) { 0 } else { refuse(error, &gone(flow)) }
+}
+
+unsafe extern "C" fn flush(dev: *mut EthDev, _error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    let id = state.ports[port.index].id;
+    state.pipeline.remove_of(id);
+    0
+}
+
+unsafe extern "C" fn query(
+    dev: *mut EthDev,
+    flow: *mut sys::rte_flow,
+    action: Actions,
+    data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application the action, with the structure to fill that belongs to it.
+    let (port, kind) = unsafe { (port(dev), (*action).type_) };
+    let (id, now) = (flow.addr() as u64, port.device.now());
+    let mut state = port.device.lock();
+    let Some(rule) = state.pipeline.rule(id) else { return refuse(error, &gone(flow)) };
+    let (counts, ages) = (rule.counts, rule.age.is_some());
+    match kind {
+        sys::RTE_FLOW_ACTION_TYPE_COUNT if counts => {
+            let counters = state.pipeline.counters(id, now).unwrap_or_default();
+            // SAFETY: as above.
+            let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
+            data.set_hits_set(1);
+            data.set_bytes_set(1);
+            (data.hits, data.bytes) = (counters.packets, counters.bytes);
+            if data.reset() != 0 {
+                state.pipeline.reset_counters(id);
+            }
+            0
+        }
+        sys::RTE_FLOW_ACTION_TYPE_AGE if ages => {
+            let (idle, aged) = state.pipeline.idle(id, now).unwrap_or_default();
+            // SAFETY: as above.
+            let data = unsafe { &mut *data.cast::<sys::rte_flow_query_age>() };
+            data.set_aged(u32::from(aged));
+            data.set_sec_since_last_hit_valid(1);
+            data.set_sec_since_last_hit(idle.as_secs().min(0x00ff_ffff) as u32);
+            0
+        }
+        _ => {
+            let message = c"COUNT and AGE can be asked for, of a rule that has them";
+            let kind = sys::RTE_FLOW_ERROR_TYPE_ACTION;
+            refuse(error, &Refusal { errno: libc::ENOTSUP, kind, cause: action.cast(), message })
+        }
+    }
+}
+
+unsafe extern "C" fn isolate(dev: *mut EthDev, set: c_int, _error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    let id = state.ports[port.index].id;
+    state.pipeline.port_mode(id).isolated = set != 0;
+    0
+}
+
+unsafe extern "C" fn get_aged_flows(dev: *mut EthDev, contexts: *mut *mut c_void, room: u32, _error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let now = port.device.now();
+    let aged = port.device.lock().aged(port.index, now);
+    if contexts.is_null() || room == 0 {
+        return aged.len() as c_int;
+    }
+    let count = aged.len().min(room as usize);
+    for (index, &context) in aged[..count].iter().enumerate() {
+        // SAFETY: the application has room for `room` of them.
+        unsafe { *contexts.add(index) = without_provenance_mut(context as usize) };
+    }
+    count as c_int
+}
+
+/// Transfer rules may be put in through any port; the physical one is where they belong.
+unsafe extern "C" fn pick_transfer_proxy(dev: *mut EthDev, proxy: *mut u16, _error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours and the place to fill.
+    unsafe { *proxy = port(dev).device.lock().ports[0].id };
+    0
+}

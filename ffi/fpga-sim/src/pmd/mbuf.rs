@@ -1,0 +1,108 @@
+//! A packet in DPDK's buffers.
+
+use crate::pipeline::Frame;
+use dpdk_sys as sys;
+use std::ptr::NonNull;
+
+/// A packet, owned; freed when it is dropped.
+pub(super) struct Mbuf(NonNull<sys::rte_mbuf>);
+
+// SAFETY: a packet belongs to one thread at a time.
+unsafe impl Send for Mbuf {}
+
+/// Flags of buffers that lie in another one, or outside of their pool.
+const ATTACHED: u64 = (1 << 62) | (1 << 61);
+
+impl Mbuf {
+    /// # Safety
+    /// `raw` is null or a whole packet that belongs to the caller.
+    pub(super) unsafe fn from_raw(raw: *mut sys::rte_mbuf) -> Option<Mbuf> {
+        NonNull::new(raw).map(Mbuf)
+    }
+
+    pub(super) fn into_raw(self) -> *mut sys::rte_mbuf {
+        let raw = self.0.as_ptr();
+        std::mem::forget(self);
+        raw
+    }
+
+    fn raw(&self) -> &sys::rte_mbuf {
+        // SAFETY: the packet is ours.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn raw_mut(&mut self) -> &mut sys::rte_mbuf {
+        // SAFETY: the packet is ours alone.
+        unsafe { self.0.as_mut() }
+    }
+
+    /// The same packet in one buffer that nobody else has: itself, or a copy. Nothing if there is no buffer for it.
+    pub(super) fn unshared(self) -> Option<Mbuf> {
+        if self.raw().refcnt == 1 && self.raw().nb_segs == 1 && self.raw().ol_flags & ATTACHED == 0 {
+            return Some(self);
+        }
+        // SAFETY: copies all of the packet into buffers of its own pool, or returns null.
+        let copy = unsafe { Mbuf::from_raw(sys::rte_pktmbuf_copy(self.raw(), self.raw().pool, 0, u32::MAX)) }?;
+        // SAFETY: the packet is ours; where it does not fit into one buffer its headers do.
+        unsafe { sys::rte_pktmbuf_linearize(copy.0.as_ptr()) };
+        Some(copy)
+    }
+
+    /// Says how the host receives it.
+    pub(super) fn received(&mut self, port: u16, mark: Option<u32>, hash: Option<u32>) {
+        let mbuf = self.raw_mut();
+        mbuf.port = port;
+        mbuf.ol_flags &= ATTACHED;
+        if let Some(hash) = hash {
+            mbuf.ol_flags |= u64::from(sys::RTE_MBUF_F_RX_RSS_HASH);
+            mbuf.__bindgen_anon_2.hash.rss = hash;
+        }
+        if let Some(mark) = mark {
+            mbuf.ol_flags |= u64::from(sys::RTE_MBUF_F_RX_FDIR | sys::RTE_MBUF_F_RX_FDIR_ID);
+            mbuf.__bindgen_anon_2.hash.fdir.hi = mark;
+        }
+    }
+}
+
+impl Frame for Mbuf {
+    fn bytes(&self) -> &[u8] {
+        let mbuf = self.raw();
+        // SAFETY: a buffer has `data_len` bytes at `data_off`.
+        unsafe {
+            let data = mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off));
+            std::slice::from_raw_parts(data, usize::from(mbuf.data_len))
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let mbuf = self.raw_mut();
+        // SAFETY: as above; the buffer is ours alone.
+        unsafe {
+            let data = mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off));
+            std::slice::from_raw_parts_mut(data, usize::from(mbuf.data_len))
+        }
+    }
+
+    fn total_len(&self) -> usize {
+        self.raw().pkt_len as usize
+    }
+
+    fn grow_front(&mut self, count: usize) -> bool {
+        let Ok(count) = u16::try_from(count) else { return false };
+        // SAFETY: the packet is ours; without room it is as it was, and the answer null.
+        !unsafe { sys::rte_pktmbuf_prepend(self.0.as_ptr(), count) }.is_null()
+    }
+
+    fn shrink_front(&mut self, count: usize) -> bool {
+        let Ok(count) = u16::try_from(count) else { return false };
+        // SAFETY: as above.
+        !unsafe { sys::rte_pktmbuf_adj(self.0.as_ptr(), count) }.is_null()
+    }
+}
+
+impl Drop for Mbuf {
+    fn drop(&mut self) {
+        // SAFETY: the packet is ours.
+        unsafe { sys::rte_pktmbuf_free(self.0.as_ptr()) };
+    }
+}

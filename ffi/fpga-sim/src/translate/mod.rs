@@ -1,0 +1,149 @@
+//! From rte_flow's attributes, pattern and actions to a [`Rule`], or to the clause that the device does not do and why.
+
+mod action;
+mod encap;
+mod item;
+
+pub(crate) use action::RSS_TYPES;
+
+use crate::pipeline::{Domain, Limits, Rss, Rule};
+use dpdk_sys as sys;
+use std::ffi::{CStr, c_void};
+use std::ptr::null;
+
+/// What of the device and of the port a translation depends on.
+pub(crate) struct Context<'a> {
+    /// The port that was asked.
+    pub port: u16,
+    /// The ports of the device.
+    pub ports: &'a [u16],
+    /// Receive queues of the port.
+    pub rx_queues: u16,
+    /// How the port spreads what no rule wants.
+    pub rss: Option<&'a Rss>,
+    /// Sizes of the device.
+    pub limits: &'a Limits,
+    /// Names of items and actions that are refused on demand.
+    pub refuse: &'a [&'a [String]],
+}
+
+impl Context<'_> {
+    fn refuses(&self, name: &str) -> bool {
+        self.refuse.iter().any(|names| names.iter().any(|refused| refused == name))
+    }
+}
+
+/// A clause that is refused.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub errno: i32,
+    pub kind: sys::rte_flow_error_type,
+    /// What of the application's is meant: an item, an action, a part of one, or the attributes.
+    pub cause: *const c_void,
+    pub message: &'static CStr,
+}
+
+impl Refusal {
+    /// The device does not do that.
+    fn unsupported<T>(kind: sys::rte_flow_error_type, cause: *const T, message: &'static CStr) -> Refusal {
+        Refusal { errno: libc::ENOTSUP, kind, cause: cause.cast(), message }
+    }
+
+    /// It makes no sense.
+    fn invalid<T>(kind: sys::rte_flow_error_type, cause: *const T, message: &'static CStr) -> Refusal {
+        Refusal { errno: libc::EINVAL, kind, cause: cause.cast(), message }
+    }
+}
+
+/// Translates a rule.
+///
+/// # Safety
+/// `attributes` is null or leads to attributes; `pattern` and `actions` are null or lead to lists that end in an END, and what
+/// their parts lead to is there and of the type that rte_flow gives it.
+pub(crate) unsafe fn rule(
+    context: &Context,
+    attributes: *const sys::rte_flow_attr,
+    pattern: *const sys::rte_flow_item,
+    actions: *const sys::rte_flow_action,
+) -> Result<Rule, Refusal> {
+    // SAFETY: as the caller promises.
+    let (attributes, pattern, actions) =
+        unsafe { (attributes.as_ref(), list(pattern, is_last_item), list(actions, is_last_action)) };
+    let missing = |kind, message| Refusal::invalid(kind, null::<c_void>(), message);
+    let attributes = attributes.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ATTR, c"no attributes"))?;
+    let pattern = pattern.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ITEM_NUM, c"no pattern"))?;
+    let actions = actions.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, c"no actions"))?;
+    let domain = domain(context, attributes)?;
+    // SAFETY: as the caller promises.
+    let matched = unsafe { item::pattern(context, attributes, pattern)? };
+    // SAFETY: as the caller promises.
+    let done = unsafe { action::actions(context, domain, attributes.group, &matched.seen, actions)? };
+    Ok(Rule {
+        owner: context.port,
+        domain,
+        group: attributes.group,
+        priority: attributes.priority,
+        pattern: matched.pattern,
+        actions: done.actions,
+        counts: done.counts,
+        age: done.age,
+    })
+}
+
+fn domain(context: &Context, attributes: &sys::rte_flow_attr) -> Result<Domain, Refusal> {
+    if attributes.group >= context.limits.groups {
+        let message = c"group: the device has fewer (argument groups)";
+        return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ATTR_GROUP, attributes, message));
+    }
+    if attributes.priority >= context.limits.priorities {
+        let message = c"priority: the device has fewer (argument priorities)";
+        return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ATTR_PRIORITY, attributes, message));
+    }
+    match (attributes.transfer() != 0, attributes.ingress() != 0, attributes.egress() != 0) {
+        (_, true, true) => {
+            let message = c"ingress and egress: a rule sees packets of one direction";
+            Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ATTR_EGRESS, attributes, message))
+        }
+        (true, ..) => Ok(Domain::Transfer),
+        (false, true, false) => Ok(Domain::Ingress(context.port)),
+        (false, false, true) => Ok(Domain::Egress(context.port)),
+        (false, false, false) => {
+            let message = c"one of ingress, egress and transfer is needed";
+            Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ATTR, attributes, message))
+        }
+    }
+}
+
+fn is_last_item(item: &sys::rte_flow_item) -> bool {
+    item.type_ == sys::RTE_FLOW_ITEM_TYPE_END
+}
+
+fn is_last_action(action: &sys::rte_flow_action) -> bool {
+    action.type_ == sys::RTE_FLOW_ACTION_TYPE_END
+}
+
+/// A list without its end; nothing if there is none.
+///
+/// # Safety
+/// `first` is null or leads to a list that ends in an element that `is_last`.
+unsafe fn list<'a, T>(first: *const T, is_last: fn(&T) -> bool) -> Option<&'a [T]> {
+    if first.is_null() {
+        return None;
+    }
+    let mut len = 0;
+    // SAFETY: as the caller promises; none after the last is looked at.
+    while !is_last(unsafe { &*first.add(len) }) {
+        len += 1;
+    }
+    // SAFETY: as above.
+    Some(unsafe { std::slice::from_raw_parts(first, len) })
+}
+
+/// A copy of the bytes behind a pointer.
+///
+/// # Safety
+/// `from` is null or leads to `len` bytes.
+unsafe fn copy(from: *const c_void, len: usize) -> Option<Vec<u8>> {
+    // SAFETY: as the caller promises.
+    (!from.is_null()).then(|| unsafe { std::slice::from_raw_parts(from.cast::<u8>(), len) }.to_vec())
+}
