@@ -42,6 +42,9 @@ struct Options {
     /// The core of the backends, and of what is measured in process
     #[arg(long, default_value_t = 1)]
     backend_cpu: usize,
+    /// Where SPDK's binaries are: its source tree, a build or a directory of programs. Without, what needs them is skipped
+    #[arg(long, value_name = "DIR")]
+    spdk: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,7 +59,7 @@ enum Part {
     Idle,
     /// The file backend against fio
     Fio,
-    /// The initiators, alone and against libiscsi
+    /// The initiators, alone, against libiscsi and, with --spdk, against SPDK's
     Initiators,
     /// The flow cache against OVS-DPDK
     Switch,
@@ -84,7 +87,7 @@ fn main() -> Result<()> {
             Part::Peers => peers::run(&plan, &out, &mut report),
             Part::Idle => idle::run(&plan, &mut report),
             Part::Fio => fio::run(&plan, &out, &mut report),
-            Part::Initiators => initiators::run(&plan, &mut report),
+            Part::Initiators => initiators::run(&plan, options.spdk.as_deref(), &mut report),
             Part::Switch => switch::run(&plan, &mut report),
         }
         .with_context(|| format!("{part:?}"))?;

@@ -1,10 +1,11 @@
-//! The initiators: CPU time an I/O of each alone, and iSCSI against libiscsi on the same tgt.
+//! The initiators: CPU time an I/O of each alone, iSCSI against libiscsi on the same tgt, and NVMe/TCP against SPDK's.
 //!
-//! For NVMe/TCP there is no peer among Debian's packages: no other initiator in user space.
+//! For NVMe/TCP there is no peer among Debian's packages: SPDK is asked for with `--spdk DIR`.
 
 mod alone;
 mod bare;
 mod libiscsi;
+mod spdk;
 
 use crate::measure::{Plan, Random};
 use crate::report::Report;
@@ -12,10 +13,12 @@ use anyhow::{Result, ensure};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
 use guest_memory::IoBuffers;
+use std::path::Path;
 
-pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
+pub(crate) fn run(plan: &Plan, spdk: Option<&Path>, report: &mut Report) -> Result<()> {
     alone::run(plan, report)?;
-    libiscsi::run(plan, report)
+    libiscsi::run(plan, report)?;
+    spdk::run(plan, spdk, report)
 }
 
 /// Reads at random places, as many as the depth.
