@@ -89,7 +89,7 @@ impl Placed {
 }
 
 /// What a call is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Object {
     pub(crate) subsystem: &'static str,
     pub(crate) name: String,

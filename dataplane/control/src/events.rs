@@ -29,6 +29,8 @@ pub enum EventType {
     PortCreate,
     /// A port of the switch is gone.
     PortDelete,
+    /// A queue was moved to another worker.
+    QueueMove,
     /// A call of the desired state could not be carried out; it is tried again.
     ConfigPending,
     /// A call of the desired state that was pending is in effect.
@@ -39,7 +41,7 @@ pub enum EventType {
 
 impl EventType {
     /// All of them.
-    pub const ALL: [EventType; 12] = [
+    pub const ALL: [EventType; 13] = [
         EventType::BdevRegister,
         EventType::BdevUnregister,
         EventType::BdevResize,
@@ -49,6 +51,7 @@ impl EventType {
         EventType::VhostQuarantine,
         EventType::PortCreate,
         EventType::PortDelete,
+        EventType::QueueMove,
         EventType::ConfigPending,
         EventType::ConfigRestored,
         EventType::StateDamaged,

@@ -28,6 +28,7 @@ mod nvme;
 mod reference;
 mod restore;
 mod rpc;
+mod scheduler;
 mod store;
 mod switch;
 
@@ -93,6 +94,7 @@ pub struct Control {
     pub(crate) nvme: nvme::NvmeControllers,
     pub(crate) switching: switch::Switching,
     pub(crate) captures: capture::Captures,
+    pub(crate) scheduler: scheduler::Scheduler,
     pub(crate) copies: methods::image::Copies,
     pub(crate) controller_events: EventSink,
     pub(crate) desired: Desired,
@@ -124,6 +126,7 @@ impl Control {
             nvme: nvme::NvmeControllers::default(),
             switching: switch::Switching::new(settings.packet_buffers, settings.eal),
             captures: capture::Captures::default(),
+            scheduler: scheduler::Scheduler::default(),
             copies: methods::image::Copies::default(),
             controller_events,
             desired: Desired::new(store),

@@ -1,5 +1,8 @@
 //! OpenMetrics over HTTP, on a thread of its own: a scrape reads the workers' counters and waits for no call.
 
+mod scheduler;
+mod switch;
+
 use crate::Control;
 use crate::methods::iostat;
 use axum::Router;
@@ -83,6 +86,8 @@ impl Collector for Scrape {
         disks(control, &mut encoder)?;
         memory(&mut encoder)?;
         controllers(control, &mut encoder)?;
+        switch::encode(control, &mut encoder)?;
+        scheduler::encode(control, &mut encoder)?;
         let pending = control.desired.pending().len() as u64;
         let help = "Calls of the configuration that are not in effect";
         let kind = MetricType::Gauge;
@@ -108,8 +113,9 @@ fn workers(control: &Control, encoder: &mut DescriptorEncoder, reports: &[Worker
 fn sources(encoder: &mut DescriptorEncoder, reports: &[WorkerReport]) -> fmt::Result {
     let each = || {
         reports.iter().flat_map(|report| {
-            report.sources.iter().map(|(name, busy, idle, work)| {
-                ([("worker", report.id.to_string()), ("source", name.clone())], (*busy, *idle, *work))
+            report.sources.iter().map(|source| {
+                let labels = [("worker", report.id.to_string()), ("source", source.name.clone())];
+                (labels, (source.busy, source.idle, source.work))
             })
         })
     };

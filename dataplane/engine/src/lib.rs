@@ -33,7 +33,7 @@ pub use {
     mailbox::{Mailbox, Sender, mailbox},
     stats::{SourceStats, WorkerStats},
     wake::{WakeSet, Waker},
-    worker::{Engine, EngineError, QUIESCENT_TURNS, SourceId, WorkerHandle, WorkerReport},
+    worker::{Engine, EngineError, QUIESCENT_TURNS, SourceId, SourceReport, WorkerHandle, WorkerReport},
 };
 
 use clock::Cycles;

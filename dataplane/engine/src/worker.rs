@@ -84,8 +84,23 @@ pub struct WorkerReport {
     pub turns: u64,
     /// Times it went to sleep.
     pub sleeps: u64,
-    /// Name, busy cycles, idle cycles, items of work, of each source.
-    pub sources: Vec<(String, u64, u64, u64)>,
+    /// Its sources.
+    pub sources: Vec<SourceReport>,
+}
+
+/// A source at one moment. Cycles since it was added.
+#[derive(Clone, Debug)]
+pub struct SourceReport {
+    /// As [`WorkerHandle::add`] named it.
+    pub id: SourceId,
+    /// Its name.
+    pub name: String,
+    /// Cycles in polls that did work.
+    pub busy: u64,
+    /// Cycles in polls that found none.
+    pub idle: u64,
+    /// Items of work.
+    pub work: u64,
 }
 
 impl WorkerHandle {
@@ -132,7 +147,13 @@ impl WorkerHandle {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let stats = &self.0.stats;
         let sources = self.lock_sources();
-        let sources = sources.iter().map(|(_, name, s)| (name.clone(), load(&s.busy), load(&s.idle), load(&s.work)));
+        let sources = sources.iter().map(|(id, name, stats)| SourceReport {
+            id: *id,
+            name: name.clone(),
+            busy: load(&stats.busy),
+            idle: load(&stats.idle),
+            work: load(&stats.work),
+        });
         WorkerReport {
             id: self.0.id,
             cpu: self.0.cpu,

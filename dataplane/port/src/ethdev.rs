@@ -1,16 +1,14 @@
 //! Any Ethernet device of DPDK as a port: NICs, af_xdp, af_packet, pcap, memif, tap, null.
 //!
-//! The device's queues belong to workers, not to threads of DPDK: see [`assignment`]. Most drivers have no notification that
+//! The device's queues belong to workers, not to threads of DPDK: see [`Assignment`]. Most drivers have no notification that
 //! a sleeping worker could wait for, so a worker that has a receive queue of such a port polls.
 //!
 //! DPDK takes packets from its own pools as they are. One from a pool of ours is copied into the port's pool when it is sent.
 
-mod assignment;
 mod shard;
 
-use crate::{Port, PortError, PortInfo, PortShard, PortStats};
-use assignment::Assignment;
-use dpdk::{Eal, EthDev, EthDevConfig, Link, Mempool, Stats};
+use crate::{Assignment, Deal, Port, PortError, PortInfo, PortShard, PortStats, QueueReport};
+use dpdk::{Eal, EthDev, EthDevConfig, Link, Mempool, RxQueue, Stats, TxQueue};
 use engine::WorkerHandle;
 use shard::Shard;
 use std::sync::{Arc, Mutex};
@@ -55,7 +53,9 @@ impl EthdevParams {
 /// A port on an Ethernet device of DPDK. The device goes with the port and the last of its shards.
 pub struct EthdevPort {
     dev: Mutex<EthDev>,
-    assignment: Arc<Assignment>,
+    rx: Arc<Assignment<RxQueue>>,
+    /// A worker without one hands its packets to one that has.
+    tx: Arc<Assignment<TxQueue>>,
     pool: packet::Pool,
     stats: Mutex<Vec<Arc<PortStats>>>,
     mac: [u8; 6],
@@ -92,7 +92,8 @@ impl EthdevPort {
             mac: dev.mac().map_err(other("open"))?,
             mtu: dev.mtu().map_err(other("open"))?,
             dev: Mutex::new(dev),
-            assignment: Arc::new(Assignment::new(queues)),
+            rx: Assignment::new(queues.rx, Deal::InTurn),
+            tx: Assignment::new(queues.tx, Deal::OneEach),
             pool: params.pool.packets().clone(),
             stats: Mutex::default(),
         })
@@ -113,8 +114,8 @@ impl Port for EthdevPort {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
         let stats = Arc::<PortStats>::default();
         self.stats.lock().expect("no panic under this lock").push(stats.clone());
-        let queues = self.assignment.open(worker);
-        Ok(Box::new(Shard::new(queues, self.pool.clone(), stats, self.mtu)))
+        let (rx, tx) = (self.rx.open(worker), self.tx.open(worker));
+        Ok(Box::new(Shard::new(rx, tx, self.pool.clone(), stats, self.mtu)))
     }
 
     fn info(&self) -> PortInfo {
@@ -123,8 +124,8 @@ impl Port for EthdevPort {
             mac: self.mac,
             mtu: self.mtu,
             link_up: self.link().is_some_and(|link| link.up),
-            rx_queues: self.assignment.rx_count(),
-            tx_queues: self.assignment.tx_count(),
+            rx_queues: self.rx.count(),
+            tx_queues: self.tx.count(),
         }
     }
 
@@ -133,11 +134,11 @@ impl Port for EthdevPort {
     }
 
     fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
-        self.assignment.move_rx(queue, worker.id())
+        self.rx.assign(queue, worker.id())
     }
 
-    fn rx_places(&self) -> Vec<Option<usize>> {
-        self.assignment.rx_places()
+    fn rx_queues(&self) -> Vec<QueueReport> {
+        self.rx.report()
     }
 }
 

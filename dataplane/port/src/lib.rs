@@ -1,8 +1,8 @@
 //! Ports: the seam between the switch and what carries packets.
 //!
 //! A [`Port`] is made and destroyed by a control thread. Each worker that serves it holds one [`PortShard`]: the port's queues
-//! on that worker, both directions. Queues move between workers by the port's own messages to its shards; the switch does not
-//! notice.
+//! on that worker, both directions. Queues move between workers by the port's own messages to its shards, or through an
+//! [`Assignment`]; the switch does not notice.
 //!
 //! The loop of a worker, each turn: [`rx`](PortShard::rx) a burst from each shard, carry it to its end, [`tx`](PortShard::tx)
 //! what goes out, and [`flush`](PortShard::flush) once a turn. A shard never blocks, allocates or logs. What it cannot send it
@@ -10,12 +10,14 @@
 //!
 //! Descriptors that wake a sleeping worker are registered by the port with the worker's [`engine::WakeSet`].
 
+mod assignment;
 #[cfg(feature = "dpdk")]
 mod ethdev;
 mod memory;
 mod stats;
 mod tap;
 
+pub use assignment::{Assignment, Deal, Held, Queues};
 #[cfg(feature = "dpdk")]
 pub use ethdev::{EthdevParams, EthdevPort};
 pub use memory::{MemoryPort, Wire};
@@ -65,16 +67,26 @@ pub trait Port: Send + Sync {
     /// The counters of each shard there was.
     fn stats(&self) -> Vec<Arc<PortStats>>;
 
-    /// Moves a receive queue to another worker, which has a shard of this port, while it receives.
+    /// Moves a receive queue, or a queue pair, to another worker, which has a shard of this port, while it receives. May wait for
+    /// the worker that has it.
     fn move_rx_queue(&self, _queue: u16, _worker: &WorkerHandle) -> Result<(), PortError> {
-        let (got, expected) = (format!("a {} port", self.info().kind), "one of DPDK".to_owned());
+        let (got, expected) = (format!("a {} port", self.info().kind), "one whose queues can be moved".to_owned());
         Err(PortError::Invalid { field: "name", got, expected })
     }
 
-    /// The worker of each receive queue, where they can be moved.
-    fn rx_places(&self) -> Vec<Option<usize>> {
+    /// Each receive queue, or queue pair, where they can be moved.
+    fn rx_queues(&self) -> Vec<QueueReport> {
         Vec::new()
     }
+}
+
+/// A receive queue at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueReport {
+    /// The worker that has it, or will when it has settled.
+    pub worker: Option<usize>,
+    /// Packets that came by it.
+    pub packets: u64,
 }
 
 /// A port at one moment.

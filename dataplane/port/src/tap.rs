@@ -1,12 +1,13 @@
 //! A kernel tap: the host's network stack, or a namespace's, as a port.
 //!
 //! Packets cross with `virtio_net_hdr` in front (IFF_VNET_HDR), so checksums and segmentation are left to whoever is last: a TCP
-//! stream over a tap and a guest is never cut into segments in software. The descriptors do not block, and wake the worker.
+//! stream over a tap and a guest is never cut into segments in software. The descriptors do not block, and wake the worker that
+//! has them: it puts a queue into its wake set when it picks it up, and takes it out again when it puts it down.
 
 #![allow(unsafe_code)] // ioctls, and scattered reads and writes of packet buffers
 
-use crate::{Port, PortError, PortInfo, PortShard, PortStats};
-use engine::WorkerHandle;
+use crate::{Assignment, Deal, Port, PortError, PortInfo, PortShard, PortStats, QueueReport, Queues};
+use engine::{WakeSet, WorkerHandle};
 use packet::{Burst, DATA_ROOM, L4Checksum, Packet, Pool};
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -39,16 +40,13 @@ pub struct TapParams {
     pub queues: u16,
     /// The interface's MTU.
     pub mtu: u16,
-    /// The workers that its queues are dealt to in turn; at least one.
-    pub workers: Vec<WorkerHandle>,
     /// Where packets from the kernel are put.
     pub pool: Pool,
 }
 
 /// A tap. The interface is there, and up, for as long as the port or one of its shards is.
 pub struct TapPort {
-    /// Each queue with the number of its worker.
-    queues: Vec<(usize, Arc<File>)>,
+    queues: Arc<Assignment<File>>,
     mac: [u8; 6],
     mtu: u16,
     pool: Pool,
@@ -68,9 +66,6 @@ impl TapPort {
         if !(MIN_MTU..=MAX_MTU).contains(&params.mtu) {
             return invalid("mtu", params.mtu.to_string(), format!("{MIN_MTU} to {MAX_MTU}"));
         }
-        if params.workers.is_empty() {
-            return invalid("workers", "none".to_owned(), "at least one".to_owned());
-        }
         let os = |what: &str| {
             let what = match what {
                 "TUNSETIFF" => format!("tap {}: TUNSETIFF; needs CAP_NET_ADMIN, and a name not in use", params.name),
@@ -78,11 +73,9 @@ impl TapPort {
             };
             move |source| PortError::Os { what, source }
         };
-        let workers = params.workers.iter().cycle().map(WorkerHandle::id);
-        let mut queues = Vec::new();
-        for worker in workers.take(params.queues.into()) {
-            queues.push((worker, Arc::new(open_queue(&params.name, params.queues > 1, &os)?)));
-        }
+        let open = |_| open_queue(&params.name, params.queues > 1, &os);
+        let queues = (0..params.queues).map(open).collect::<Result<Vec<File>, _>>()?;
+        let queues = Assignment::new(queues, Deal::InTurn);
         let mac = set_up(&params.name, params.mtu, &os)?;
         Ok(TapPort { queues, mac, mtu: params.mtu, pool: params.pool, stats: Mutex::default() })
     }
@@ -164,33 +157,38 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 impl Port for TapPort {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
-        let queues: Vec<_> =
-            self.queues.iter().filter(|(id, _)| *id == worker.id()).map(|(_, queue)| queue.clone()).collect();
-        for queue in &queues {
-            match worker.wake_set().add(queue.as_raw_fd()) {
-                // The shard before this one has left it there.
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                other => other.map_err(|source| PortError::Os { what: "epoll on a tap".to_owned(), source })?,
-            }
-        }
         let stats = Arc::<PortStats>::default();
         self.stats.lock().expect("no panic under this lock").push(stats.clone());
         let (pool, spare) = (self.pool.clone(), Vec::with_capacity(SEGMENTS));
-        Ok(Box::new(Shard { queues, first: 0, pool, spare, starved: false, stats }))
+        let (queues, wake_set) = (self.queues.open(worker), worker.wake_set());
+        let mut shard = Shard { queues, wake_set, deaf: false, first: 0, pool, spare, starved: false, stats };
+        shard.quiesce();
+        Ok(Box::new(shard))
     }
 
     fn info(&self) -> PortInfo {
-        let queues = self.queues.len() as u16;
+        let queues = self.queues.count();
         PortInfo { kind: "tap", mac: self.mac, mtu: self.mtu, link_up: true, rx_queues: queues, tx_queues: queues }
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
         self.stats.lock().expect("no panic under this lock").clone()
     }
+
+    fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
+        self.queues.assign(queue, worker.id())
+    }
+
+    fn rx_queues(&self) -> Vec<QueueReport> {
+        self.queues.report()
+    }
 }
 
 struct Shard {
-    queues: Vec<Arc<File>>,
+    queues: Queues<File>,
+    wake_set: WakeSet,
+    /// A queue could not be put into the wake set, so the worker must not sleep.
+    deaf: bool,
     /// The queue that receives first in the next turn.
     first: usize,
     pool: Pool,
@@ -205,8 +203,10 @@ impl PortShard for Shard {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let (before, mut bytes) = (burst.len(), 0);
         self.starved = false;
-        for turn in 0..self.queues.len() {
-            let fd = self.queues[(self.first + turn) % self.queues.len()].as_raw_fd();
+        let count = self.queues.held.len();
+        for turn in 0..count {
+            let (at, held) = ((self.first.wrapping_add(turn)) % count, burst.len());
+            let fd = self.queues.held[at].queue.as_raw_fd();
             while !burst.is_full() {
                 match self.read(fd) {
                     Ok(packet) => {
@@ -223,6 +223,9 @@ impl PortShard for Shard {
                     Err(Unread::Empty) => break,
                 }
             }
+            if burst.len() > held {
+                self.queues.count(at, burst.len() - held);
+            }
         }
         self.first = self.first.wrapping_add(1);
         let received = burst.len() - before;
@@ -232,7 +235,7 @@ impl PortShard for Shard {
     }
 
     fn tx(&mut self, burst: &mut Burst) {
-        let Some(fd) = self.queues.first().map(|queue| queue.as_raw_fd()) else {
+        let Some(fd) = self.queues.held.first().map(|held| held.queue.as_raw_fd()) else {
             PortStats::add(&self.stats.tx_down, burst.len() as u64);
             burst.clear();
             return;
@@ -257,12 +260,25 @@ impl PortShard for Shard {
     }
 
     fn can_tx(&self) -> bool {
-        !self.queues.is_empty()
+        !self.queues.held.is_empty()
     }
 
     fn arm(&mut self) -> bool {
         // The descriptors wake the worker for what comes from now on; what was left for want of buffers has come already.
-        self.starved
+        self.starved || self.deaf || self.queues.is_waiting()
+    }
+
+    fn quiesce(&mut self) {
+        let (wake_set, deaf) = (&self.wake_set, &mut self.deaf);
+        let leaves = |queue: &File| drop(wake_set.remove(queue.as_raw_fd()));
+        let comes = |queue: &File| *deaf |= wake_set.add(queue.as_raw_fd()).is_err();
+        self.queues.settle_with(leaves, comes);
+    }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.queues.held.iter().for_each(|held| drop(self.wake_set.remove(held.queue.as_raw_fd())));
     }
 }
 

@@ -114,10 +114,11 @@ fn queues_move_between_workers() {
     let info = port.info();
     assert_eq!((info.kind, info.rx_queues, info.tx_queues, info.link_up), ("dpdk", 2, 2, true));
 
+    let places = || port.rx_queues().iter().map(|queue| queue.worker).collect::<Vec<_>>();
     let mut one = port.open_shard(first).unwrap();
-    assert_eq!(port.rx_places(), [Some(0), Some(0)]);
+    assert_eq!(places(), [Some(0), Some(0)]);
     let mut two = port.open_shard(second).unwrap();
-    assert_eq!(port.rx_places(), [Some(0), Some(1)]);
+    assert_eq!(places(), [Some(0), Some(1)]);
     let mut burst = Burst::new();
     assert!(two.can_tx() && two.arm() && two.rx(&mut burst) == 0, "the first has not let go of the queue yet");
     one.quiesce();
@@ -133,8 +134,10 @@ fn queues_move_between_workers() {
     assert!(!one.arm(), "the first has nothing to poll");
     drop(two);
     one.quiesce();
-    assert_eq!(port.rx_places(), [Some(0), Some(0)]);
+    assert_eq!(places(), [Some(0), Some(0)]);
     assert_eq!(one.rx(&mut burst), 32);
+    let packets = port.rx_queues().iter().map(|queue| queue.packets).sum::<u64>();
+    assert_eq!(packets, counters(&port).rx_packets, "each is counted at its queue");
 
     let refused = port.move_rx_queue(2, first).unwrap_err();
     assert_eq!(refused.to_string(), "queue: got 2, expected 0 to 1");

@@ -1,10 +1,12 @@
 //! The kernel's network stack at the other end of a tap.
 
-use engine::{Engine, IdlePolicy};
+use clock::Cycles;
+use engine::{Engine, IdlePolicy, Source, WorkerHandle};
 use packet::{Burst, L4Checksum, Packet, Pool};
 use port::{Port, PortError, PortShard, TapParams, TapPort};
 use std::net::UdpSocket;
 use std::process::Command;
+use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -22,7 +24,7 @@ fn rig(queues: u16) -> Option<Rig> {
     let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
     let pool = Pool::new(1024, None).unwrap();
     let name = format!("slt{}q{queues}", std::process::id());
-    let params = TapParams { name, queues, mtu: 1400, workers: engine.workers().to_vec(), pool: pool.clone() };
+    let params = TapParams { name, queues, mtu: 1400, pool: pool.clone() };
     let port = match TapPort::open(params) {
         Err(PortError::Os { what, source }) => {
             eprintln!("skipped: {what}: {source}");
@@ -121,14 +123,80 @@ fn several_queues_and_a_pool_that_is_empty() {
     assert!(!rig.shard.arm());
 }
 
+/// Tells which worker received a datagram.
+struct Listener {
+    shard: Box<dyn PortShard>,
+    worker: usize,
+    heard: Sender<usize>,
+}
+
+impl Source for Listener {
+    fn poll(&mut self, _: Cycles) -> usize {
+        let mut burst = Burst::new();
+        let received = self.shard.rx(&mut burst);
+        let datagrams = burst.iter().filter(|packet| packet.data()[12..14] == [8, 0]);
+        datagrams.for_each(|_| self.heard.send(self.worker).unwrap());
+        received
+    }
+
+    fn arm(&mut self) -> bool {
+        self.shard.arm()
+    }
+
+    fn quiesce(&mut self) {
+        self.shard.quiesce();
+    }
+}
+
+#[test]
+fn a_queue_moves_and_wakes_its_new_worker() {
+    // They sleep whenever they can.
+    let engine = match Engine::start(&[0, 1], IdlePolicy::spin_for(Duration::ZERO)) {
+        Err(error) => return println!("skipped: {error}"),
+        Ok(engine) => engine,
+    };
+    let (pool, name) = (Pool::new(1024, None).unwrap(), format!("slt{}m", std::process::id()));
+    let port = match TapPort::open(TapParams { name: name.clone(), queues: 1, mtu: 1400, pool }) {
+        Err(PortError::Os { what, source }) => return println!("skipped: {what}: {source}"),
+        other => other.unwrap(),
+    };
+    let (heard, hears) = mpsc::channel();
+    let listen = |worker: &WorkerHandle| {
+        let shard = port.open_shard(worker).unwrap();
+        worker.add("tap", Box::new(Listener { shard, worker: worker.id(), heard: heard.clone() }))
+    };
+    let sources: Vec<_> = engine.workers().iter().map(listen).collect();
+    let run = |words: &[&str]| assert!(Command::new("ip").args(words).status().expect("iproute2").success());
+    run(&["addr", "add", "198.19.254.5/30", "dev", &name]);
+    run(&["neigh", "add", "198.19.254.6", "lladdr", "02:00:00:00:00:02", "dev", &name]);
+    let socket = UdpSocket::bind("198.19.254.5:0").unwrap();
+    for worker in [0, 1, 0, 1, 1] {
+        port.move_rx_queue(0, &engine.workers()[worker]).unwrap();
+        // Until the first has put it down, it receives.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            socket.send_to(b"?", "198.19.254.6:9").unwrap();
+            if hears.recv_timeout(PATIENCE).expect("a sleeping worker was not woken") == worker {
+                break;
+            }
+            assert!(Instant::now() < end, "the queue did not move");
+        }
+        for _ in 0..20 {
+            socket.send_to(b"?", "198.19.254.6:9").unwrap();
+            assert_eq!(hears.recv_timeout(PATIENCE), Ok(worker), "a sleeping worker was not woken");
+        }
+    }
+    let queue = port.rx_queues()[0];
+    assert!(queue.worker == Some(1) && queue.packets >= 100);
+    assert!(matches!(port.move_rx_queue(1, &engine.workers()[0]), Err(PortError::Invalid { field: "queue", .. })));
+    engine.workers().iter().zip(sources).for_each(|(worker, source)| drop(worker.remove(source)));
+}
+
 #[test]
 fn names_and_queues_are_checked() {
-    let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
     let pool = Pool::new(64, None).unwrap();
-    let open = |name: &str, queues, mtu| {
-        let workers = engine.workers().to_vec();
-        TapPort::open(TapParams { name: name.to_owned(), queues, mtu, workers, pool: pool.clone() })
-    };
+    let open =
+        |name: &str, queues, mtu| TapPort::open(TapParams { name: name.to_owned(), queues, mtu, pool: pool.clone() });
     for (name, queues) in [("", 1), ("sixteen-bytes-00", 1), ("a/b", 1), ("t%d", 1), ("ok", 0), ("ok", 257)] {
         assert!(matches!(open(name, queues, 1500), Err(PortError::Invalid { .. })), "{name}, {queues}");
     }

@@ -67,6 +67,7 @@ pub(crate) const NOUNS: &[(&str, &str)] = &[
     ("port", "Ports of the switch"),
     ("flow", "Flows of the switch"),
     ("worker", "Workers: the cores that serve"),
+    ("scheduler", "Queues moved between workers by load"),
     ("event", "What happened"),
     ("config", "The configuration: all that was made, as a document"),
     ("log", "The daemon's log"),
@@ -271,6 +272,20 @@ pub(crate) const VERBS: &[Verb] = &[
         rows: "/reactors",
     },
     call(&["worker", "idle"], "framework_set_idle", &["spin_us"]),
+    call(&["scheduler", "set"], "framework_set_scheduler", &["name"]),
+    Verb {
+        path: &["scheduler", "show"],
+        action: Action::Call { method: "framework_get_scheduler", positional: &[] },
+        columns: &[
+            Column("KIND", "/kind", Plain),
+            Column("NAME", "/name", Plain),
+            Column("QUEUE", "/queue", Plain),
+            Column("WORKER", "/worker", Plain),
+            Column("LOAD_%", "/load", Plain),
+            Column("PINNED", "/pinned", Plain),
+        ],
+        rows: "/queues",
+    },
     table(
         &["event", "list"],
         "notify_get_notifications",

@@ -74,6 +74,7 @@ async fn serve(control: std::sync::Arc<Control>, server: Server, socket: &std::p
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     control.restore()?;
     tokio::spawn(control.clone().keep_trying());
+    tokio::spawn(control.clone().keep_balanced());
     tokio::select! {
         _ = tokio::time::timeout(RESTORE_FIRST, control.restored()) => {}
         _ = term.recv() => return Ok(()),

@@ -174,6 +174,60 @@ mod dpdk {
         assert_eq!(port(&daemon, "null")["kind"], "dpdk");
     }
 
+    /// The value of a metric, with its labels.
+    fn metric(daemon: &Daemon, name: &str) -> Option<f64> {
+        let page = daemon.ok("metrics_get", json!({}));
+        let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+        page.as_str().unwrap().lines().find_map(value)
+    }
+
+    #[test]
+    fn metrics_tell_of_ports_caches_and_captures() {
+        let daemon = Daemon::start();
+        assert_eq!(metric(&daemon, "sluice_switch_megaflows"), None, "there is no switch yet");
+        let path = |name: &str| daemon.dir().join(name);
+        let frames: Vec<Vec<u8>> = (0..3000).map(broadcast).collect();
+        write_pcap(&path("in.pcap"), &frames);
+        daemon.ok("flow_add", json!({"flow": "in_port(1),eth_type(0x88b5)", "actions": "2,9"}));
+        create_dpdk(&daemon, "sink", 2, "net_null0,no-rx=1");
+        daemon.ok("capture_start", json!({"port": "sink", "file": path("out.pcapng"), "count": 10}));
+        create_dpdk(&daemon, "source", 1, &format!("net_pcap0,rx_pcap={}", path("in.pcap").display()));
+        let is = |name: &str, value: u64| metric(&daemon, &format!("sluice_{name}")) == Some(value as f64);
+        eventually("packets", || is("port_transmit_packets_total{port=\"sink\"}", 3000));
+        let bytes = frames.iter().map(Vec::len).sum::<usize>() as u64;
+        for (name, value) in [
+            ("port_up{port=\"source\"}", 1),
+            ("port_receive_packets_total{port=\"source\"}", 3000),
+            ("port_receive_bytes_total{port=\"source\"}", bytes),
+            ("port_transmit_bytes_total{port=\"sink\"}", bytes),
+            ("port_upcalls_total{port=\"source\"}", 0),
+            ("port_drops_total{port=\"source\",reason=\"no_port\"}", 3000),
+            ("port_drops_total{port=\"source\",reason=\"rate_limited\"}", 0),
+            ("port_drops_total{port=\"sink\",reason=\"tx_full\"}", 0),
+            ("port_bridge_drops_total{port=\"source\",reason=\"spoofed\"}", 0),
+            ("flow_cache_misses_total{worker=\"0\"}", 0),
+            ("flow_parked{worker=\"0\"}", 0),
+            ("switch_megaflows", 1),
+        ] {
+            assert!(is(name, value), "{name}: {:?}", metric(&daemon, &format!("sluice_{name}")));
+        }
+        // These are published when a worker has a quiet moment, or written by a thread.
+        let hits = |tier| metric(&daemon, &format!("sluice_flow_cache_hits_total{{worker=\"0\",tier=\"{tier}\"}}"));
+        let all = || ["exact", "signature", "megaflow"].map(|tier| hits(tier).unwrap()).iter().sum::<f64>();
+        eventually("hits", || all() == 3000.0);
+        eventually("flows", || is("flow_cache_megaflows{worker=\"0\"}", 1) && is("flow_cache_masks{worker=\"0\"}", 1));
+        eventually("a capture", || is("capture_running{port=\"sink\"}", 0));
+        assert!(is("capture_packets_total{port=\"sink\"}", 10));
+
+        // Twice the frames in no time: most are beyond the limit.
+        daemon.ok("port_delete", json!({"name": "source"}));
+        assert_eq!(metric(&daemon, "sluice_port_up{port=\"source\"}"), None);
+        create_dpdk(&daemon, "again", 1, &format!("net_pcap1,rx_pcap={},infinite_rx=1", path("in.pcap").display()));
+        daemon.ok("port_set_rate_limit", json!({"name": "again", "packets_per_second": 1000}));
+        let limited = "sluice_port_drops_total{port=\"again\",reason=\"rate_limited\"}";
+        eventually("a limit", || metric(&daemon, limited).is_some_and(|count| count > 0.0));
+    }
+
     #[test]
     fn devices_of_dpdk_join_bridges_with_others_and_come_back() {
         let daemon = Daemon::start_with(&["--eal", "--no-huge -m 128", "--packet-buffers", "4096"]);
@@ -224,6 +278,29 @@ mod dpdk {
         eventually("frames", || count(&daemon, "sink", "/stats/tx_packets") > 0);
         daemon.ok("port_delete", json!({"name": "sink"}));
         assert!(read_pcap(&daemon.dir().join("out.pcap")).iter().any(asks), "an ARP request");
+    }
+
+    #[test]
+    fn a_kernel_interface_joins_by_af_xdp() {
+        let (Some(left), Some(right)) = (Namespace::new(4), Namespace::new(5)) else { return };
+        let daemon = Daemon::start();
+        let interface = |side: &str| format!("sl{}{side}", std::process::id());
+        let (tap, ours, theirs) = (interface("t"), interface("x"), interface("y"));
+        run(&format!("ip link add {ours} type veth peer name {theirs}")).unwrap();
+        run(&format!("ip link set {ours} up")).unwrap();
+        daemon.ok("bridge_create", json!({"name": "br"}));
+        create_dpdk(&daemon, "xdp", 1, &format!("net_af_xdp0,iface={ours}"));
+        daemon.ok("port_create_tap", json!({"name": "tap", "ifname": tap}));
+        for name in ["xdp", "tap"] {
+            daemon.ok("bridge_add_port", json!({"bridge": "br", "port": name}));
+        }
+        left.adopt(&tap, "10.99.2.1/24");
+        right.adopt(&theirs, "10.99.2.2/24");
+        eventually("ping", || left.ping("10.99.2.2", 56).is_ok());
+        right.ping("10.99.2.1", 1400).unwrap();
+        assert!(count(&daemon, "xdp", "/stats/rx_packets") > 0 && count(&daemon, "xdp", "/stats/tx_packets") > 0);
+        daemon.ok("port_delete", json!({"name": "xdp"}));
+        left.ping("10.99.2.2", 56).expect_err("the device is closed");
     }
 
     /// The packets of a pcapng file: bytes, flags, comment.
@@ -332,8 +409,61 @@ mod dpdk {
         eventually("restoration", || daemon.ok("config_get_pending", json!({})) == json!([]));
         assert_eq!(places(&daemon), json!([1, 1, 0]));
         daemon.ok("vhost_create_net_controller", json!({"ctrlr": "guest"}));
-        let error = daemon.err("port_move_queue", json!({"name": "guest", "queue": 0, "worker": 1}));
-        assert_eq!(error["data"]["got"], "a vhost-user port");
+        let guest = json!({"name": "guest", "queue": 0, "worker": 1});
+        daemon.ok("port_move_queue", guest.clone());
+        assert_eq!(port(&daemon, "guest")["rx_workers"], json!([1]));
+        // The older name is for the same: one call is kept, not two.
+        daemon.ok("vhost_net_controller_move_queue_pair", json!({"ctrlr": "guest", "pair": 0, "worker": 1}));
+        let kept = || daemon.ok("framework_get_config", json!({"name": "port"})).as_array().unwrap().len();
+        let before = kept();
+        daemon.ok("port_move_queue", guest);
+        assert_eq!(kept(), before);
+        daemon.ok("port_move_queue", json!({"name": "guest", "queue": 0}));
+        assert_eq!((kept(), &port(&daemon, "guest")["rx_workers"]), (before - 1, &json!([1])), "it stays, and may go");
+    }
+
+    #[test]
+    fn queues_move_by_load_when_that_is_wanted() {
+        if std::thread::available_parallelism().unwrap().get() < 2 {
+            println!("skipped: needs two CPUs");
+            return;
+        }
+        let daemon = Daemon::start_with(&["--workers", "0,1"]);
+        // Each has one queue, which the first worker has, and each gives it all the work that there can be.
+        for name in ["a", "b", "c"] {
+            daemon.ok("port_create_dpdk", json!({"name": name, "devargs": format!("net_null_{name}"), "queues": 1}));
+        }
+        daemon.ok("port_move_queue", json!({"name": "a", "queue": 0, "worker": 0}));
+        let places = |daemon: &Daemon| ["a", "b", "c"].map(|name| port(daemon, name)["rx_workers"][0].clone());
+        assert_eq!(places(&daemon), [0, 0, 0]);
+        let status = |daemon: &Daemon| daemon.ok("framework_get_scheduler", json!({}));
+        assert_eq!(status(&daemon)["scheduler_name"], "static");
+        for (field, value) in [("period", 1), ("load_threshold", 101), ("improvement_threshold", 0)] {
+            let error = daemon.err("framework_set_scheduler", json!({"name": "dynamic", field: value}));
+            assert_eq!(error["data"]["field"], field, "{error}");
+        }
+        daemon.ok("framework_set_scheduler", json!({"name": "dynamic", "period": 200_000, "load_threshold": 50}));
+        eventually("a move by load", || places(&daemon).contains(&json!(1)));
+        assert_eq!(places(&daemon)[0], 0, "it is pinned");
+        eventually("loads", || {
+            let queues = status(&daemon)["queues"].as_array().cloned().unwrap_or_default();
+            let of = |name: &str| queues.iter().find(|queue| queue["name"] == name).cloned().unwrap_or_default();
+            let loaded = |name: &str| of(name)["load"].as_f64().is_some_and(|load| load > 0.0);
+            of("a")["pinned"] == true && of("b")["pinned"] == false && ["a", "b", "c"].iter().all(|name| loaded(name))
+        });
+        let moves = metric(&daemon, "sluice_queue_moves_total{by=\"load\"}").unwrap();
+        assert!(moves >= 1.0 && status(&daemon)["moves"]["load"].as_f64() >= Some(moves));
+        assert!(metric(&daemon, "sluice_worker_load_ratio{worker=\"1\"}").is_some());
+        let events = daemon.ok("notify_get_notifications", json!({}));
+        let told =
+            |event: &Value| event["type"] == "queue_move" && event["detail"] == "queue 0: worker 0 to 1, by load";
+        assert!(events.as_array().unwrap().iter().any(told), "{events}");
+
+        let daemon = daemon.kill_and_restart(|_| {});
+        daemon.ok("framework_wait_init", json!({}));
+        let status = status(&daemon);
+        assert_eq!((&status["scheduler_name"], &status["scheduler_period"]), (&json!("dynamic"), &json!(200_000)));
+        assert_eq!(status["load_threshold"], 50.0);
     }
 
     #[test]

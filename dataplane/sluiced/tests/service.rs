@@ -13,6 +13,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
@@ -30,11 +31,16 @@ struct Guest {
 
 impl Guest {
     fn connect(socket: &Path) -> Guest {
+        Guest::with_buffer(socket, BLOCK)
+    }
+
+    /// One whose requests have `len` bytes.
+    fn with_buffer(socket: &Path, len: usize) -> Guest {
         let mut blkio = Blkio::new("virtio-blk-vhost-user").unwrap();
         blkio.set_str("path", socket.to_str().unwrap()).unwrap();
         blkio.connect().unwrap();
         let queue = blkio.start().unwrap().queues.remove(0);
-        let region = blkio.alloc_mem_region(BLOCK).unwrap();
+        let region = blkio.alloc_mem_region(len).unwrap();
         blkio.map_mem_region(&region).unwrap();
         Guest { blkio, queue, region }
     }
@@ -44,12 +50,12 @@ impl Guest {
     }
 
     fn read(&mut self, block: u64) -> i32 {
-        self.queue.read(block * BLOCK as u64, self.region.addr as *mut u8, BLOCK, 0, ReqFlags::empty());
+        self.queue.read(block * BLOCK as u64, self.region.addr as *mut u8, self.region.len, 0, ReqFlags::empty());
         self.wait()
     }
 
     fn write(&mut self, block: u64) -> i32 {
-        self.queue.write(block * BLOCK as u64, self.region.addr as *const u8, BLOCK, 0, ReqFlags::empty());
+        self.queue.write(block * BLOCK as u64, self.region.addr as *const u8, self.region.len, 0, ReqFlags::empty());
         self.wait()
     }
 
@@ -250,4 +256,49 @@ fn a_hostile_guest_is_quarantined_alone_and_an_event_says_why() {
     let mut healed = Guest::connect(&daemon.dir().join("c-bad"));
     assert_eq!(healed.read(0), 0);
     assert_eq!(daemon.ok("vhost_get_controllers", json!({"name": "c-bad"}))[0]["quarantined"], Value::Null);
+}
+
+#[test]
+fn disks_queues_move_by_load_under_requests() {
+    const LEN: usize = 256 << 10;
+    const REQUESTS: u64 = 64;
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        println!("skipped: needs two CPUs");
+        return;
+    }
+    let daemon = Daemon::start_with(&["--workers", "0,1"]);
+    let names = ["d", "e", "f"];
+    let queue = |name: &str| json!({"ctrlr": format!("c-{name}"), "queue": 0});
+    let pinned = |name: &str| json!({"ctrlr": format!("c-{name}"), "queue": 0, "worker": 0});
+    let place = |name: &str| {
+        let controllers = daemon.ok("vhost_get_controllers", json!({"name": format!("c-{name}")}));
+        controllers[0]["queue_workers"][0].as_u64().unwrap()
+    };
+    for name in names {
+        serve(&daemon, name);
+        daemon.ok("vhost_controller_move_queue", pinned(name));
+    }
+    names[1..].iter().for_each(|name| drop(daemon.ok("vhost_controller_move_queue", queue(name))));
+    assert_eq!(names.map(place), [0, 0, 0]);
+    daemon.ok("framework_set_scheduler", json!({"name": "dynamic", "period": 100_000, "load_threshold": 1}));
+    let moved = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for name in names {
+            let (socket, moved) = (daemon.dir().join(format!("c-{name}")), &moved);
+            scope.spawn(move || {
+                let mut guest = Guest::with_buffer(&socket, LEN);
+                while !moved.load(Ordering::Relaxed) {
+                    (0..REQUESTS).for_each(|_| assert_eq!(guest.read(0), 0));
+                }
+            });
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while names.map(place) == [0, 0, 0] && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        moved.store(true, Ordering::Relaxed);
+    });
+    let status = daemon.ok("framework_get_scheduler", json!({}));
+    assert!(place("d") == 0 && place("e") + place("f") > 0, "{status}");
+    assert!(status["moves"]["load"].as_u64() > Some(0), "{status}");
 }

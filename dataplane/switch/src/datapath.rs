@@ -354,11 +354,15 @@ impl Source for Datapath {
             work += 1;
         }
         work += self.outputs.take_handed();
+        let mut since = if work > 0 { Cycles::now() } else { now };
         for at in 0..self.outputs.polled() {
             let Some(in_port) = self.outputs.rx(at, &mut self.burst, now) else { continue };
             // It was work, too, where none was admitted.
             work += self.burst.len().max(1);
             self.carry(in_port, now);
+            let until = Cycles::now();
+            self.outputs.spend(in_port, until.since(since));
+            since = until;
         }
         if work > 0 {
             self.outputs.flush();

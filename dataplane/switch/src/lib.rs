@@ -51,7 +51,7 @@ pub use limit::RateLimit;
 pub use mac::{IpPrefix, Mac, ParseError};
 pub use mac_table::{MacEntry, Station};
 pub use security::Security;
-pub use stats::{Loss, PathStats, WorkerStats};
+pub use stats::{Loss, PathStats, PortLoad, WorkerStats};
 pub use switch::{BridgeConfig, BridgeReport, PortConfig, PortReport, Switch, SwitchError, Trace};
 pub use upcall::{PARKED_FLOWS, PARKED_FLOWS_OF_A_PORT, PARKED_PACKETS};
 pub use vlan::{MAX_VLAN, VlanMode};

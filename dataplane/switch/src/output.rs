@@ -4,7 +4,7 @@ use crate::PortNo;
 use crate::capture::{Capture, Observed};
 use crate::handover::Handover;
 use crate::limit::{Meter, Policer, TokenBucket};
-use crate::stats::{Loss, PathCounters};
+use crate::stats::{LoadCounters, Loss, PathCounters};
 use arrayvec::ArrayVec;
 use clock::Cycles;
 use flow::action::Userspace;
@@ -29,6 +29,7 @@ pub(crate) struct PortSlot {
     /// Flows of it that wait for the translation.
     pub(crate) parked: u32,
     pub(crate) counters: Arc<PathCounters>,
+    pub(crate) load: Arc<LoadCounters>,
     /// A bit for each worker that has a queue to send by. Written when that changes, by the worker of the bit.
     pub(crate) senders: Arc<AtomicU64>,
     /// The bit of this worker is set.
@@ -160,6 +161,7 @@ impl Outputs {
                 self.orphans.count(|c| &c.no_port);
                 continue;
             };
+            slot.load.count(|c| &c.handed);
             slot.out.push(packet);
             if slot.out.is_full() {
                 slot.transmit();
@@ -186,6 +188,14 @@ impl Outputs {
                 }
             }
             None => self.lose(from, &packet, Loss::NoPort),
+        }
+    }
+
+    /// Counts what a burst that came in by `port` cost.
+    #[inline]
+    pub(crate) fn spend(&mut self, port: PortNo, cycles: Cycles) {
+        if let Some(slot) = self.slot(port) {
+            slot.load.add(|c| &c.cycles, cycles.0);
         }
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct PortState {
     pub(crate) captured: bool,
     /// What each worker counts.
     pub(crate) counters: Vec<Arc<crate::stats::PathCounters>>,
+    /// What it costs each worker.
+    pub(crate) loads: Vec<Arc<crate::stats::LoadCounters>>,
     /// Packets that flows dropped, by reason.
     pub(crate) drops: HashMap<DropReason, u64>,
 }

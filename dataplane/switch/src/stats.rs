@@ -137,6 +137,18 @@ losses! {
 }
 
 counters! {
+    /// What a port costs one worker.
+    LoadCounters,
+    /// What a port cost a worker so far.
+    PortLoad {
+        /// Cycles spent on packets that came in by it, counted once a burst: receiving, look-up and actions, not sending.
+        cycles,
+        /// Packets that other workers handed over for it.
+        handed,
+    }
+}
+
+counters! {
     /// What one worker counts.
     WorkerCounters,
     /// What a worker's part of the switch has done.

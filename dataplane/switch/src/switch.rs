@@ -6,7 +6,7 @@ use crate::handover::Handover;
 use crate::mac_table::{MacEntry, Station};
 use crate::output::Outputs;
 use crate::state::State;
-use crate::stats::{PathStats, WorkerCounters, WorkerStats};
+use crate::stats::{PathStats, PortLoad, WorkerCounters, WorkerStats};
 use crate::upcall::Upcalls;
 use crate::{Capture, PortNo, RateLimit, limits};
 use crossbeam::channel;
@@ -137,6 +137,8 @@ pub struct PortReport {
     pub limit: RateLimit,
     /// What the switch counted of the packets that came in by it.
     pub path: PathStats,
+    /// What it cost each worker.
+    pub loads: Vec<PortLoad>,
     /// Packets that flows dropped, by reason, as of the last sweep.
     pub drops: Vec<(&'static str, u64)>,
 }
@@ -304,6 +306,16 @@ impl Switch {
     /// What each worker's part has done.
     pub fn worker_stats(&self) -> Vec<WorkerStats> {
         self.shared.counters.iter().map(|counters| counters.read()).collect()
+    }
+
+    /// The source that is the switch on a worker.
+    pub fn source(&self, worker: usize) -> Option<SourceId> {
+        self.sources.get(worker).copied()
+    }
+
+    /// How many megaflows there are.
+    pub fn megaflows(&self) -> usize {
+        self.shared.lock().flows.len()
     }
 
     /// Adds a port. Returns its number.

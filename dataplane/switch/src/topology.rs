@@ -8,7 +8,7 @@ use crate::mac_table::{MacEntry, MacTable, Station};
 use crate::megaflows::{Basis, Record, Translation};
 use crate::output::PortSlot;
 use crate::state::{BridgeState, PortState, State};
-use crate::stats::{PathCounters, PathStats};
+use crate::stats::{LoadCounters, PathCounters, PathStats};
 use crate::switch::{BridgeReport, PortReport, Trace};
 use crate::vlan::{MAX_VLAN, VlanMode};
 use crate::{BridgeConfig, BridgeId, DropReason, PortConfig, PortNo, SwitchError, limits};
@@ -49,10 +49,12 @@ impl State {
         // All shards, or none: a worker sees the port only when every one could be opened.
         let shards = workers.iter().map(|worker| port.open_shard(worker)).collect::<Result<Vec<_>, _>>()?;
         let counters: Vec<Arc<PathCounters>> = workers.iter().map(|_| Arc::default()).collect();
+        let loads: Vec<Arc<LoadCounters>> = workers.iter().map(|_| Arc::default()).collect();
         let senders = Arc::<AtomicU64>::default();
         let instance = self.next_instance;
         self.next_instance = self.next_instance.wrapping_add(1);
-        for ((shard, counters), worker) in shards.into_iter().zip(&counters).zip(self.workers()) {
+        let parts = shards.into_iter().zip(&counters).zip(&loads);
+        for (((shard, counters), load), worker) in parts.zip(self.workers()) {
             let slot = Box::new(PortSlot {
                 instance,
                 shard,
@@ -61,6 +63,7 @@ impl State {
                 capture: None,
                 parked: 0,
                 counters: counters.clone(),
+                load: load.clone(),
                 senders: senders.clone(),
                 sends: false,
                 out: Burst::new(),
@@ -74,6 +77,7 @@ impl State {
             limit: RateLimit::default(),
             captured: false,
             counters,
+            loads,
             drops: HashMap::new(),
         };
         self.ports.insert(number, state);
@@ -338,6 +342,7 @@ impl State {
             bridge: state.bridge.and_then(|id| self.bridges.get(&id)).map(|bridge| bridge.name.clone()),
             port: state.port.clone(),
             path: state.counters.iter().map(|c| c.read()).fold(PathStats::default(), |sum, one| sum + one),
+            loads: state.loads.iter().map(|load| load.read()).collect(),
             limit: state.limit,
             drops: DropReason::ALL.map(|r| (r.name(), state.drops.get(&r).copied().unwrap_or(0))).into(),
         };

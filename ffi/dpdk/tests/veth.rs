@@ -1,4 +1,4 @@
-//! Kernel interfaces: af_packet on one end of a veth pair, tap on its own, against plain sockets on the other side. Needs root.
+//! Kernel interfaces: af_packet and af_xdp on one end of a veth pair, tap on its own, against plain sockets on the other side. Needs root.
 
 #![allow(unsafe_code)] // packet sockets
 
@@ -17,13 +17,16 @@ fn kernel_interfaces_carry_packets_both_ways() {
     }
     // SAFETY: this process has one test; what its threads start from here on is in a network namespace of its own.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
-    ip("link add dpdk0 type veth peer name peer0");
-    ip("link set dpdk0 up");
-    ip("link set peer0 up");
+    for pair in 0..2 {
+        ip(&format!("link add dpdk{pair} type veth peer name peer{pair}"));
+        ip(&format!("link set dpdk{pair} up"));
+        ip(&format!("link set peer{pair} up"));
+    }
     let config = EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() };
     let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 8192, None).unwrap();
     both_ways(&eal, &pool, "net_af_packet0,iface=dpdk0", "peer0");
+    both_ways(&eal, &pool, "net_af_xdp0,iface=dpdk1", "peer1");
     both_ways(&eal, &pool, "net_tap0,iface=tap0,mac=02:00:00:00:00:07", "tap0");
     assert_eq!(pool.packets().free_count(), 8192);
 }

@@ -3,12 +3,13 @@
 use crate::queue::NetQueue;
 use crate::shard::{DeviceState, Shard};
 use crate::{EventSink, MAX_MTU, MAX_QUEUE_PAIRS, MAX_QUEUE_SIZE, MIN_MTU, MoveError, Role, features};
+use crossbeam::utils::CachePadded;
 use engine::WorkerHandle;
 use packet::Pool;
-use port::{Port, PortError, PortInfo, PortShard, PortStats};
+use port::{Port, PortError, PortInfo, PortShard, PortStats, QueueReport};
 use std::fmt::Display;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,7 +89,7 @@ impl NetController {
         // Both rings of a pair on the same worker.
         let dealt = params.workers.iter().flat_map(|worker| [worker.clone(), worker.clone()]).cycle().take(rings);
         let device = Arc::new(Device {
-            state: Arc::new(DeviceState::new(Health::new(name.clone(), events), params.mtu)),
+            state: Arc::new(DeviceState::new(Health::new(name.clone(), events), params.mtu, params.queue_pairs)),
             placement: Placement::new(dealt.collect::<Vec<_>>().into_iter()),
             properties: Properties {
                 features: features::offered(params.queue_pairs, params.packed_ring, params.mrg_rxbuf),
@@ -192,6 +193,26 @@ impl Port for NetController {
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
         self.device.stats.lock().expect("no panic under this lock").clone()
+    }
+
+    fn move_rx_queue(&self, pair: u16, worker: &WorkerHandle) -> Result<(), PortError> {
+        self.move_queue_pair(pair, worker).map_err(|error| match error {
+            MoveError::NoSuchQueue { got, last } => {
+                PortError::Invalid { field: "queue", got: got.to_string(), expected: format!("0 to {last}") }
+            }
+            error => PortError::Other { what: "move".to_owned(), source: error.into() },
+        })
+    }
+
+    /// One for each queue pair.
+    fn rx_queues(&self) -> Vec<QueueReport> {
+        let places = self.device.placement.places();
+        let pairs = places.iter().step_by(2).zip(&self.device.state.received);
+        let report = |(place, packets): (&Place, &CachePadded<AtomicU64>)| QueueReport {
+            worker: Some(place.worker.id()),
+            packets: packets.load(Ordering::Relaxed),
+        };
+        pairs.map(report).collect()
     }
 }
 

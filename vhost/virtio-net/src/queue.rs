@@ -43,6 +43,12 @@ impl NetQueue {
         self.vring.index.is_multiple_of(2)
     }
 
+    /// The queue pair that it is of.
+    #[inline(always)]
+    pub(crate) fn pair(&self) -> usize {
+        usize::from(self.vring.index / 2)
+    }
+
     #[inline(always)]
     pub(crate) fn has(&self, feature: u64) -> bool {
         self.features & feature == feature

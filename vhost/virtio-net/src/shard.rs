@@ -1,6 +1,7 @@
 //! A device's part on one worker.
 
 use crate::queue::NetQueue;
+use crossbeam::utils::CachePadded;
 use guest_memory::GuestMemory;
 use packet::{Burst, Packet, Pool, offload_flag};
 use port::{PortShard, PortStats};
@@ -8,10 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use vhost_device::{Command, EventSink, Fault, Health, Queues, Vring};
 
-/// What all shards of a device share; written by its session only, and rarely.
+/// What all shards of a device share; written by its session only, and rarely, but for the counters.
 pub(crate) struct DeviceState {
     pub(crate) health: Health,
     pub(crate) mtu: AtomicU16,
+    /// Packets from the guest by queue pair, each written by the worker that has the pair.
+    pub(crate) received: Box<[CachePadded<AtomicU64>]>,
     /// An address to announce, or 0.
     announce: AtomicU64,
 }
@@ -20,8 +23,9 @@ pub(crate) struct DeviceState {
 const ANNOUNCE: u64 = 1 << 63;
 
 impl DeviceState {
-    pub(crate) fn new(health: Health, mtu: u16) -> DeviceState {
-        DeviceState { health, mtu: AtomicU16::new(mtu), announce: AtomicU64::new(0) }
+    pub(crate) fn new(health: Health, mtu: u16, pairs: u16) -> DeviceState {
+        let received = (0..pairs).map(|_| CachePadded::default()).collect();
+        DeviceState { health, mtu: AtomicU16::new(mtu), received, announce: AtomicU64::new(0) }
     }
 
     /// Has a RARP broadcast for `mac` received by the next shard that looks.
@@ -68,10 +72,14 @@ impl PortShard for Shard {
             if queue.is_receive() || burst.is_full() {
                 continue;
             }
+            let held = burst.len();
             let result =
                 if queue.vring.enabled { queue.receive(&self.pool, mtu, burst, &self.stats) } else { queue.discard() };
             if let Err(fault) = result {
                 self.state.health.quarantine(&mut queue.vring, fault);
+            }
+            if burst.len() > held {
+                PortStats::add(&self.state.received[queue.pair()], (burst.len() - held) as u64);
             }
         }
         self.first = self.first.wrapping_add(1);
@@ -187,7 +195,8 @@ pub fn stand_alone(
     mtu: u16,
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {
     let (events, receiver) = EventSink::new(16);
-    let state = Arc::new(DeviceState::new(Health::new("stand-alone".into(), events), mtu));
+    let state =
+        Arc::new(DeviceState::new(Health::new("stand-alone".into(), events), mtu, setups.len().div_ceil(2) as u16));
     let (sender, inbox) = engine::mailbox(engine::Waker::new()?, setups.len());
     for (index, setup) in setups.iter().enumerate() {
         let mut vring = Vring::without_descriptors(index as u16, memory.clone(), setup)?;

@@ -4,7 +4,7 @@ use crate::Control;
 use crate::desired::{Call, Object, SUBSYSTEMS};
 use crate::rpc::RpcError;
 use crate::rpc::method::{Effect, Entry, Method, Phase};
-use engine::{IdlePolicy, WorkerReport};
+use engine::{IdlePolicy, SourceReport, WorkerReport};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -71,11 +71,11 @@ impl Method for FrameworkGetReactors {
         let in_interrupt = control.sleeps_when_idle();
         let reactor = |report: WorkerReport| {
             let cpumask = mask_of(report.cpu);
-            let thread = |(i, (name, busy, ..)): (usize, (String, u64, u64, u64))| LwThread {
-                name,
+            let thread = |(i, source): (usize, SourceReport)| LwThread {
+                name: source.name,
                 id: i as u64 + 1,
                 cpumask: cpumask.clone(),
-                elapsed: busy,
+                elapsed: source.busy,
             };
             let asleep = control.asleep(&report);
             Reactor {
@@ -226,14 +226,14 @@ impl Method for ThreadGetPollers {
     type Output = Value;
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<Value, RpcError> {
-        let poller = |(i, (name, busy, idle, work)): (usize, (String, u64, u64, u64))| {
+        let poller = |(i, source): (usize, SourceReport)| {
             json!({
-                "name": name,
+                "name": source.name,
                 "id": i as u64 + 1,
                 "state": "running",
-                "busy_ticks": busy,
-                "idle_ticks": idle,
-                "work_count": work,
+                "busy_ticks": source.busy,
+                "idle_ticks": source.idle,
+                "work_count": source.work,
             })
         };
         let thread = |report: WorkerReport| {

@@ -24,6 +24,7 @@ mod nvme;
 pub(crate) mod port;
 mod qos;
 mod rpc;
+mod scheduler;
 mod tap;
 mod vhost;
 mod vhost_net;
@@ -57,6 +58,7 @@ pub(crate) fn table() -> Table {
         port::methods(),
         qos::methods(),
         rpc::methods(),
+        scheduler::methods(),
         tap::methods(),
         vhost::methods(),
         vhost_net::methods(),

@@ -6,6 +6,7 @@ use crate::desired::{Call, Object};
 use crate::events::EventType;
 use crate::rpc::RpcError;
 use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::scheduler::QueueId;
 use port::{Counters, Port, PortError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -115,7 +116,7 @@ fn describe(report: PortReport) -> PortDescription {
         mtu: info.mtu,
         link_up: info.link_up,
         rx_queues: info.rx_queues,
-        rx_workers: report.port.rx_places(),
+        rx_workers: report.port.rx_queues().iter().map(|queue| queue.worker).collect(),
         tx_queues: info.tx_queues,
         rate_limit: limits(&report.limit).into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect(),
     }
@@ -210,15 +211,16 @@ impl Method for PortSetRateLimit {
     }
 }
 
-/// Moves a receive queue of a port of DPDK to another worker while it receives. Guests have `vhost_net_controller_move_queue_pair`.
+/// Moves a receive queue of a port, or a queue pair of a guest, to another worker while it receives. It stays there, whatever its
+/// load, until this is called without a worker.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct PortMoveQueue {
     /// The port.
     name: String,
     /// The queue, from 0.
     queue: u16,
-    /// The worker, from 0.
-    worker: usize,
+    /// The worker, from 0; when it is not given, the queue stays where it is and may be moved by load again.
+    worker: Option<usize>,
 }
 
 impl Method for PortMoveQueue {
@@ -226,18 +228,18 @@ impl Method for PortMoveQueue {
     type Output = bool;
 
     fn effect(&self) -> Effect {
-        Effect::Keep { slot: Object::port(&self.name).aspect(format!("queue {}", self.queue)), undo: None }
+        QueueId::port(&self.name, self.queue).effect(self.worker)
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let ports = control.switch("port", &self.name)?.ports();
-        let found = ports.into_iter().find(|port| port.name == self.name);
+        let found = ports.iter().find(|port| port.name == self.name);
         let report = found.ok_or_else(|| RpcError::no_such("port", &self.name).hint("port_get lists the ports"))?;
-        let workers = control.engine().workers();
-        let worker = workers
-            .get(self.worker)
-            .ok_or_else(|| RpcError::invalid("worker", self.worker, format!("0 to {}", workers.len() - 1)))?;
-        report.port.move_rx_queue(self.queue, worker)?;
+        let queues = report.port.rx_queues().len();
+        if usize::from(self.queue) >= queues {
+            return Err(RpcError::invalid("queue", self.queue, format!("0 to {}", queues.saturating_sub(1))));
+        }
+        control.move_by_hand(QueueId::port(&self.name, self.queue), self.worker).await?;
         Ok(true)
     }
 }

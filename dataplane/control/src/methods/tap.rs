@@ -43,10 +43,9 @@ impl Method for PortCreateTap {
     async fn call(&mut self, control: &Arc<Control>) -> Result<PortNo, RpcError> {
         let name = self.ifname.clone().unwrap_or_else(|| self.name.clone());
         let (queues, mtu) = (self.queues.unwrap_or(1), self.mtu.unwrap_or(DEFAULT_MTU));
-        let workers = control.engine().workers().to_vec();
         let config = PortConfig { number: self.port_no, upcall_pps: self.upcall_pps };
         let (_, number) = port::add(control, &self.name, config, move |switch| {
-            TapPort::open(TapParams { name, queues, mtu, workers, pool: switch.pool().clone() })
+            TapPort::open(TapParams { name, queues, mtu, pool: switch.pool().clone() })
         })
         .await?;
         // What was chosen is kept: flows name ports by number.

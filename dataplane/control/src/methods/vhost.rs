@@ -6,6 +6,7 @@ use crate::desired::{Call, Object};
 use crate::events::EventType;
 use crate::rpc::RpcError;
 use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::scheduler::QueueId;
 use crate::{Control, cpumask};
 use engine::WorkerHandle;
 use schemars::JsonSchema;
@@ -305,15 +306,15 @@ impl Method for VhostDeleteController {
     }
 }
 
-/// Moves a queue to another worker while it serves.
+/// Moves a queue to another worker while it serves. It stays there, whatever its load, until this is called without a worker.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct VhostControllerMoveQueue {
     /// The controller.
     ctrlr: String,
     /// The queue, from 0.
     queue: u16,
-    /// The worker, from 0.
-    worker: usize,
+    /// The worker, from 0; when it is not given, the queue stays where it is and may be moved by load again.
+    worker: Option<usize>,
 }
 
 impl Method for VhostControllerMoveQueue {
@@ -321,23 +322,15 @@ impl Method for VhostControllerMoveQueue {
     type Output = bool;
 
     fn effect(&self) -> Effect {
-        Effect::Keep { slot: Object::controller(&self.ctrlr).aspect(format!("queue {}", self.queue)), undo: None }
+        QueueId::controller(&self.ctrlr, self.queue).effect(self.worker)
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let served = control.controllers.get(&self.ctrlr)?;
-        let workers = control.engine().workers();
-        let worker = workers.get(self.worker).cloned();
-        let worker =
-            worker.ok_or_else(|| RpcError::invalid("worker", self.worker, format!("0 to {}", workers.len() - 1)))?;
-        let queues = served.controller.report().queues.len();
+        let queues = control.controllers.get(&self.ctrlr)?.controller.report().queues.len();
         if usize::from(self.queue) >= queues {
             return Err(RpcError::invalid("queue", self.queue, format!("0 to {}", queues - 1)));
         }
-        let queue = self.queue;
-        blocking(move || served.controller.move_queue(queue, &worker))
-            .await?
-            .map_err(|error| RpcError::errno(libc::EIO, error.to_string()).hint("the queue stays where it was"))?;
+        control.move_by_hand(QueueId::controller(&self.ctrlr, self.queue), self.worker).await?;
         Ok(true)
     }
 }

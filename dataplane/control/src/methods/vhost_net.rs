@@ -3,7 +3,8 @@
 use super::port::{self, DEFAULT_MTU};
 use crate::Control;
 use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::rpc::method::{Effect, Entry, Method};
+use crate::scheduler::QueueId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -164,15 +165,15 @@ fn describe(control: &Control, name: &str, report: NetReport) -> GuestInfo {
     }
 }
 
-/// Moves a queue pair of a guest's network device to another worker while it serves.
+/// Moves a queue pair of a guest's network device to another worker while it serves, as `port_move_queue` does.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct VhostNetControllerMoveQueuePair {
     /// The controller.
     ctrlr: String,
     /// The queue pair, from 0.
     pair: u16,
-    /// The worker, from 0.
-    worker: usize,
+    /// The worker, from 0; when it is not given, the pair stays where it is and may be moved by load again.
+    worker: Option<usize>,
 }
 
 impl Method for VhostNetControllerMoveQueuePair {
@@ -180,24 +181,15 @@ impl Method for VhostNetControllerMoveQueuePair {
     type Output = bool;
 
     fn effect(&self) -> Effect {
-        let slot = crate::desired::Object::port(&self.ctrlr).aspect(format!("queue pair {}", self.pair));
-        Effect::Keep { slot, undo: None }
+        QueueId::port(&self.ctrlr, self.pair).effect(self.worker)
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let guest = control.switching.guest(&self.ctrlr)?;
-        let workers = control.engine().workers();
-        let worker = workers.get(self.worker).cloned();
-        let worker =
-            worker.ok_or_else(|| RpcError::invalid("worker", self.worker, format!("0 to {}", workers.len() - 1)))?;
-        let pairs = guest.report().rings.len() / 2;
+        let pairs = control.switching.guest(&self.ctrlr)?.report().rings.len() / 2;
         if usize::from(self.pair) >= pairs {
             return Err(RpcError::invalid("pair", self.pair, format!("0 to {}", pairs - 1)));
         }
-        let pair = self.pair;
-        blocking(move || guest.move_queue_pair(pair, &worker))
-            .await?
-            .map_err(|error| RpcError::errno(libc::EIO, error.to_string()).hint("the pair stays where it was"))?;
+        control.move_by_hand(QueueId::port(&self.ctrlr, self.pair), self.worker).await?;
         Ok(true)
     }
 }

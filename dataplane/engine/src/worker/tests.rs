@@ -45,7 +45,7 @@ fn an_idle_worker_is_asleep() {
     std::thread::sleep(Duration::from_millis(100));
     assert!(polls.load(Ordering::Relaxed) - before < 10);
     let report = engine.workers()[0].report();
-    assert!(report.sleeps > 0 && report.sources[0].0 == "echo");
+    assert!(report.sleeps > 0 && report.sources[0].name == "echo");
 }
 
 #[test]

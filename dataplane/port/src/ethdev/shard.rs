@@ -1,8 +1,7 @@
 //! A worker's part of an Ethernet device.
 
-use super::assignment::ShardQueues;
-use crate::{PortShard, PortStats};
-use dpdk::{TxCapabilities, TxQueue};
+use crate::{Held, PortShard, PortStats, Queues};
+use dpdk::{RxQueue, TxCapabilities, TxQueue};
 use packet::{Burst, L4Checksum, Packet, Pool};
 use std::sync::Arc;
 
@@ -12,7 +11,8 @@ const ETHERNET_LEN: usize = 14;
 const TAGGED_LEN: usize = ETHERNET_LEN + 8;
 
 pub(super) struct Shard {
-    queues: ShardQueues,
+    rx: Queues<RxQueue>,
+    tx: Queues<TxQueue>,
     pool: Pool,
     stats: Arc<PortStats>,
     max_frame: usize,
@@ -21,17 +21,22 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    pub(super) fn new(mut queues: ShardQueues, pool: Pool, stats: Arc<PortStats>, mtu: u16) -> Shard {
-        queues.settle();
-        Shard { queues, pool, stats, max_frame: usize::from(mtu) + TAGGED_LEN, first: 0 }
+    pub(super) fn new(rx: Queues<RxQueue>, tx: Queues<TxQueue>, pool: Pool, stats: Arc<PortStats>, mtu: u16) -> Shard {
+        let mut shard = Shard { rx, tx, pool, stats, max_frame: usize::from(mtu) + TAGGED_LEN, first: 0 };
+        shard.quiesce();
+        shard
     }
 }
 
 impl PortShard for Shard {
     fn rx(&mut self, burst: &mut Burst) -> usize {
-        let (before, count) = (burst.len(), self.queues.rx.len());
+        let (before, count) = (burst.len(), self.rx.held.len());
         for turn in 0..count {
-            self.queues.rx[(self.first + turn) % count].receive(burst);
+            let (at, held) = ((self.first + turn) % count, burst.len());
+            self.rx.held[at].queue.receive(burst);
+            if burst.len() > held {
+                self.rx.count(at, burst.len() - held);
+            }
             if burst.is_full() {
                 break;
             }
@@ -49,7 +54,7 @@ impl PortShard for Shard {
     }
 
     fn tx(&mut self, burst: &mut Burst) {
-        let Some(queue) = self.queues.tx.first_mut() else {
+        let Some(Held { queue, .. }) = self.tx.held.first_mut() else {
             PortStats::add(&self.stats.tx_down, burst.len() as u64);
             return burst.clear();
         };
@@ -62,16 +67,17 @@ impl PortShard for Shard {
     }
 
     fn can_tx(&self) -> bool {
-        !self.queues.tx.is_empty()
+        !self.tx.held.is_empty()
     }
 
     fn arm(&mut self) -> bool {
         // Nothing will wake the worker for a packet.
-        !self.queues.rx.is_empty() || self.queues.is_waiting()
+        !self.rx.held.is_empty() || self.rx.is_waiting() || self.tx.is_waiting()
     }
 
     fn quiesce(&mut self) {
-        self.queues.settle();
+        self.rx.settle();
+        self.tx.settle();
     }
 }
 

@@ -1,0 +1,277 @@
+//! Which worker has which queue: moved by hand, and by load.
+//!
+//! ```text
+//! counters of workers, ports, disks --Sample, each period--> load::between --loads--> Balancer --moves--> ports, controllers
+//! ```
+//!
+//! A queue that was moved by hand is pinned: the desired state has a call for it. Ports and disks are moved alike. One queue of a
+//! device moves at a time, and whether it is pinned is looked at while no other call can move it.
+
+mod balance;
+mod load;
+
+pub(crate) use balance::{QueueLoad, Thresholds};
+pub(crate) use load::Loads;
+
+use crate::Control;
+use crate::controllers::Served;
+use crate::desired::{Object, Slot};
+use crate::events::EventType;
+use crate::rpc::RpcError;
+use crate::rpc::method::{Effect, blocking};
+use ::port::Port;
+use balance::{Balancer, Move};
+use engine::WorkerHandle;
+use load::Sample;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedMutexGuard, watch};
+
+/// A queue of a port, a queue pair of a guest's network device, or a queue of a disk's controller.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct QueueId {
+    pub(crate) device: Object,
+    pub(crate) queue: u16,
+}
+
+impl QueueId {
+    pub(crate) fn port(name: &str, queue: u16) -> QueueId {
+        QueueId { device: Object::port(name), queue }
+    }
+
+    pub(crate) fn controller(name: &str, queue: u16) -> QueueId {
+        QueueId { device: Object::controller(name), queue }
+    }
+
+    /// Where the call is kept that pins it.
+    fn slot(&self) -> Slot {
+        self.device.clone().aspect(format!("queue {}", self.queue))
+    }
+
+    /// What a call leaves that moves it to a worker by hand, or gives it back.
+    pub(crate) fn effect(&self, worker: Option<usize>) -> Effect {
+        match worker {
+            Some(_) => Effect::Keep { slot: self.slot(), undo: None },
+            None => Effect::Clear(self.slot()),
+        }
+    }
+}
+
+/// How queues are moved by load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Settings {
+    /// They are, or they stay.
+    pub(crate) dynamic: bool,
+    pub(crate) period: Duration,
+    pub(crate) thresholds: Thresholds,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let thresholds = Thresholds { load: 0.95, improvement: 0.25 };
+        Settings { dynamic: false, period: Duration::from_secs(10), thresholds }
+    }
+}
+
+/// Who moved a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Hand,
+    Load,
+}
+
+/// What is known of the queues' places and loads.
+#[derive(Default)]
+pub(crate) struct Scheduler {
+    settings: watch::Sender<Settings>,
+    /// Of the last period.
+    loads: Mutex<Loads>,
+    moves_by_hand: AtomicU64,
+    moves_by_load: AtomicU64,
+    /// Devices of which a queue is being moved.
+    moving: Mutex<HashMap<Object, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Scheduler {
+    pub(crate) fn settings(&self) -> Settings {
+        *self.settings.borrow()
+    }
+
+    pub(crate) fn set(&self, settings: Settings) {
+        self.settings.send_replace(settings);
+    }
+
+    /// The loads of the last period.
+    pub(crate) fn loads(&self) -> Loads {
+        self.loads.lock().expect("no panic under this lock").clone()
+    }
+
+    /// Moves that were made, by hand and by load.
+    pub(crate) fn moves(&self) -> [(&'static str, u64); 2] {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [("hand", load(&self.moves_by_hand)), ("load", load(&self.moves_by_load))]
+    }
+
+    /// Held while a queue of the device is moved.
+    fn turn(&self, device: &Object) -> Arc<tokio::sync::Mutex<()>> {
+        let mut moving = self.moving.lock().expect("no panic under this lock");
+        moving.retain(|_, turn| Arc::strong_count(turn) > 1);
+        moving.entry(device.clone()).or_default().clone()
+    }
+}
+
+/// A device whose queues can be moved.
+enum Device {
+    Port(Arc<dyn Port>),
+    Disk(Arc<Served>),
+}
+
+impl Device {
+    fn place(&self, queue: u16) -> Option<usize> {
+        let at = usize::from(queue);
+        match self {
+            Device::Port(port) => port.rx_queues().get(at)?.worker,
+            Device::Disk(served) => Some(served.controller.report().queues.get(at)?.worker),
+        }
+    }
+
+    /// Waits until the queue is drained.
+    fn move_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), RpcError> {
+        match self {
+            Device::Port(port) => port.move_rx_queue(queue, worker).map_err(RpcError::from),
+            Device::Disk(served) => served
+                .controller
+                .move_queue(queue, worker)
+                .map_err(|error| RpcError::errno(libc::EIO, error.to_string()).hint("the queue stays where it was")),
+        }
+    }
+}
+
+impl Control {
+    fn device(&self, device: &Object) -> Result<Device, RpcError> {
+        if *device == Object::controller(&device.name) {
+            return self.controllers.get(&device.name).map(Device::Disk);
+        }
+        let ports = self.switch("port", &device.name)?.ports();
+        let found = ports.into_iter().find(|port| port.name == device.name);
+        let report = found.ok_or_else(|| RpcError::no_such("port", &device.name).hint("port_get lists the ports"))?;
+        Ok(Device::Port(report.port))
+    }
+
+    /// Moves a queue to a worker, as an operator wants; to none: gives it back. The caller keeps the call without another await: it
+    /// pins the queue.
+    pub(crate) async fn move_by_hand(
+        self: &Arc<Control>,
+        queue: QueueId,
+        worker: Option<usize>,
+    ) -> Result<(), RpcError> {
+        let Some(worker) = worker else { return Ok(()) };
+        let workers = self.engine().workers();
+        if worker >= workers.len() {
+            return Err(RpcError::invalid("worker", worker, format!("0 to {}", workers.len() - 1)));
+        }
+        let device = self.device(&queue.device)?;
+        let turn = self.scheduler.turn(&queue.device).lock_owned().await;
+        self.relocate(device, queue, worker, By::Hand, turn).await
+    }
+
+    /// Moves a queue, tells of it, and lets others have their turn.
+    async fn relocate(
+        self: &Arc<Control>,
+        device: Device,
+        QueueId { device: object, queue }: QueueId,
+        to: usize,
+        by: By,
+        _turn: OwnedMutexGuard<()>,
+    ) -> Result<(), RpcError> {
+        let worker = self.engine().workers()[to].clone();
+        let work = move || {
+            let from = device.place(queue);
+            device.move_queue(queue, &worker).map(|()| from)
+        };
+        let from = blocking(work).await??;
+        if from == Some(to) {
+            return Ok(());
+        }
+        let (counter, why) = match by {
+            By::Hand => (&self.scheduler.moves_by_hand, "by hand"),
+            By::Load => (&self.scheduler.moves_by_load, "by load"),
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let from = from.map_or_else(|| "none".to_owned(), |from| from.to_string());
+        self.events.add(EventType::QueueMove, &object.name, format!("queue {queue}: worker {from} to {to}, {why}"));
+        Ok(())
+    }
+
+    /// Measures loads each period, and moves queues by them if that is wanted. Never returns.
+    pub async fn keep_balanced(self: Arc<Control>) {
+        let mut settings = self.scheduler.settings.subscribe();
+        let mut watch = Watch::default();
+        loop {
+            let Settings { period, .. } = *settings.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep(period) => watch.look(&self).await,
+                // The sender lives as long as `self`.
+                _ = settings.changed() => watch.before = None,
+            }
+        }
+    }
+}
+
+/// What is remembered from period to period.
+#[derive(Default)]
+struct Watch {
+    before: Option<Sample>,
+    /// Moves that had been made when it was taken.
+    moves: u64,
+    balancer: Balancer<QueueId>,
+    since: Option<Instant>,
+}
+
+impl Watch {
+    /// A period is over.
+    async fn look(&mut self, control: &Arc<Control>) {
+        let moves = control.scheduler.moves().iter().map(|(_, count)| count).sum();
+        let sampled = control.clone();
+        // Elsewhere: who looks at a port last takes it down.
+        let Ok(now) = blocking(move || Sample::take(&sampled)).await else { return };
+        let loads = self.before.as_ref().map(|before| load::between(before, &now, |queue| control.is_pinned(queue)));
+        self.before = Some(now);
+        let Some(loads) = loads else { return };
+        // A period in which something moved does not tell what it costs where it is now.
+        let settled = std::mem::replace(&mut self.moves, moves) == moves;
+        let Settings { dynamic, thresholds, period } = control.scheduler.settings();
+        if dynamic && settled {
+            let time = self.since.get_or_insert_with(Instant::now).elapsed();
+            let moves = self.balancer.balance(thresholds, &loads.workers, &loads.queues, time, period);
+            moves.into_iter().for_each(|one| control.move_by_load(one));
+        }
+        *control.scheduler.loads.lock().expect("no panic under this lock") = loads;
+    }
+}
+
+impl Control {
+    fn is_pinned(&self, queue: &QueueId) -> bool {
+        self.desired.get(&queue.slot()).is_some()
+    }
+
+    /// Begins to move a queue, unless somebody else moves one of its device. A disk that does not answer keeps no others waiting.
+    fn move_by_load(self: &Arc<Control>, Move { queue, to, .. }: Move<QueueId>) {
+        let Ok(turn) = self.scheduler.turn(&queue.device).try_lock_owned() else { return };
+        let Ok(device) = self.device(&queue.device) else { return };
+        if self.is_pinned(&queue) {
+            return;
+        }
+        let control = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = control.relocate(device, queue, to, By::Load, turn).await {
+                tracing::warn!(%error, "a queue could not be moved");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
