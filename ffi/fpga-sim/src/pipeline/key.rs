@@ -1,7 +1,10 @@
 //! What the device has read of a packet, and what a rule wants of it: both an array of bytes with every field in its place.
 
-/// Bytes of a key.
+use std::hash::{Hash, Hasher};
+
+/// Bytes of a key: whole words of eight.
 const LEN: usize = PREAMBLE + 2 * LAYER;
+const _: () = assert!(LEN.is_multiple_of(8));
 /// Bytes before the layers: where the packet comes from, and the tunnel between the layers.
 const PREAMBLE: usize = 12;
 /// Bytes of a layer.
@@ -119,8 +122,19 @@ pub mod tunnel {
 }
 
 /// All fields of a packet, or a mask over them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Key([u8; LEN]);
+
+/// A key is long and hashed often: folded to a word first.
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+        let (words, _) = self.0.as_chunks::<8>();
+        let fold =
+            |hash: u64, word: &[u8; 8]| (hash.rotate_left(5) ^ u64::from_ne_bytes(*word)).wrapping_mul(MULTIPLIER);
+        state.write_u64(words.iter().fold(0, fold));
+    }
+}
 
 impl Default for Key {
     fn default() -> Key {

@@ -147,3 +147,6 @@ unsafe fn copy(from: *const c_void, len: usize) -> Option<Vec<u8>> {
     // SAFETY: as the caller promises.
     (!from.is_null()).then(|| unsafe { std::slice::from_raw_parts(from.cast::<u8>(), len) }.to_vec())
 }
+
+#[cfg(test)]
+mod tests;
