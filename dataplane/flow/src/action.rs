@@ -6,7 +6,7 @@ use crate::key::{Key, Mask};
 pub type PortNo = u32;
 
 /// One action. Lists of them are run in order; an empty list drops.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Action {
     /// A copy of the packet goes out by the port.
     Output(PortNo),
@@ -102,7 +102,7 @@ pub enum Action {
 }
 
 /// Over what the `hash` action goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HashAlgorithm {
     /// Addresses, protocol and ports.
     L4,
@@ -111,7 +111,7 @@ pub enum HashAlgorithm {
 }
 
 /// Header that a `set` action changes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Header {
     /// Ethernet addresses.
     Eth,
@@ -156,7 +156,7 @@ pub enum Header {
 }
 
 /// Values for the fields of one header.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SetField {
     /// Which.
     pub header: Header,
@@ -167,7 +167,7 @@ pub struct SetField {
 }
 
 /// A copy for the control plane.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Userspace {
     /// Who receives it.
     pub pid: u32,
@@ -180,7 +180,7 @@ pub struct Userspace {
 }
 
 /// What goes with a copy for the control plane.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum UserData {
     /// A sample for sFlow.
     SFlow {
@@ -235,7 +235,7 @@ pub enum UserData {
 }
 
 /// Connection tracking.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Ct {
     /// Remembers the connection.
     pub commit: bool,
@@ -256,7 +256,7 @@ pub struct Ct {
 }
 
 /// Address translation.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Nat {
     /// Which address; none for what the connection already has.
     pub kind: Option<NatKind>,
@@ -273,7 +273,7 @@ pub struct Nat {
 }
 
 /// Which address is translated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum NatKind {
     /// The source.
     Src,
@@ -282,7 +282,7 @@ pub enum NatKind {
 }
 
 /// Headers that are put around a packet.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct TnlPush {
     /// The tunnel's port.
     pub tnl_port: PortNo,

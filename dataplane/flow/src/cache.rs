@@ -156,7 +156,7 @@ impl FlowCache {
             emc: Emc::new(config.emc_entries),
             smc: Smc::new(config.smc_entries),
             classifier: Classifier::new(hasher, config.limits),
-            store: Store::new(),
+            store: Store::new(config.flow_limit),
             hits: Hits::default(),
             age_cursor: 0,
             config,
@@ -175,7 +175,9 @@ impl FlowCache {
         let (union, union_map) = self.store.union();
         for packet in packets.iter_mut() {
             packet.hash = self.hasher.hash(&packet.key, union, union_map);
-            if ask_exact { self.emc.prefetch(packet.hash) } else { self.smc.prefetch(packet.hash) }
+            if ask_exact {
+                self.emc.prefetch(packet.hash);
+            }
         }
         let missing = if ask_exact { self.lookup_exact(packets, all, &mut flows) } else { all };
         let hits = (all & !missing).count_ones();
@@ -217,11 +219,29 @@ impl FlowCache {
 
     /// The signature and megaflow tiers, for the packets whose bit is set.
     fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) {
+        // A single table answers as fast, once there are more flows than signatures.
+        let ask_signature = self.classifier.most_tables() > 1 || self.store.len() <= self.smc.entries() / 4;
+        let mut missing = if ask_signature { self.lookup_signature(packets, slow, flows) } else { slow };
+        self.hits.signature += u64::from((slow & !missing).count_ones());
+        let unknown = missing;
+        if unknown != 0 {
+            self.classifier.lookup(packets, &mut missing, &self.store, self.epoch, flows);
+            if ask_signature {
+                set_bits(unknown & !missing).for_each(|i| self.smc.insert(packets[i].hash, flows[i]));
+            }
+            self.hits.megaflow += u64::from((unknown & !missing).count_ones());
+            self.hits.miss += u64::from(missing.count_ones());
+        }
+        if fill_exact {
+            self.fill_exact(packets, slow & !missing, flows);
+        }
+    }
+
+    /// The signature tier, for the packets whose bit is set. Returns which it has not found.
+    fn lookup_signature(&self, packets: &[Miniflow], slow: u32, flows: &mut [u32; BATCH]) -> u32 {
         let mut missing = slow;
         let mut sets = [[0; 2]; BATCH];
-        if fill_exact {
-            set_bits(slow).for_each(|i| self.smc.prefetch(packets[i].hash));
-        }
+        set_bits(slow).for_each(|i| self.smc.prefetch(packets[i].hash));
         for i in set_bits(slow) {
             sets[i] = self.smc.set(packets[i].hash);
             for flow in sets[i].iter().filter_map(|way| Smc::flow(*way, packets[i].hash)) {
@@ -237,17 +257,7 @@ impl FlowCache {
                 missing &= !(1 << i);
             }
         }
-        self.hits.signature += u64::from((slow & !missing).count_ones());
-        let unknown = missing;
-        if unknown != 0 {
-            self.classifier.lookup(packets, &mut missing, &self.store, self.epoch, flows);
-            set_bits(unknown & !missing).for_each(|i| self.smc.insert(packets[i].hash, flows[i]));
-            self.hits.megaflow += u64::from((unknown & !missing).count_ones());
-            self.hits.miss += u64::from(missing.count_ones());
-        }
-        if fill_exact {
-            self.fill_exact(packets, slow & !missing, flows);
-        }
+        missing
     }
 
     /// Takes what the slower tiers found into the exact-match tier.

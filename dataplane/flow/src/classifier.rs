@@ -11,6 +11,7 @@
 use crate::key::{Key, Mask, Miniflow, field};
 use crate::prefetch::prefetch;
 use crate::store::{Hasher, Store};
+use memory::prefer_huge_pages;
 use std::collections::HashMap;
 
 /// Bounds on the work of one look-up.
@@ -79,7 +80,8 @@ impl Table {
 
     fn insert(&mut self, hash: u32, flow: u32) {
         if (self.flows + 1) * 2 > self.slots.len() {
-            let larger = vec![NONE; self.slots.len() * 2].into();
+            let larger: Box<[u64]> = vec![NONE; self.slots.len() * 2].into();
+            prefer_huge_pages(&larger);
             let old = std::mem::replace(&mut self.slots, larger);
             old.iter().filter(|slot| **slot != NONE).for_each(|slot| self.place(*slot));
         }
@@ -351,11 +353,14 @@ fn lookup_partition(
 ) {
     let mut hashes = [0; 32];
     let mut firsts = [NONE; 32];
+    let (union, _) = store.union();
     for table in &mut partition.tables {
         let last = table.slots.len() - 1;
         work.probes += u64::from(left.count_ones());
+        // The hash of what all flows look at is there already.
+        let is_union = table.mask == *union;
         for i in set_bits(*left) {
-            hashes[i] = hasher.hash(&packets[i].key, &table.mask, table.map);
+            hashes[i] = if is_union { packets[i].hash } else { hasher.hash(&packets[i].key, &table.mask, table.map) };
             prefetch(&table.slots, hashes[i] as usize & last);
         }
         for i in set_bits(*left) {

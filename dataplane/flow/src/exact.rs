@@ -147,6 +147,10 @@ impl Smc {
         Smc { slots: vec![[0; 2]; (entries / 2).max(1).next_power_of_two()].into() }
     }
 
+    pub(crate) fn entries(&self) -> usize {
+        self.slots.len() * 2
+    }
+
     /// Fetches the set of this hash.
     #[inline]
     pub(crate) fn prefetch(&self, hash: u32) {

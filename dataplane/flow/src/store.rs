@@ -5,6 +5,7 @@ use crate::cache::{FlowId, Stats};
 use crate::key::{Key, Mask, Miniflow, NARROW, WIDE, WORDS, field};
 use crate::prefetch::prefetch;
 use clock::Cycles;
+use memory::prefer_huge_pages;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -91,16 +92,19 @@ pub(crate) struct Store {
     mask_index: HashMap<Mask, u32>,
     union: Mask,
     union_map: u64,
+    /// Each list of actions once, with the number of its flows: flows that do the same read the same line.
+    actions: HashMap<Arc<[Action]>, u32>,
     no_actions: Arc<[Action]>,
 }
 
 impl Store {
-    pub(crate) fn new() -> Store {
+    /// With room for `limit` flows, which takes no memory before they come.
+    pub(crate) fn new(limit: usize) -> Store {
         Store {
-            rows: Vec::new(),
+            rows: table(limit),
             wide: Vec::new(),
             rest: Vec::new(),
-            hot: Vec::new(),
+            hot: table(limit),
             ufids: Vec::new(),
             free: Vec::new(),
             masks: Vec::new(),
@@ -108,6 +112,7 @@ impl Store {
             mask_index: HashMap::new(),
             union: Mask::EMPTY,
             union_map: 0,
+            actions: HashMap::new(),
             no_actions: Arc::new([]),
         }
     }
@@ -248,8 +253,10 @@ impl Store {
     }
 
     pub(crate) fn renew(&mut self, index: u32, epoch: u32, actions: Arc<[Action]>) {
+        let actions = self.share_actions(actions);
         self.rows[index as usize].epoch = epoch;
-        self.hot[index as usize].actions = actions;
+        let before = std::mem::replace(&mut self.hot[index as usize].actions, actions);
+        self.unshare_actions(&before);
     }
 
     /// Takes a flow in; `key` is masked already.
@@ -259,10 +266,11 @@ impl Store {
         let row = Row { mask: mask_index, epoch: new.epoch, narrow: std::array::from_fn(|i| key.words[i]) };
         let wide = std::array::from_fn(|i| key.words[NARROW + i]);
         let rest = bits(map >> WIDE << WIDE).map(|i| key.words[i]).collect();
+        let actions = self.share_actions(new.actions);
         if let Some(index) = self.free.pop() {
             let at = index as usize;
             let generation = self.hot[at].generation;
-            self.hot[at] = Hot { stats: new.stats, generation, unused_since: Cycles(0), actions: new.actions };
+            self.hot[at] = Hot { stats: new.stats, generation, unused_since: Cycles(0), actions };
             (self.rows[at], self.wide[at], self.rest[at], self.ufids[at]) = (row, wide, rest, new.ufid);
             return index;
         }
@@ -270,7 +278,7 @@ impl Store {
         self.wide.push(wide);
         self.rest.push(rest);
         self.ufids.push(new.ufid);
-        self.hot.push(Hot { stats: new.stats, generation: 0, unused_since: Cycles(0), actions: new.actions });
+        self.hot.push(Hot { stats: new.stats, generation: 0, unused_since: Cycles(0), actions });
         self.rows.len() as u32 - 1
     }
 
@@ -280,9 +288,26 @@ impl Store {
         self.rows[at].epoch = DEAD;
         self.rest[at] = Box::default();
         self.hot[at].generation = self.hot[at].generation.wrapping_add(1);
-        self.hot[at].actions = self.no_actions.clone();
+        let actions = std::mem::replace(&mut self.hot[at].actions, self.no_actions.clone());
+        self.unshare_actions(&actions);
         self.free.push(index);
         self.unshare(mask);
+    }
+
+    /// The one list that is equal to this one, for one flow more.
+    fn share_actions(&mut self, actions: Arc<[Action]>) -> Arc<[Action]> {
+        let entry = self.actions.entry(actions);
+        let shared = entry.key().clone();
+        *entry.or_insert(0) += 1;
+        shared
+    }
+
+    fn unshare_actions(&mut self, actions: &[Action]) {
+        let Some(flows) = self.actions.get_mut(actions) else { return };
+        *flows -= 1;
+        if *flows == 0 {
+            self.actions.remove(actions);
+        }
     }
 
     fn share(&mut self, mask: &Mask) -> u32 {
@@ -319,6 +344,13 @@ impl Store {
         self.union = in_use.fold(Mask::EMPTY, |union, mask| union.union(mask));
         self.union_map = self.union.bitmap();
     }
+}
+
+/// A vector that is read at random.
+fn table<T>(capacity: usize) -> Vec<T> {
+    let mut table = Vec::with_capacity(capacity);
+    prefer_huge_pages(table.spare_capacity_mut());
+    table
 }
 
 /// What comes with a flow besides key and mask.

@@ -4,6 +4,7 @@ use clock::Cycles;
 use flow::{
     Action, BATCH, Config, FlowCache, FlowId, InsertError, Key, Limits, Mask, Megaflow, Miniflow, Stats, field,
 };
+use std::sync::Arc;
 
 /// Caches before the classifier so small that hardly anything stays in them.
 const CLASSIFIER_ONLY: Config = Config {
@@ -105,6 +106,40 @@ fn a_new_epoch_hides_flows_until_they_are_renewed() {
     let mut gone = Vec::new();
     cache.age(Cycles(11), Cycles(1000), 10, |flow| gone.push(flow.ufid));
     assert_eq!((gone.len(), cache.get(stale).is_none()), (1, true));
+}
+
+#[test]
+fn flows_that_do_the_same_share_their_actions() {
+    let mut cache = FlowCache::new(Config::default());
+    let ids = [1, 2, 3].map(|dst| cache.insert(flow(key(1, 0, dst, 0), mask())).expect("a flow"));
+    let list = |cache: &FlowCache, id| cache.actions(id).expect("a flow").clone();
+    let shared = list(&cache, ids[0]);
+    assert!(ids.iter().all(|id| Arc::ptr_eq(&list(&cache, *id), &shared)));
+    // Another list, and back again.
+    assert_eq!(cache.modify(ids[1], [Action::Output(3)]), Ok(true));
+    assert_eq!(list(&cache, ids[1])[..], [Action::Output(3)]);
+    assert_eq!(cache.modify(ids[1], [Action::Output(2)]), Ok(true));
+    assert!(Arc::ptr_eq(&list(&cache, ids[1]), &shared));
+    // The last flow that has a list takes it along.
+    ids.iter().for_each(|id| drop(cache.remove(*id)));
+    assert_eq!(Arc::strong_count(&shared), 1);
+}
+
+#[test]
+fn more_flows_than_signatures_go_by_the_table() {
+    let mut cache = FlowCache::new(Config { emc_entries: 2, smc_entries: 64, ..Config::default() });
+    let keys: Vec<Key> = (0..100).map(|dst| key(1, 0, dst, 0)).collect();
+    let ids: Vec<_> = keys.iter().map(|key| cache.insert(flow(*key, mask())).ok()).collect();
+    assert_eq!(lookup(&mut cache, &keys), ids);
+    assert_eq!(lookup(&mut cache, &keys), ids);
+    assert_eq!(cache.hits().signature, 0);
+    // With a second table signatures save looking into both.
+    let other = key(1, 7, 200, 0);
+    let mask = Mask::exact(&[field::IN_PORT, field::IPV4_SRC]);
+    let id = cache.insert(flow(other, mask)).expect("a flow");
+    assert_eq!(lookup(&mut cache, &[other, other]), [Some(id); 2]);
+    assert_eq!(lookup(&mut cache, &[other]), [Some(id)]);
+    assert!(cache.hits().signature + cache.hits().exact > 0);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 //!
 //! [`Pool`] cuts such a run into buffers of one size that a poll loop takes and gives back without allocation.
 //!
+//! [`prefer_huge_pages`] asks for large pages behind memory of the common allocator: tables that are read at random.
+//!
 //! [`usage()`] tells how much is allocated, by page size and NUMA node.
 
 #![allow(unsafe_code)] // NUMA policy and the advice to free pages are raw system calls on mapped ranges
@@ -157,6 +159,18 @@ fn map(len: usize) -> Result<(MmapMut, usize), MemoryError> {
         drop(map.advise(Advice::HugePage));
     }
     Ok((map, page))
+}
+
+/// Asks the kernel for transparent hugepages behind memory that is not touched yet, such as a vector's spare capacity. A wish: a
+/// kernel without them, or memory smaller than one, stays as it is.
+pub fn prefer_huge_pages<T>(memory: &[T]) {
+    let start = memory.as_ptr().addr().next_multiple_of(2 * MIB);
+    let end = (memory.as_ptr().addr() + size_of_val(memory)) / (2 * MIB) * (2 * MIB);
+    if start < end {
+        let address = memory.as_ptr().with_addr(start).cast_mut().cast();
+        // SAFETY: the range is inside a live allocation; the advice changes no byte of it.
+        unsafe { libc::madvise(address, end - start, libc::MADV_HUGEPAGE) };
+    }
 }
 
 fn normal_page() -> usize {

@@ -35,6 +35,16 @@ fn released_pages_read_as_zero_and_others_stay() {
 }
 
 #[test]
+fn a_wish_for_huge_pages_changes_no_byte() {
+    for len in [0, 1, 2 * MIB - 1, 5 * MIB] {
+        let mut bytes = vec![3_u8; len];
+        prefer_huge_pages(&bytes);
+        assert!(bytes.iter().all(|byte| *byte == 3));
+        prefer_huge_pages(bytes.spare_capacity_mut());
+    }
+}
+
+#[test]
 fn node_0_is_there_and_node_63_is_not() {
     let memory = Memory::allocate(64 * KIB, Some(0)).unwrap();
     fill(&memory, 1);
