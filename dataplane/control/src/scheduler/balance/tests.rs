@@ -87,6 +87,20 @@ fn nothing_moves_while_no_worker_is_overloaded() {
 }
 
 #[test]
+fn nothing_moves_for_less_than_the_threshold_or_for_nearly_even_loads() {
+    let queue = |queue, load| QueueLoad { queue, worker: 0, load, allowed: vec![0, 1] };
+    let moves = |improvement, workers: [f64; 2], queues: &[QueueLoad<usize>]| {
+        let thresholds = Thresholds { improvement, ..DEFAULT };
+        Balancer::default().balance(thresholds, &workers, queues, PERIOD, PERIOD).len()
+    };
+    // The small one's move takes 23 % of the variance.
+    let small = [queue(0, 0.95), queue(1, 0.05)];
+    assert_eq!([0.2, 0.25].map(|improvement| moves(improvement, [1.0, 0.2], &small)), [1, 0]);
+    let tiny = [queue(0, 0.9), queue(1, 0.03), queue(2, 0.03)];
+    assert_eq!([0.85, 0.89].map(|other| moves(0.25, [0.96, other], &tiny)), [1, 0]);
+}
+
+#[test]
 fn one_hot_queue_is_not_bounced() {
     let mut alone = Model::new(2, &[(2.0, 0), (0.0, 0), (0.0, 1)]);
     (alone.noise, alone.overhead) = (0.05, 0.3);
