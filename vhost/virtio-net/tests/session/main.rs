@@ -6,6 +6,7 @@ mod restart;
 mod rig;
 
 use guest::{Guest, LAYOUTS, NET_SET_MTU, SEND_RARP, frame};
+use port::{Port, QueueReport};
 use rig::{MTU, Rig, wait_for};
 use virtio_spec::net::feature as net;
 
@@ -66,6 +67,26 @@ fn queue_pairs_come_and_go_at_run_time() {
         guest.enable(1, false);
         guest.exchange(0, 100);
         assert_eq!(device.counters().rx_packets, 300);
+        rig.end(device);
+    }
+}
+
+#[test]
+fn a_pair_moves_between_workers_that_sleep() {
+    for layout in LAYOUTS {
+        let Some(rig) = Rig::on(&[0, 1]) else { return println!("skipped: needs two CPUs") };
+        let device = rig.device("net", 2);
+        let mut guest = Guest::boot(&rig.socket("net"), layout | net::MQ | net::CTRL_VQ, 2);
+        let queues = || device.controller().rx_queues();
+        assert_eq!(queues().iter().map(|queue| queue.worker).collect::<Vec<_>>(), [Some(0), Some(1)]);
+        for (turn, worker) in [1, 0, 0, 1].into_iter().enumerate() {
+            device.controller().move_rx_queue(0, &rig.engine.workers()[worker]).unwrap();
+            guest.exchange(0, 100);
+            assert_eq!(queues()[0], QueueReport { worker: Some(worker), packets: (turn as u64 + 1) * 100 });
+        }
+        assert_eq!(queues()[1], QueueReport { worker: Some(1), packets: 0 });
+        let refused = device.controller().move_rx_queue(2, &rig.engine.workers()[0]).unwrap_err();
+        assert_eq!(refused.to_string(), "queue: got 2, expected 0 to 1");
         rig.end(device);
     }
 }

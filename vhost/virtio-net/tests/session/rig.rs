@@ -1,7 +1,7 @@
 //! A worker that sends back what ports bring, and controllers on it.
 
 use clock::Cycles;
-use engine::{Engine, IdlePolicy, Source, SourceId};
+use engine::{Engine, IdlePolicy, Source, SourceId, WorkerHandle};
 use packet::{Burst, Pool};
 use port::{Counters, Port, PortShard};
 use std::path::PathBuf;
@@ -22,8 +22,8 @@ pub(crate) struct Rig {
 /// A controller whose packets go back to where they came from.
 pub(crate) struct Device {
     pub(crate) controller: Option<NetController>,
-    worker: engine::WorkerHandle,
-    source: SourceId,
+    /// One on each worker.
+    sources: Vec<(WorkerHandle, SourceId)>,
 }
 
 struct Echo(Box<dyn PortShard>);
@@ -54,8 +54,13 @@ impl Source for Echo {
 
 impl Rig {
     pub(crate) fn new() -> Rig {
-        let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
-        Rig { engine, pool: Pool::new(512, None).unwrap(), dir: tempfile::tempdir().unwrap() }
+        Rig::on(&[0]).unwrap()
+    }
+
+    /// One with a worker on each of `cpus`, if they are there.
+    pub(crate) fn on(cpus: &[usize]) -> Option<Rig> {
+        let engine = Engine::start(cpus, IdlePolicy::default()).ok()?;
+        Some(Rig { engine, pool: Pool::new(512, None).unwrap(), dir: tempfile::tempdir().unwrap() })
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
@@ -77,9 +82,12 @@ impl Rig {
             pool: self.pool.clone(),
         };
         let controller = NetController::start(params, EventSink::new(16).0).unwrap();
-        let worker = self.engine.workers()[0].clone();
-        let source = worker.add(name, Box::new(Echo(controller.open_shard(&worker).unwrap())));
-        Device { controller: Some(controller), worker, source }
+        let echo = |worker: &WorkerHandle| {
+            let shard = controller.open_shard(worker).unwrap();
+            (worker.clone(), worker.add(name, Box::new(Echo(shard))))
+        };
+        let sources = self.engine.workers().iter().map(echo).collect();
+        Device { controller: Some(controller), sources }
     }
 
     /// All is over: no buffer is missing.
@@ -90,7 +98,7 @@ impl Rig {
 }
 
 impl Device {
-    fn controller(&self) -> &NetController {
+    pub(crate) fn controller(&self) -> &NetController {
         self.controller.as_ref().expect("not dropped yet")
     }
 
@@ -104,14 +112,18 @@ impl Device {
 
     /// As a process that dies: nothing more is taken, given back or said.
     pub(crate) fn kill(self) {
-        drop(self.worker.remove(self.source));
+        self.remove_sources();
+    }
+
+    fn remove_sources(&self) {
+        self.sources.iter().for_each(|(worker, source)| drop(worker.remove(*source)));
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         self.controller = None;
-        drop(self.worker.remove(self.source));
+        self.remove_sources();
     }
 }
 
