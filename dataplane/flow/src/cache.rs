@@ -143,9 +143,6 @@ pub struct FlowCache {
     age_cursor: u32,
 }
 
-/// The index of no flow.
-const NO_FLOW: u32 = u32::MAX;
-
 impl FlowCache {
     /// An empty cache.
     pub fn new(config: Config) -> FlowCache {
@@ -169,7 +166,7 @@ impl FlowCache {
     /// If there are more packets than [`BATCH`].
     pub fn lookup_batch(&mut self, packets: &mut [Miniflow], found: &mut [Option<FlowId>; BATCH]) {
         assert!(packets.len() <= BATCH, "a batch of {} packets", packets.len());
-        let mut flows = [NO_FLOW; BATCH];
+        let mut flows = [0; BATCH];
         let all = ((1u64 << packets.len()) - 1) as u32;
         let ask_exact = self.emc.is_worth_asking();
         let (union, union_map) = self.store.union();
@@ -179,46 +176,45 @@ impl FlowCache {
                 self.emc.prefetch(packet.hash);
             }
         }
-        let missing = if ask_exact { self.lookup_exact(packets, all, &mut flows) } else { all };
+        let mut missing = all;
+        if ask_exact {
+            missing &= !self.lookup_exact(packets, &mut flows);
+        }
         let hits = (all & !missing).count_ones();
         self.emc.count(packets.len() as u32, hits);
         self.hits.exact += u64::from(hits);
         if missing != 0 {
-            self.lookup_slow(packets, missing, ask_exact, &mut flows);
+            missing = self.lookup_slow(packets, missing, ask_exact, &mut flows);
         }
-        for (found, flow) in found.iter_mut().zip(&flows[..packets.len()]) {
-            *found = (*flow != NO_FLOW).then(|| self.store.id(*flow));
+        for (i, (found, flow)) in found.iter_mut().zip(&flows[..packets.len()]).enumerate() {
+            *found = (missing & 1 << i == 0).then(|| self.store.id(*flow));
             self.store.prefetch_actions(*flow);
         }
     }
 
-    /// The exact-match tier. Returns which packets it has not found.
+    /// The exact-match tier. Returns which packets it has found.
     #[inline]
-    fn lookup_exact(&self, packets: &[Miniflow], all: u32, flows: &mut [u32; BATCH]) -> u32 {
+    fn lookup_exact(&self, packets: &[Miniflow], flows: &mut [u32; BATCH]) -> u32 {
         let (union, union_map) = self.store.union();
         let mut generations = [0; BATCH];
-        let mut missing = all;
+        let mut hits = 0;
         for (i, packet) in packets.iter().enumerate() {
-            if (packet.map & union_map) >> NARROW != 0 {
-                continue;
-            }
-            if let Some(entry) = self.emc.find(packet, union, self.epoch) {
-                self.store.prefetch_hot(entry.flow);
-                (flows[i], generations[i]) = (entry.flow, entry.generation);
-                missing &= !(1 << i);
-            }
+            let entry = self.emc.entry(packet.hash);
+            self.store.prefetch_hot(entry.flow);
+            (flows[i], generations[i]) = (entry.flow, entry.generation);
+            let is_narrow = (packet.map & union_map) >> NARROW == 0;
+            hits |= u32::from(is_narrow & entry.is_of(packet, union, self.epoch)) << i;
         }
-        for i in set_bits(all & !missing) {
+        for i in set_bits(hits) {
             if self.store.generation(flows[i]) != generations[i] {
-                flows[i] = NO_FLOW;
-                missing |= 1 << i;
+                hits &= !(1 << i);
             }
         }
-        missing
+        hits
     }
 
-    /// The signature and megaflow tiers, for the packets whose bit is set.
-    fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) {
+    /// The signature and megaflow tiers, for the packets whose bit is set. Returns which nobody has found.
+    fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) -> u32 {
         // A single table answers as fast, once there are more flows than signatures.
         let ask_signature = self.classifier.most_tables() > 1 || self.store.len() <= self.smc.entries() / 4;
         let mut missing = if ask_signature { self.lookup_signature(packets, slow, flows) } else { slow };
@@ -235,27 +231,24 @@ impl FlowCache {
         if fill_exact {
             self.fill_exact(packets, slow & !missing, flows);
         }
+        missing
     }
 
     /// The signature tier, for the packets whose bit is set. Returns which it has not found.
     fn lookup_signature(&self, packets: &[Miniflow], slow: u32, flows: &mut [u32; BATCH]) -> u32 {
         let mut missing = slow;
-        let mut sets = [[0; 2]; BATCH];
+        let mut named = 0;
         set_bits(slow).for_each(|i| self.smc.prefetch(packets[i].hash));
         for i in set_bits(slow) {
-            sets[i] = self.smc.set(packets[i].hash);
-            for flow in sets[i].iter().filter_map(|way| Smc::flow(*way, packets[i].hash)) {
+            if let Some(flow) = self.smc.flow(packets[i].hash) {
                 self.store.prefetch_row(flow);
                 self.store.prefetch_hot(flow);
+                flows[i] = flow;
+                named |= 1 << i;
             }
         }
-        for i in set_bits(slow) {
-            let named = sets[i].iter().filter_map(|way| Smc::flow(*way, packets[i].hash));
-            let flow = { named }.find(|flow| self.store.matches(*flow, &packets[i], self.epoch));
-            if let Some(flow) = flow {
-                flows[i] = flow;
-                missing &= !(1 << i);
-            }
+        for i in set_bits(named) {
+            missing &= !(u32::from(self.store.matches(flows[i], &packets[i], self.epoch)) << i);
         }
         missing
     }

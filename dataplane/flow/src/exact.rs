@@ -46,6 +46,18 @@ pub(crate) struct EmcEntry {
     words: [u64; NARROW],
 }
 
+impl EmcEntry {
+    /// Whether it is of this packet, all of whose relevant words are narrow.
+    #[inline]
+    pub(crate) fn is_of(&self, packet: &Miniflow, union: &Mask, epoch: u32) -> bool {
+        let mut difference = u64::from(self.hash ^ packet.hash | self.epoch ^ epoch);
+        for i in 0..NARROW {
+            difference |= packet.key.words[i] & union.words[i] ^ self.words[i];
+        }
+        difference == 0
+    }
+}
+
 impl Emc {
     /// `entries` is rounded up to a power of two.
     pub(crate) fn new(entries: usize) -> Emc {
@@ -99,18 +111,11 @@ impl Emc {
         hash as usize & (self.entries.len() - 2)
     }
 
-    /// The entry of a packet with this hash, all of whose relevant words are narrow.
+    /// The one entry that can be of a packet with this hash. Chosen without a branch, which nothing could predict.
     #[inline]
-    pub(crate) fn find(&self, packet: &Miniflow, union: &Mask, epoch: u32) -> Option<&EmcEntry> {
-        let set = self.set(packet.hash);
-        let ways = self.entries[set..].first_chunk::<2>()?;
-        ways.iter().find(|entry| {
-            let mut difference = u64::from(entry.hash ^ packet.hash | entry.epoch ^ epoch);
-            for i in 0..NARROW {
-                difference |= packet.key.words[i] & union.words[i] ^ entry.words[i];
-            }
-            difference == 0
-        })
+    pub(crate) fn entry(&self, hash: u32) -> &EmcEntry {
+        let set = self.set(hash);
+        &self.entries[set + usize::from(self.entries[set + 1].hash == hash)]
     }
 
     /// Remembers the flow of a packet. `is_live` tells whether an entry's flow is still there.
@@ -123,8 +128,9 @@ impl Emc {
         is_live: impl Fn(&EmcEntry) -> bool,
     ) {
         let set = self.set(packet.hash);
-        let free = (set..set + 2).find(|i| self.entries[*i].epoch != epoch || !is_live(&self.entries[*i]));
-        let at = free.or_else(|| {
+        let same = (set..set + 2).find(|i| self.entries[*i].hash == packet.hash);
+        let free = || (set..set + 2).find(|i| self.entries[*i].epoch != epoch || !is_live(&self.entries[*i]));
+        let at = same.or_else(free).or_else(|| {
             self.asked = self.asked.wrapping_add(1);
             self.asked.is_multiple_of(THRASH).then_some(set + (self.asked / THRASH % 2) as usize)
         });
@@ -157,15 +163,12 @@ impl Smc {
         prefetch(&self.slots, hash as usize & (self.slots.len() - 1));
     }
 
-    /// Both ways of the set of this hash.
+    /// The one flow that can be of a packet with this hash.
     #[inline]
-    pub(crate) fn set(&self, hash: u32) -> [u64; 2] {
-        self.slots[hash as usize & (self.slots.len() - 1)]
-    }
-
-    /// The flow that a way names, if it is for this hash.
-    #[inline]
-    pub(crate) fn flow(way: u64, hash: u32) -> Option<u32> {
+    pub(crate) fn flow(&self, hash: u32) -> Option<u32> {
+        let set = self.slots[hash as usize & (self.slots.len() - 1)];
+        // Without a branch, which nothing could predict.
+        let way = set[usize::from((set[1] >> 32) as u32 == hash)];
         ((way >> 32) as u32 == hash && way as u32 != 0).then(|| way as u32 - 1)
     }
 
