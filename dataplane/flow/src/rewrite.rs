@@ -234,8 +234,10 @@ impl Rewrite<'_> {
         // Type of service and TTL are halves of two words.
         for (offset, field) in [(1, field::NW_TOS), (8, field::NW_TTL)] {
             let (old, new) = self.change::<1>(data, at + offset, field)?;
-            let word = |byte: u8| if offset == 1 { [0, byte] } else { [byte, 0] };
-            fix_checksum(data, at + 10, &word(old[0]), &word(new[0]), false);
+            if old != new {
+                let word = |byte: u8| if offset == 1 { [0, byte] } else { [byte, 0] };
+                fix_checksum(data, at + 10, &word(old[0]), &word(new[0]), false);
+            }
         }
         Some(())
     }
@@ -266,7 +268,8 @@ impl Rewrite<'_> {
         let transport = self.layout.transport(data).filter(|transport| transport.protocol == protocol)?;
         for (offset, field) in [(0, field::TP_SRC), (2, field::TP_DST)] {
             let (old, new) = self.change::<2>(data, transport.at + offset, field)?;
-            if self.checksum == Checksum::Complete
+            if old != new
+                && self.checksum == Checksum::Complete
                 && let Some(at) = transport.checksum_at(data, false)
             {
                 fix_checksum(data, at, &old, &new, protocol == protocol::UDP);
