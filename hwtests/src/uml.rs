@@ -25,7 +25,7 @@ impl Uml {
         std::fs::write(dir.path().join("run"), format!("set -e\n{script}"))?;
         let mut command = Command::new("linux.uml");
         command
-            .args(["mem=256M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
+            .args(["mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"])
             .args(["con=null", "con0=fd:0,fd:1", "ssl=null", "umid=guest"])
             .arg(format!("uml_dir={}", dir.path().display()))
             .args(sockets.iter().map(|socket| format!("virtio_uml.device={}:2", socket.display())))

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 const LINUX_NQN: &str = "nqn.2024-01.org.sluice:linux";
 const LINUX_IQN: &str = "iqn.2024-01.org.sluice:linux";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What can be shut down and started again over the same disk at the same address.
 trait Restart {
@@ -180,7 +180,7 @@ fn lio(linux: &mut LinuxTarget, setup: Setup) -> Result<Target<'_>> {
     let at = linux.address();
     linux.run(&format!(
         "cd /sys/kernel/config/target/iscsi/{LINUX_IQN}/tpgt_1 && echo -n {} >auth/userid && echo -n {} >auth/password && \
-         echo {} >attrib/authentication",
+         echo {} >attrib/authentication && echo 1 >/sys/kernel/config/target/core/fileio_0/disk/attrib/emulate_tpu",
         USER.0,
         USER.1,
         u8::from(setup.chap)
