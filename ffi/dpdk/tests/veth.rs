@@ -22,11 +22,14 @@ fn kernel_interfaces_carry_packets_both_ways() {
         ip(&format!("link set dpdk{pair} up"));
         ip(&format!("link set peer{pair} up"));
     }
-    let config = EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() };
+    let config = EalConfig { memory: EalMemory::NoHuge { mib: 128 }, ..EalConfig::default() };
     let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 8192, None).unwrap();
     both_ways(&eal, &pool, "net_af_packet0,iface=dpdk0", "peer0");
-    both_ways(&eal, &pool, "net_af_xdp0,iface=dpdk1", "peer1");
+    // When it is closed, DPDK 22.11's af_xdp does not give back what its fill ring holds.
+    let xdp = Mempool::new(&eal, "xdp", 8192, None).unwrap();
+    both_ways(&eal, &xdp, "net_af_xdp0,iface=dpdk1", "peer1");
+    assert!(xdp.packets().free_count() >= 8192 - 2 * 2048, "{}", xdp.packets().free_count());
     both_ways(&eal, &pool, "net_tap0,iface=tap0,mac=02:00:00:00:00:07", "tap0");
     assert_eq!(pool.packets().free_count(), 8192);
 }
