@@ -4,6 +4,7 @@ use crate::client::CallError;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::path::Path;
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Bytes a block of the disks served.
 const BLOCK: u32 = 512;
@@ -43,23 +44,24 @@ pub(crate) fn run(leaf: &ArgMatches, protocol: Protocol) -> Result<(), CallError
         let what = what.to_owned();
         move |e: std::io::Error| CallError::Usage(format!("{what}: {e}"))
     };
+    // Two disks with one identity are refused: it is made of all that tells this one from others.
+    let place = Path::new(file).canonicalize().map_err(usage(file))?;
+    let identity = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{name}\n{}", place.display()).as_bytes());
     // Either server lives until the process ends.
     let (address, _server): (_, Box<dyn std::any::Any>) = match protocol {
         Protocol::Nvme => {
             use nvme::target::{Access, FileStore, Namespace, Server, Target, TargetConfig};
             let store = Arc::new(FileStore::open(Path::new(file), read_only).map_err(usage(file))?);
             let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
-            let uuid = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, file.as_bytes());
             let target = Target::new(TargetConfig::new(name), u64::from(std::process::id()));
-            target.set_namespace(1, Namespace { store, block_size: BLOCK, access, uuid });
+            target.set_namespace(1, Namespace { store, block_size: BLOCK, access, uuid: identity });
             let server = Server::start(target, listen).map_err(usage(listen))?;
             (server.address(), Box::new(server))
         }
         Protocol::Iscsi => {
             use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
             let opened = std::fs::File::options().read(true).write(!read_only).open(file).map_err(usage(file))?;
-            let identity = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, file.as_bytes()).as_u64_pair().0;
-            let unit = Unit::new(Arc::new(FileStore::new(opened)), BLOCK, read_only, identity);
+            let unit = Unit::new(Arc::new(FileStore::new(opened)), BLOCK, read_only, identity.as_u64_pair().0);
             let target = Target::new(TargetConfig::new(name));
             target.insert_unit(iscsi::Lun(0), Arc::new(unit));
             let server = Server::start(listen, Arc::new(target), Faults::default()).map_err(usage(listen))?;
