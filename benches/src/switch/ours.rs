@@ -1,6 +1,7 @@
 //! Our side: the switch on one worker, between the same two DPDK devices as the peer.
 
 use super::traffic::Load;
+use super::upcalls::rate_to;
 use crate::measure::{Measurement, Plan, RealTime};
 use anyhow::{Context, Result, ensure};
 use clock::Cycles;
@@ -13,10 +14,10 @@ use port::{Counters, EthdevParams, EthdevPort, Port, PortShard};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use switch::{PortConfig, Switch};
+use switch::{BridgeConfig, BridgePort, PortConfig, Switch};
 
 /// Buffers: the packets of the largest source, and as many on their way.
-const BUFFERS: u32 = 200_000;
+const BUFFERS: u32 = 262_144;
 const SOURCE: u32 = 1;
 const SINK: u32 = 2;
 
@@ -30,7 +31,7 @@ pub(crate) struct Sluice {
 /// What a load cost.
 pub(crate) struct Cost {
     /// Cycles a packet, from each source to the sink.
-    pub(crate) cycles: Vec<Measurement>,
+    pub(crate) cycles: [Measurement; 2],
     /// Megaflows that a cache takes in a second.
     pub(crate) insertions: f64,
 }
@@ -69,7 +70,7 @@ impl Sluice {
     }
 
     /// Through the switch, from each of some sources, with the flows of `load`.
-    pub(crate) fn measure(&self, plan: &Plan, pcaps: &[PathBuf], load: &Load) -> Result<Cost> {
+    pub(crate) fn measure(&self, plan: &Plan, pcaps: &[PathBuf; 2], load: &Load) -> Result<Cost> {
         let switch = Switch::start(self.engine.workers(), self.pool.packets().clone())?;
         let number = |number| PortConfig { number: Some(number), ..PortConfig::default() };
         let flows = load.flow_lines(&SOURCE.to_string(), &SINK.to_string());
@@ -78,17 +79,31 @@ impl Sluice {
         for (flow, actions) in flows {
             switch.add_flow(&flow.key, &flow.mask, actions)?;
         }
-        let mut cycles = Vec::new();
-        for pcap in pcaps {
+        let through = |pcap: &PathBuf| {
             let [source, sink] = self.ports(pcap)?;
             switch.add_port("sink", sink.clone(), &number(SINK))?;
             switch.add_port("source", source, &number(SOURCE))?;
-            cycles.push(windows(plan, &sink)?);
+            let cycles = windows(plan, &sink)?;
             let missed: u64 = switch.ports().iter().map(|port| port.path.upcalls).sum();
             ensure!(missed == 0, "{missed} packets missed");
             drop((switch.remove_port("source")?, switch.remove_port("sink")?));
+            Ok(cycles)
+        };
+        let [uniform, zipf] = pcaps.each_ref().map(through);
+        Ok(Cost { cycles: [uniform?, zipf?], insertions })
+    }
+
+    /// Flows a second that a bridge decides for packets to so many stations that nobody has seen.
+    pub(crate) fn upcalls(&self, pcap: &Path, stations: usize) -> Result<f64> {
+        let switch = Switch::start(self.engine.workers(), self.pool.packets().clone())?;
+        switch.create_bridge("bridge", BridgeConfig::default())?;
+        let [source, sink] = self.ports(pcap)?;
+        for (name, port) in [("sink", sink), ("source", source)] {
+            switch.add_port(name, port, &PortConfig::default())?;
+            switch.attach("bridge", name, BridgePort::default())?;
         }
-        Ok(Cost { cycles, insertions })
+        let _real_time = ["worker-0", "translator"].map(|thread| RealTime::of_threads(std::process::id(), thread));
+        rate_to(stations, || Ok(switch.megaflows()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The peer: Debian's OVS-DPDK, from a pcap source to a null sink on one core.
 
 use super::traffic::Load;
+use super::upcalls::rate_to;
 use crate::measure::{Measurement, Plan, RealTime};
 use anyhow::{Context, Result, bail, ensure};
 use hwtests::Process;
@@ -13,10 +14,15 @@ const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SINK: u32 = 2;
 const SOURCE: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
+const SINK_DEVICE: &str = "net_null0,no-rx=1";
+
+fn source_device(pcap: &Path) -> String {
+    format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display())
+}
 
 /// How packets find their flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cache {
+enum Cache {
     /// As delivered: exact match with insertion of one packet in a hundred.
     Emc,
     /// The megaflow classifier for every packet.
@@ -68,28 +74,54 @@ impl Ovs {
         Ok(Ovs { directory, _database: database, switch })
     }
 
-    /// Cycles a packet from the source to the sink, all included, by OVS's own count.
-    pub(crate) fn measure(&self, plan: &Plan, pcap: &Path, cache: Cache, load: &Load) -> Result<Measurement> {
-        let probability = if cache == Cache::Emc { "100" } else { "0" };
-        self.vsctl(&["set", "Open_vSwitch", ".", &format!("other_config:emc-insert-inv-prob={probability}")])?;
+    /// Cycles a packet from the source to the sink, all included, by OVS's own count: with either cache.
+    pub(crate) fn measure(&self, plan: &Plan, pcap: &Path, load: &Load) -> Result<[Measurement; 2]> {
         // Flows before packets, and nobody who would replace them by what the bridge says.
         self.appctl(&["revalidator/pause"])?;
         self.appctl(&["dpctl/del-flows"])?;
-        self.add_port("sink", "net_null0,no-rx=1")?;
+        self.add_port("sink", SINK_DEVICE)?;
         let [source, sink] = [SOURCE, SINK].map(|port| port.to_string());
         let file = self.path("flows.txt");
         std::fs::write(&file, load.flow_lines(&source, &sink))?;
         self.appctl(&["dpctl/add-flows", &file.display().to_string()])?;
-        self.add_port("source", &format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display()))?;
-        let windows = self.windows(plan);
+        self.add_port("source", &source_device(pcap))?;
+        let figures = [Cache::Emc, Cache::Megaflow].map(|cache| self.windows(plan, cache));
         let held = self.appctl(&["dpctl/show"])?;
+        self.appctl(&["dpctl/del-flows"])?;
         self.appctl(&["revalidator/resume"])?;
         self.vsctl(&["del-port", "source", "--", "del-port", "sink"])?;
         ensure!(held.contains(&format!("port {SOURCE}: source ")), "the source is not port {SOURCE} in:\n{held}");
-        windows
+        let [emc, megaflow] = figures;
+        Ok([emc?, megaflow?])
     }
 
-    fn windows(&self, plan: &Plan) -> Result<Measurement> {
+    /// Flows a second that the bridge decides for packets to so many stations that nobody has seen.
+    pub(crate) fn upcalls(&self, pcap: &Path, stations: usize) -> Result<f64> {
+        run(Command::new("ovs-ofctl").arg("add-flow").arg(self.path("br0.mgmt")).arg("actions=NORMAL"))?;
+        self.appctl(&["revalidator/purge"])?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.installed()? > 0 {
+            ensure!(Instant::now() < deadline, "flows do not go");
+        }
+        self.add_port("sink", SINK_DEVICE)?;
+        self.add_port("source", &source_device(pcap))?;
+        let real_time = RealTime::of_threads(self.switch.id(), "pmd-")?;
+        let rate = rate_to(stations, || self.installed());
+        drop(real_time);
+        self.vsctl(&["del-port", "source", "--", "del-port", "sink"])?;
+        rate
+    }
+
+    /// Megaflows, as of the last tenth of a second.
+    fn installed(&self) -> Result<usize> {
+        let shown = self.appctl(&["upcall/show"])?;
+        let flows = shown.split("(current ").nth(1).and_then(|rest| rest.split(')').next()?.parse().ok());
+        flows.with_context(|| format!("no count of flows in:\n{shown}"))
+    }
+
+    fn windows(&self, plan: &Plan, cache: Cache) -> Result<Measurement> {
+        let probability = if cache == Cache::Emc { "100" } else { "0" };
+        self.vsctl(&["set", "Open_vSwitch", ".", &format!("other_config:emc-insert-inv-prob={probability}")])?;
         let _real_time = RealTime::of_threads(self.switch.id(), "pmd-")?;
         std::thread::sleep(Duration::from_secs(1));
         let mut figures = Vec::new();

@@ -1,4 +1,5 @@
-//! The packets and the flows that both sides see: UDP over IPv4, 64 bytes, a flow for each destination address.
+//! The packets and the flows that both sides see: UDP over IPv4, 64 bytes, a flow for each destination address, or for each
+//! destination MAC address where bridges decide.
 
 use crate::measure::Random;
 use anyhow::{Context, Result};
@@ -8,8 +9,11 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Packets of one round of the source: each flow comes at least once.
+/// Packets of one round of the source, at least: each flow comes at least once.
 const ROUND: usize = 16_384;
+/// Packets of one round, at most: the source keeps each in a buffer, and OVS's pool has no more than 262,144. Of more flows than
+/// that a round is a sample.
+const LARGEST_ROUND: usize = 180_000;
 
 /// How packets choose their flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,33 +24,41 @@ pub(crate) enum Popularity {
     Zipf,
 }
 
+impl Popularity {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Popularity::Uniform => "uniform",
+            Popularity::Zipf => "Zipf",
+        }
+    }
+}
+
 /// One load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) flows: usize,
     /// Different masks that the flows are matched by.
     pub(crate) masks: usize,
+    /// What is done before the output, as OVS's datapath writes it; each action with its comma.
+    pub(crate) rewrite: &'static str,
 }
 
 impl Load {
     /// Writes the packets of one round as a pcap file.
     pub(crate) fn write_pcap(&self, directory: &Path, popularity: Popularity) -> Result<PathBuf> {
         let path = directory.join(format!("{}-{popularity:?}.pcap", self.flows));
-        let file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;
-        let mut out = PcapWriter::new(BufWriter::new(file))?;
-        for flow in self.order(popularity) {
-            let frame = frame(flow);
-            out.write_packet(&PcapPacket::new(Duration::ZERO, frame.len() as u32, &frame))?;
-        }
-        out.into_writer().flush()?;
+        write_pcap(&path, self.order(popularity).into_iter().map(frame))?;
         Ok(path)
     }
 
     /// Which flow each packet of a round belongs to.
     fn order(&self, popularity: Popularity) -> Vec<usize> {
         let mut random = Random::new();
-        let packets = self.flows.max(ROUND);
+        let packets = self.flows.clamp(ROUND, LARGEST_ROUND);
         let mut order: Vec<usize> = match popularity {
+            Popularity::Uniform if self.flows > packets => {
+                (0..packets).map(|_| random.below(self.flows as u64) as usize).collect()
+            }
             Popularity::Uniform => (0..packets).map(|packet| packet % self.flows).collect(),
             Popularity::Zipf => {
                 let mut sum = 0.0;
@@ -83,12 +95,33 @@ impl Load {
             };
             writeln!(
                 text,
-                "recirc_id(0),in_port({from}),eth(),eth_type(0x0800),ipv4({source}dst={a}.{b}.{c}.{d},frag=no) {to}"
+                "recirc_id(0),in_port({from}),eth(),eth_type(0x0800),ipv4({source}dst={a}.{b}.{c}.{d},frag=no) {}{to}",
+                self.rewrite
             )
             .expect("a String takes all");
         }
         text
     }
+}
+
+/// Writes a round of packets, each to another station, as a pcap file.
+pub(crate) fn write_stations(path: &Path, stations: usize) -> Result<()> {
+    let to_station = |station: usize| {
+        let mut frame = frame(station);
+        frame[..6].copy_from_slice(&(0x0200_0100_0000 + station as u64).to_be_bytes()[2..]);
+        frame
+    };
+    write_pcap(path, (0..stations).map(to_station))
+}
+
+fn write_pcap(path: &Path, frames: impl Iterator<Item = [u8; 60]>) -> Result<()> {
+    let file = std::fs::File::create(path).with_context(|| path.display().to_string())?;
+    let mut out = PcapWriter::new(BufWriter::new(file))?;
+    for frame in frames {
+        out.write_packet(&PcapPacket::new(Duration::ZERO, frame.len() as u32, &frame))?;
+    }
+    out.into_writer().flush()?;
+    Ok(())
 }
 
 const SOURCE: u32 = 0x0a00_0001;
