@@ -5,7 +5,7 @@ use crate::limits;
 use crate::rpc::RpcError;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use virtio_blk::{Controller, ControllerReport, Role};
+use virtio_blk::{Controller, Report, Role};
 
 /// A controller that serves.
 pub(crate) struct Served {
@@ -23,7 +23,7 @@ pub(crate) struct Served {
 
 impl Served {
     /// Why it serves nothing; `None` while all is well.
-    pub(crate) fn quarantine(&self, report: &ControllerReport) -> Option<String> {
+    pub(crate) fn quarantine(&self, report: &Report) -> Option<String> {
         report.quarantined.then(|| self.fault.lock().expect("no panic under this lock").clone().unwrap_or_default())
     }
 }

@@ -133,7 +133,7 @@ impl Device {
         let at = usize::from(queue);
         match self {
             Device::Port(port) => port.rx_queues().get(at)?.worker,
-            Device::Disk(served) => Some(served.controller.report().queues.get(at)?.worker),
+            Device::Disk(served) => Some(served.controller.report().queues.get(at)?.worker.id()),
         }
     }
 

@@ -257,11 +257,10 @@ mod model {
                     }
                 })
             };
-            // As `Device::move_queue`.
+            // As `Placement::move_queue`: the kick wakes the new worker already while the old one still has the queue.
+            ring.watch(Some(to.clone()));
             from.send(Command::Take);
             let queue = old.join().unwrap();
-            ring.watch(None);
-            ring.watch(Some(to.clone()));
             to.send(Command::Add(queue));
             assert_eq!(new.join().unwrap(), 1);
             driver.join().unwrap();

@@ -1,15 +1,15 @@
 //! The worker's end: its queues, and the messages that change them.
 
-use crate::{Fault, Health, Queue};
+use crate::{Fault, Health, Queue, Vring};
 use crossbeam::channel;
-use engine::Mailbox;
+use engine::{Mailbox, Waker, mailbox};
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A message to a worker's [`Queues`].
-#[derive(Debug)]
-pub enum Command<Q> {
+pub(crate) enum Command<Q> {
     /// A queue to serve.
     Add(Box<Q>),
     /// Drains a queue and gives it back.
@@ -21,8 +21,7 @@ pub enum Command<Q> {
 }
 
 /// A change of a queue. Descriptors that were replaced go back to be closed by the session.
-#[derive(Debug)]
-pub enum Update {
+pub(crate) enum Update {
     /// SET_VRING_ENABLE.
     Enabled(bool),
     /// SET_VRING_KICK.
@@ -59,6 +58,8 @@ impl Update {
 #[allow(clippy::vec_box)] // a queue moves to another worker as one pointer
 pub struct Queues<Q> {
     inbox: Mailbox<Command<Q>>,
+    /// Chains in flight, for reports.
+    in_flight: Arc<AtomicU32>,
     /// Those that serve.
     serving: Vec<Box<Q>>,
     /// Those that take nothing more and leave when drained, with who waits for them.
@@ -66,10 +67,16 @@ pub struct Queues<Q> {
 }
 
 impl<Q: Queue> Queues<Q> {
-    /// Queues that come by `inbox`, which [`Placement::open`](crate::Placement::open) gave. Room for `count`.
-    pub fn new(inbox: Mailbox<Command<Q>>, count: u16) -> Queues<Q> {
-        let room = usize::from(count);
-        Queues { inbox, serving: Vec::with_capacity(room), leaving: Vec::with_capacity(room) }
+    pub(crate) fn new(inbox: Mailbox<Command<Q>>, in_flight: Arc<AtomicU32>, room: usize) -> Queues<Q> {
+        Queues { inbox, in_flight, serving: Vec::with_capacity(room), leaving: Vec::with_capacity(room) }
+    }
+
+    /// Queues on their own, without session or engine: for tests, and for benchmarks of a path alone.
+    pub fn alone(queues: Vec<Q>) -> std::io::Result<Queues<Q>> {
+        let (_nobody_sends, inbox) = mailbox(Waker::new()?, 1);
+        let mut alone = Queues::new(inbox, Arc::default(), queues.len());
+        alone.serving.extend(queues.into_iter().map(Box::new));
+        Ok(alone)
     }
 
     /// The queues that serve.
@@ -83,16 +90,17 @@ impl<Q: Queue> Queues<Q> {
         self.serving.iter().map(Box::as_ref)
     }
 
-    /// The queues that only end what is in flight.
-    pub fn leaving(&mut self) -> impl Iterator<Item = &mut Q> {
-        self.leaving.iter_mut().map(|(queue, _)| queue.as_mut())
+    /// All queues, those too that only end what is in flight.
+    #[inline(always)]
+    pub fn all(&mut self) -> impl Iterator<Item = &mut Q> {
+        let leaving = self.leaving.iter_mut().map(|(queue, _)| queue);
+        self.serving.iter_mut().chain(leaving).map(Box::as_mut)
     }
 
     /// A queue, serving or leaving.
     #[inline]
     pub fn find(&mut self, index: u16) -> Option<&mut Q> {
-        let leaving = self.leaving.iter_mut().map(|(queue, _)| queue);
-        self.serving.iter_mut().chain(leaving).find(|q| q.vring().index == index).map(Box::as_mut)
+        self.all().find(|q| q.vring().index == index)
     }
 
     /// Whether no message waits.
@@ -101,15 +109,12 @@ impl<Q: Queue> Queues<Q> {
         self.inbox.is_empty()
     }
 
-    /// Does what was sent. Once a turn, before the queues are served. Returns whether something was.
+    /// Does what was sent. Once a turn, before the queues are served.
     #[inline]
-    pub fn take_commands(&mut self, health: &Health) -> bool {
-        let mut any = false;
+    pub fn take_commands(&mut self, health: &Health) {
         while let Some(command) = self.inbox.take() {
             self.command(command, health);
-            any = true;
         }
-        any
     }
 
     #[cold]
@@ -118,7 +123,10 @@ impl<Q: Queue> Queues<Q> {
             Command::Add(queue) => self.serving.push(queue),
             Command::Take(index, waiter) => {
                 if let Some(at) = self.serving.iter().position(|q| q.vring().index == index) {
-                    self.leaving.push((self.serving.swap_remove(at), waiter));
+                    let mut queue = self.serving.swap_remove(at);
+                    // The session may have seen it first, and ends for that reason.
+                    check_memory(queue.vring_mut(), health);
+                    self.leaving.push((queue, waiter));
                     self.let_go();
                 }
             }
@@ -135,6 +143,16 @@ impl<Q: Queue> Queues<Q> {
         }
     }
 
+    /// Tells what is in flight, and of memory that is lost. At quiescent points.
+    pub fn quiesce(&mut self, health: &Health) {
+        let mut in_flight = 0;
+        for queue in self.all() {
+            in_flight += queue.in_flight() as u32;
+            check_memory(queue.vring_mut(), health);
+        }
+        self.in_flight.store(in_flight, Ordering::Relaxed);
+    }
+
     /// Lets drained queues go, published. After completions were handed out.
     #[inline]
     pub fn release(&mut self) {
@@ -149,5 +167,12 @@ impl<Q: Queue> Queues<Q> {
             queue.vring_mut().flush();
             let _nobody_waits_any_more = waiter.send(queue);
         }
+    }
+}
+
+/// Quarantines the device if the memory of a ring is lost.
+fn check_memory(vring: &mut Vring, health: &Health) {
+    if vring.memory_is_lost() {
+        health.quarantine(vring, Fault::Truncated);
     }
 }

@@ -1,35 +1,44 @@
-//! The session's end: which queue is where, and how to get at it.
+//! Which queue is where, and how to get at it.
 
-use crate::{Command, Queue, Update};
+use crate::{Command, Device, Queue, Queues, Update};
 use crossbeam::channel;
-use engine::{Mailbox, Sender, WakeSet, WorkerHandle, mailbox};
+use engine::{Sender, SourceId, WakeSet, WorkerHandle, mailbox};
 use guest_memory::GuestMemory;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use vhost_user::{Change, Refusal};
+use vhost_user::{Change, Refusal, RingStart};
 
 /// Messages that a worker may have waiting.
 const INBOX: usize = 64;
 /// How often a wait for a worker looks whether the device is being torn down.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Which worker has which queue.
-pub struct Placement<Q> {
+/// A device, and which worker has which of its queues.
+pub(crate) struct Placement<D: Device> {
+    device: D,
     /// Held through a whole change, waits included: session and control do not change the same queue at a time.
     changing: Mutex<()>,
     /// Held for a look only.
-    inner: Mutex<Inner<Q>>,
+    inner: Mutex<Inner<D::Queue>>,
     /// The device is torn down without regard for what is in flight.
     abandoned: AtomicBool,
 }
 
 struct Inner<Q> {
-    /// By worker.
-    inboxes: Vec<(WorkerHandle, Sender<Command<Q>>)>,
+    opened: Vec<Opened<Q>>,
     places: Vec<(Place, Home<Q>)>,
+}
+
+/// A worker that serves the device.
+struct Opened<Q> {
+    worker: WorkerHandle,
+    inbox: Sender<Command<Q>>,
+    in_flight: Arc<AtomicU32>,
+    /// What we added to the worker; `None` where somebody else did.
+    source: Option<SourceId>,
 }
 
 /// A queue at one moment.
@@ -57,7 +66,7 @@ enum Home<Q> {
     Here(Box<Q>),
 }
 
-/// Why a queue could not be moved.
+/// Why a queue could not be moved. It stays where it was.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
     /// No such queue.
@@ -71,61 +80,85 @@ pub enum MoveError {
     /// The worker or the device is going away.
     #[error("queue {0}: the device is being removed")]
     Gone(u16),
-    /// The other worker cannot poll the front-end's kicks.
+    /// The device cannot be served on the other worker, or the front-end's kicks cannot wake it.
     #[error("queue {0}: {1}")]
-    Kick(u16, std::io::Error),
+    Refused(u16, Refusal),
 }
 
-impl<Q: Queue> Placement<Q> {
-    /// A place for each queue, in order; its worker.
-    pub fn new(workers: impl Iterator<Item = WorkerHandle>) -> Placement<Q> {
-        let place = |worker| Place { worker, started: false, enabled: false, size: 0, packed: false, kick: None };
-        let places = workers.map(|worker| (place(worker), Home::Worker)).collect();
-        let inner = Mutex::new(Inner { inboxes: Vec::new(), places });
-        Placement { changing: Mutex::default(), inner, abandoned: AtomicBool::new(false) }
+impl<D: Device> Placement<D> {
+    /// A device with its queues dealt to `workers`, at least one, in turn.
+    pub(crate) fn new(device: D, workers: &[WorkerHandle]) -> Placement<D> {
+        let place = |worker: &WorkerHandle| Place {
+            worker: worker.clone(),
+            started: false,
+            enabled: false,
+            size: 0,
+            packed: false,
+            kick: None,
+        };
+        let dealt = workers.iter().cycle().take(usize::from(device.properties().queues));
+        let places = dealt.map(|worker| (place(worker), Home::Worker)).collect();
+        let inner = Mutex::new(Inner { opened: Vec::new(), places });
+        Placement { device, changing: Mutex::default(), inner, abandoned: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn device(&self) -> &D {
+        &self.device
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().expect("no panic under this lock")
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<Q>> {
+    fn lock(&self) -> MutexGuard<'_, Inner<D::Queue>> {
         self.inner.lock().expect("no panic under this lock")
     }
 
-    /// The queues.
-    pub fn places(&self) -> Vec<Place> {
+    pub(crate) fn places(&self) -> Vec<Place> {
         self.lock().places.iter().map(|(place, _)| place.clone()).collect()
     }
 
-    /// Whether `worker` has opened the device.
-    pub fn is_open(&self, worker: &WorkerHandle) -> bool {
-        self.lock().inbox(worker).is_some()
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.lock().opened.iter().map(|opened| opened.in_flight.load(Ordering::Relaxed)).sum()
     }
 
-    /// Opens the device on `worker`: what comes by the mailbox is for its [`Queues`](crate::Queues). Queues that wait for the
-    /// worker are the first.
-    pub fn open(&self, worker: &WorkerHandle) -> Mailbox<Command<Q>> {
+    /// Opens the device on `worker`. Queues that wait for the worker are the first.
+    pub(crate) fn open(&self, worker: &WorkerHandle) -> Queues<D::Queue> {
         let _change = self.change();
         let mut inner = self.lock();
-        // As many messages at once as there are queues here: none of them waits for the worker.
-        let (sender, inbox) = mailbox(worker.waker(), INBOX + inner.places.len());
+        let (opened, queues) = inner.queues_on(worker);
         for (_, home) in inner.places.iter_mut().filter(|(place, _)| place.worker.id() == worker.id()) {
             if let Home::Here(queue) = std::mem::replace(home, Home::Worker) {
-                drop(sender.send(Command::Add(queue)));
+                drop(opened.inbox.send(Command::Add(queue)));
             }
         }
-        inner.inboxes.retain(|(known, _)| known.id() != worker.id());
-        inner.inboxes.push((worker.clone(), sender));
-        inbox
+        inner.opened.retain(|known| known.worker.id() != worker.id());
+        inner.opened.push(opened);
+        queues
     }
 
-    /// Starts a queue.
-    pub fn start(&self, queue: Box<Q>) -> Result<(), Refusal> {
-        let _change = self.change();
+    /// Opens the device on `worker` if it opens itself and is not open there. A queue may go there then.
+    fn open_if_needed(&self, worker: &WorkerHandle) -> Result<(), Refusal> {
+        let (mut opened, queues) = {
+            let inner = self.lock();
+            if inner.inbox(worker).is_some() {
+                return Ok(());
+            }
+            inner.queues_on(worker)
+        };
+        if let Some(source) = self.device.source(worker, queues)? {
+            opened.source = Some(worker.add(self.device.health().name(), source));
+            self.lock().opened.push(opened);
+        }
+        Ok(())
+    }
+
+    fn start(&self, start: RingStart) -> Result<(), Refusal> {
+        let queue = Box::new(self.device.queue(start).map_err(Refusal::new)?);
         let vring = queue.vring();
         let (index, kick) = (vring.index, vring.copy_kick().map_err(Refusal::new)?.map(Arc::new));
         let worker = self.lock().places[usize::from(index)].0.worker.clone();
+        self.open_if_needed(&worker)?;
         watch(&worker.wake_set(), kick.as_deref())?;
         let (enabled, size, packed) = (vring.enabled, vring.size(), vring.is_packed());
         if let Err(gone) = self.put(index, queue) {
@@ -138,7 +171,7 @@ impl<Q: Queue> Placement<Q> {
     }
 
     /// Puts a started queue where it belongs.
-    fn put(&self, index: u16, queue: Box<Q>) -> Result<(), MoveError> {
+    fn put(&self, index: u16, queue: Box<D::Queue>) -> Result<(), MoveError> {
         let mut inner = self.lock();
         let worker = inner.places[usize::from(index)].0.worker.clone();
         match inner.inbox(&worker) {
@@ -153,22 +186,20 @@ impl<Q: Queue> Placement<Q> {
         }
     }
 
-    /// Stops a queue, drained. `None` when its worker, or the device, goes away.
-    pub fn stop(&self, index: u16) -> Option<Box<Q>> {
+    /// Stops a queue, drained. Returns its base, or that its worker, or the device, goes away.
+    pub(crate) fn stop(&self, index: u16) -> Result<u32, Refusal> {
         let _change = self.change();
         let queue = self.take(index);
         let mut inner = self.lock();
         let place = &mut inner.places[usize::from(index)].0;
         (place.started, place.kick) = (false, None);
-        queue
+        if !inner.places.iter().any(|(place, _)| place.started) {
+            self.device.health().recover();
+        }
+        queue.map(|queue| queue.vring().ring.base()).ok_or_else(|| gone(index))
     }
 
-    /// Whether any queue is started.
-    pub fn any_started(&self) -> bool {
-        self.lock().places.iter().any(|(place, _)| place.started)
-    }
-
-    fn take(&self, index: u16) -> Option<Box<Q>> {
+    fn take(&self, index: u16) -> Option<Box<D::Queue>> {
         let (place, home) = {
             let mut inner = self.lock();
             let (place, home) = &mut inner.places[usize::from(index)];
@@ -186,7 +217,7 @@ impl<Q: Queue> Placement<Q> {
     }
 
     /// Moves a queue to `worker`: drained on its old one, then served by the new one.
-    pub fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
+    pub(crate) fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
         let _change = self.change();
         let (last, place) = {
             let inner = self.lock();
@@ -196,18 +227,27 @@ impl<Q: Queue> Placement<Q> {
         if place.worker.id() == worker.id() {
             return Ok(());
         }
-        let queue = if place.started { Some(self.take(index).ok_or(MoveError::Gone(index))?) } else { None };
-        if let Some(kick) = place.kick {
-            worker.wake_set().add(kick.as_raw_fd()).map_err(|error| MoveError::Kick(index, error))?;
+        if !place.started {
+            self.lock().places[usize::from(index)].0.worker = worker.clone();
+            return Ok(());
         }
+        // All that can fail comes before the queue is taken. Until it comes, its kicks wake the new worker in vain.
+        let refused = |refusal| MoveError::Refused(index, refusal);
+        self.open_if_needed(worker).map_err(refused)?;
+        watch(&worker.wake_set(), place.kick.as_deref()).map_err(refused)?;
+        let Some(queue) = self.take(index) else {
+            unwatch(&worker.wake_set(), place.kick.as_deref());
+            return Err(MoveError::Gone(index));
+        };
         self.lock().places[usize::from(index)].0.worker = worker.clone();
-        queue.map_or(Ok(()), |queue| self.put(index, queue))
+        self.put(index, queue)
     }
 
-    /// Applies a change of started queues. Hands back what is the device's own business.
-    pub fn apply(&self, change: Change) -> Result<Option<Change>, Refusal> {
+    /// Applies a change, of started queues or of the device.
+    pub(crate) fn apply(&self, change: Change) -> Result<(), Refusal> {
         let _change = self.change();
         match change {
+            Change::StartRing(start) => self.start(start)?,
             Change::EnableRing { index, enabled } => {
                 self.update(index, Update::Enabled(enabled))?;
                 // Once it is disabled the guest gets nothing more.
@@ -225,24 +265,35 @@ impl<Q: Queue> Placement<Q> {
                 }
                 self.barrier()?;
             }
-            other => return Ok(Some(other)),
+            Change::Reset => {
+                self.device.health().recover();
+                self.device.apply(Change::Reset)?;
+            }
+            other => {
+                self.device.apply(other)?;
+                self.wake();
+            }
         }
-        Ok(None)
+        Ok(())
     }
 
     /// Nobody waits any more: the device goes, whatever its workers still do.
-    pub fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Closes the mailboxes, for good.
-    pub fn close(&self) {
-        self.lock().inboxes.clear();
+    /// Closes the mailboxes, for good, and takes what we added off the workers. Dropping that waits for whoever still uses guest
+    /// memory; what an inflight region still names is served by whoever comes next.
+    pub(crate) fn close(&self) {
+        let opened = std::mem::take(&mut self.lock().opened);
+        for Opened { worker, source, .. } in opened {
+            drop(source.map(|source| worker.remove(source)));
+        }
     }
 
     /// Wakes every worker that has opened the device.
-    pub fn wake(&self) {
-        self.lock().inboxes.iter().for_each(|(worker, _)| worker.waker().wake());
+    pub(crate) fn wake(&self) {
+        self.lock().opened.iter().for_each(|opened| opened.worker.waker().wake());
     }
 
     /// Waits for a worker's answer; `None` when it will not come.
@@ -313,7 +364,7 @@ impl<Q: Queue> Placement<Q> {
 
     /// Waits until every worker has done what was sent to it.
     fn barrier(&self) -> Result<(), Refusal> {
-        let inboxes: Vec<_> = self.lock().inboxes.iter().map(|(_, inbox)| inbox.clone()).collect();
+        let inboxes: Vec<_> = self.lock().opened.iter().map(|opened| opened.inbox.clone()).collect();
         for inbox in inboxes {
             let (reply, answer) = channel::bounded(1);
             // A worker that has closed the device has nothing left to do.
@@ -325,9 +376,18 @@ impl<Q: Queue> Placement<Q> {
     }
 }
 
-impl<Q> Inner<Q> {
+impl<Q: Queue> Inner<Q> {
     fn inbox(&self, worker: &WorkerHandle) -> Option<Sender<Command<Q>>> {
-        self.inboxes.iter().find(|(known, _)| known.id() == worker.id()).map(|(_, inbox)| inbox.clone())
+        self.opened.iter().find(|opened| opened.worker.id() == worker.id()).map(|opened| opened.inbox.clone())
+    }
+
+    /// Both ends of what leads to `worker`.
+    fn queues_on(&self, worker: &WorkerHandle) -> (Opened<Q>, Queues<Q>) {
+        // As many messages at once as there are queues here: none of them waits for the worker.
+        let (sender, inbox) = mailbox(worker.waker(), INBOX + self.places.len());
+        let in_flight = Arc::<AtomicU32>::default();
+        let opened = Opened { worker: worker.clone(), inbox: sender, in_flight: in_flight.clone(), source: None };
+        (opened, Queues::new(inbox, in_flight, self.places.len()))
     }
 }
 

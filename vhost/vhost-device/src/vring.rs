@@ -99,12 +99,13 @@ impl Vring {
 
     /// Asks for kicks. Returns whether the worker must not sleep: something is there, or nobody would kick.
     pub fn arm(&mut self) -> bool {
-        // An error shows again at the next pop, which reports it.
-        self.ring.arm().unwrap_or(true) || self.kick.is_none()
+        // An error shows again at the next pop, which reports it. Arming touches the ring: memory that is found lost here is
+        // reported at the next quiescent point, before any sleep.
+        self.ring.arm().unwrap_or(true) || self.kick.is_none() || self.memory_is_lost()
     }
 
     /// The file behind the ring's memory was truncated.
-    pub fn memory_is_lost(&self) -> bool {
+    pub(crate) fn memory_is_lost(&self) -> bool {
         self.ring.memory().is_truncated()
     }
 

@@ -2,11 +2,11 @@
 //!
 //! A [`Controller`] is one device: a socket with a thread that speaks vhost-user, and queues that are spread over workers. On
 //! each worker that serves one of its queues stands one `Shard`, an [`engine::Source`] with one [`block::BlockChannel`] into the
-//! disk. A queue belongs to one shard at a time; it moves, stops and changes by message, drained.
+//! disk. A queue belongs to one shard at a time; it moves, stops and changes by message, drained ([`vhost_device`]).
 //!
 //! ```text
-//! session thread --StartRing, SetMemory, ...--> Device --mailbox--> Shard (worker 0): queues 0, 2 --> BlockChannel
-//! control thread --move_queue, resized, ...---^         \-mailbox--> Shard (worker 1): queues 1, 3 --> BlockChannel
+//! vhost_device::Controller --mailbox--> Shard (worker 0): queues 0, 2 --> BlockChannel
+//!                         \--mailbox--> Shard (worker 1): queues 1, 3 --> BlockChannel
 //! ```
 //!
 //! A guest that breaks its rings, or memory that vanishes under us, quarantines the device: its queues take nothing more, the
@@ -21,12 +21,11 @@ mod queue;
 mod request;
 mod shard;
 
-pub use controller::{Controller, ControllerError, ControllerParams, ControllerReport, QueueReport};
-pub use device::MoveError;
+pub use controller::{Controller, ControllerParams};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_requests, fuzz_requests_race};
 pub use shard::{StandAlone, stand_alone};
-pub use vhost_device::{Event, EventKind, EventSink, Fault};
+pub use vhost_device::{ControllerError, Event, EventKind, EventSink, Fault, MoveError, Place, Report};
 pub use vhost_user::{Role, SocketError};
 
 /// Most segments of a request: with header and status it fills the 128 entries that front-ends give a queue by default.

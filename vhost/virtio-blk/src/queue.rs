@@ -5,12 +5,11 @@ use crate::{Fault, SEG_MAX};
 use block::{BlockChannel, BlockRequest, Completed, Completions, Geometry, Request, Status};
 use clock::Cycles;
 use crossbeam::channel;
-use guest_memory::{DirtyLog, GuestAddress, GuestMemory, IoBuffers};
-use std::fs::File;
-use std::io::Write;
+use guest_memory::{GuestAddress, GuestMemory, IoBuffers};
 use std::sync::Arc;
+use vhost_device::{Queue, Vring};
 use virtio_spec::blk::{ID_LEN, status};
-use virtqueue::{Chain, Setup, Token, Virtqueue};
+use virtqueue::Token;
 
 /// Chains that one queue may take in a turn, so that no queue starves another.
 const BURST: usize = 32;
@@ -29,24 +28,14 @@ struct Slot {
 /// A queue. Made on a control thread, served by one shard, taken back drained.
 #[allow(clippy::vec_box)] // a request goes into the channel and comes back as one pointer
 pub(crate) struct BlkQueue {
-    pub(crate) index: u16,
-    pub(crate) enabled: bool,
-    ring: Virtqueue,
-    chain: Chain,
+    pub(crate) vring: Vring,
     /// By request.
     slots: Vec<Slot>,
     /// Requests at rest, all in the ring's memory.
     pool: Vec<Box<Request>>,
-    pub(crate) kick: Option<File>,
-    pub(crate) call: Option<File>,
-    pub(crate) err: Option<File>,
     /// Requests in flight in memory that is not the ring's any more, and who waits for their end.
     stale: usize,
     on_fresh: Option<channel::Sender<()>>,
-    /// Who waits for the queue: it takes nothing more and leaves when drained.
-    pub(crate) leaving: Option<channel::Sender<Box<BlkQueue>>>,
-    /// The driver is told of what was used before it looked.
-    call_once: bool,
 }
 
 /// What a queue needs to know of its device.
@@ -56,29 +45,15 @@ pub(crate) struct DeviceView<'a> {
 }
 
 impl BlkQueue {
-    pub(crate) fn new(index: u16, memory: Arc<GuestMemory>, setup: &Setup) -> Result<BlkQueue, Fault> {
-        let ring = Virtqueue::new(memory.clone(), setup)?;
-        let requests = setup.size.min(MAX_IN_FLIGHT);
+    pub(crate) fn new(vring: Vring) -> BlkQueue {
+        let requests = vring.size().min(MAX_IN_FLIGHT);
         let request = |slot: u16| {
-            let mut request = Request::new(IoBuffers::new(memory.clone(), SEG_MAX as usize));
-            request.owner = u64::from(index) << 32 | u64::from(slot);
+            let mut request = Request::new(IoBuffers::new(vring.ring.memory().clone(), SEG_MAX as usize));
+            request.owner = u64::from(vring.index) << 32 | u64::from(slot);
             request
         };
-        Ok(BlkQueue {
-            index,
-            enabled: false,
-            ring,
-            chain: Virtqueue::chain(setup.size),
-            slots: vec![Slot::default(); usize::from(requests)],
-            pool: (0..requests).rev().map(request).collect(),
-            kick: None,
-            call: None,
-            err: None,
-            stale: 0,
-            on_fresh: None,
-            leaving: None,
-            call_once: true,
-        })
+        let pool = (0..requests).rev().map(request).collect();
+        BlkQueue { vring, slots: vec![Slot::default(); usize::from(requests)], pool, stale: 0, on_fresh: None }
     }
 
     /// Which queue a request belongs to.
@@ -98,7 +73,7 @@ impl BlkQueue {
     ) -> Result<usize, Fault> {
         for taken in 0..BURST {
             let Some(mut request) = self.pool.pop() else { return Ok(taken) };
-            match self.ring.pop(&mut self.chain) {
+            match self.vring.ring.pop(&mut self.vring.chain) {
                 Ok(true) => {}
                 Ok(false) => {
                     self.pool.push(request);
@@ -109,14 +84,14 @@ impl BlkQueue {
                     return Err(error.into());
                 }
             }
-            let outcome = match parse(&self.chain, device.geometry, &mut request) {
+            let outcome = match parse(&self.vring.chain, device.geometry, &mut request) {
                 Ok(outcome) => outcome,
                 Err(fault) => {
                     self.pool.push(request);
                     return Err(fault);
                 }
             };
-            let token = self.chain.token();
+            let token = self.vring.chain.token();
             match outcome.parsed {
                 Parsed::Submit => {
                     self.slots[request.owner as u32 as usize] =
@@ -158,26 +133,23 @@ impl BlkQueue {
     fn give_back(&mut self, mut request: Box<Request>, slot: Slot, code: u8, dirty: u64) -> Result<(), Fault> {
         let memory = request.buffers.memory();
         let written = memory.write(slot.status_at, &[code]);
-        if let Some(log) = self.ring.log() {
+        if let Some(log) = self.vring.ring.log() {
             request.buffers.mark_dirty(log, dirty);
             log.mark(slot.status_at, 1);
         }
-        if self.stale > 0 && !Arc::ptr_eq(memory, self.ring.memory()) {
+        if self.stale > 0 && !Arc::ptr_eq(memory, self.vring.ring.memory()) {
             self.stale -= 1;
         }
-        request.buffers.reset(self.ring.memory());
+        request.buffers.reset(self.vring.ring.memory());
         self.pool.push(request);
-        self.ring.complete(slot.token, if code == status::OK { slot.written } else { 1 });
+        self.vring.ring.complete(slot.token, if code == status::OK { slot.written } else { 1 });
         Ok(written?)
     }
 
     /// Publishes what was completed and calls the driver if it wants to be called.
     #[inline]
     pub(crate) fn flush(&mut self) {
-        let wanted = self.ring.flush();
-        if wanted || std::mem::take(&mut self.call_once) {
-            signal(&mut self.call);
-        }
+        self.vring.flush();
         if self.stale == 0
             && let Some(waiter) = self.on_fresh.take()
         {
@@ -185,68 +157,38 @@ impl BlkQueue {
         }
     }
 
-    /// Asks for kicks. Returns whether the worker must not sleep: something is there, or nobody would kick.
+    /// Asks for kicks. Returns whether the worker must not sleep.
     pub(crate) fn arm(&mut self) -> bool {
         // Without a request at rest nothing could be taken: a completion will wake the worker.
-        if !self.enabled || self.leaving.is_some() || self.pool.is_empty() {
-            return false;
-        }
-        // An error shows again at the next take, which reports it.
-        self.ring.arm().unwrap_or(true) || self.kick.is_none()
+        self.vring.enabled && !self.pool.is_empty() && self.vring.arm()
     }
 
     pub(crate) fn disarm(&mut self) {
-        if self.enabled {
-            self.ring.disarm();
+        if self.vring.enabled {
+            self.vring.ring.disarm();
         }
-    }
-
-    /// Requests that the backend has. A chain that could not even be parsed does not count: nobody works on it.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.slots.len() - self.pool.len()
-    }
-
-    pub(crate) fn base(&self) -> u32 {
-        self.ring.base()
-    }
-
-    pub(crate) fn memory_is_lost(&self) -> bool {
-        self.ring.memory().is_truncated()
-    }
-
-    /// Goes on in another memory table; `fresh` hears when nothing is in flight in the old one.
-    pub(crate) fn set_memory(&mut self, memory: Arc<GuestMemory>, fresh: channel::Sender<()>) -> Result<(), Fault> {
-        self.ring.relocate(memory)?;
-        self.pool.iter_mut().for_each(|request| request.buffers.reset(self.ring.memory()));
-        self.stale = self.in_flight();
-        self.on_fresh = Some(fresh);
-        Ok(())
-    }
-
-    pub(crate) fn set_log(&mut self, log: Option<DirtyLog>) {
-        self.ring.set_log(log);
-    }
-
-    pub(crate) fn set_used_log(&mut self, address: Option<GuestAddress>) {
-        self.ring.set_used_log(address);
-    }
-
-    pub(crate) fn set_call(&mut self, call: Option<File>) -> Option<File> {
-        self.call_once = true;
-        std::mem::replace(&mut self.call, call)
-    }
-
-    /// Tells the front-end that the ring is broken.
-    pub(crate) fn report_broken(&mut self) {
-        signal(&mut self.err);
     }
 }
 
-/// Rings a front-end's bell. It does not block: the session has made the descriptor non-blocking. When it is full, the front-end
-/// has not heard the last ring yet.
-#[inline]
-fn signal(bell: &mut Option<File>) {
-    if let Some(bell) = bell {
-        let _heard_or_full = bell.write(&1_u64.to_ne_bytes());
+impl Queue for BlkQueue {
+    fn vring(&self) -> &Vring {
+        &self.vring
+    }
+
+    fn vring_mut(&mut self) -> &mut Vring {
+        &mut self.vring
+    }
+
+    /// Requests that the backend has. A chain that could not even be parsed does not count: nobody works on it.
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.pool.len()
+    }
+
+    fn set_memory(&mut self, memory: Arc<GuestMemory>, fresh: channel::Sender<()>) -> Result<(), Fault> {
+        self.vring.ring.relocate(memory)?;
+        self.pool.iter_mut().for_each(|request| request.buffers.reset(self.vring.ring.memory()));
+        self.stale = self.in_flight();
+        self.on_fresh = Some(fresh);
+        Ok(())
     }
 }

@@ -1,16 +1,11 @@
 //! The path from ring to disk and back, driven by a driver in this process.
 
-use crate::shard::{Command, LoneShard, lone_shard};
 use crate::{EventKind, Fault, stand_alone};
 use block::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Status};
 use clock::Cycles;
 use crossbeam::channel::Receiver;
 use engine::Source;
-use guest_memory::{GuestAddress, GuestMemory, Mapping, Region, UserAddress};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, memfd_create};
-use std::fs::File;
-use std::os::fd::AsFd;
+use guest_memory::{GuestAddress, GuestMemory};
 use std::sync::{Arc, Mutex};
 use virtio_spec::blk::{Header, Range, SECTOR_SIZE, request, status};
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
@@ -281,40 +276,6 @@ fn a_quarantined_device_takes_nothing_more() {
     assert_eq!(guest.run(&[(HEADER, 16, false), (STATUS, 1, true)]), None);
     assert_eq!(guest.get(STATUS, 1), [0xff]);
     assert!(guest.events.try_recv().is_err(), "told once");
-}
-
-/// A shard with one packed queue, in memory whose owner truncates it, and that nobody has touched since.
-fn with_truncated_memory() -> LoneShard {
-    let file = File::from(memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
-    file.set_len(MEMORY as u64).unwrap();
-    let mapping = Mapping::shared(file.as_fd(), 0, MEMORY as u64).unwrap();
-    let region = Region::new(GuestAddress(0), UserAddress(0), mapping).unwrap();
-    let memory = Arc::new(GuestMemory::new(vec![Arc::new(region)]).unwrap());
-    let driver = Driver::new(&memory, RING, 64, RING_PACKED);
-    let mut lone = lone_shard(&plain_disk(), &memory, &[driver.setup()]).unwrap();
-    lone.0.queues[0].kick = Some(eventfd(0, EventfdFlags::CLOEXEC).unwrap().into());
-    assert!(!lone.0.arm(), "nothing to do");
-    file.set_len(0).unwrap();
-    lone
-}
-
-#[test]
-fn a_worker_that_finds_its_memory_lost_as_it_goes_to_sleep_stays_awake_to_tell() {
-    let (mut shard, _commands, events) = with_truncated_memory();
-    assert!(shard.arm(), "must not sleep on it");
-    shard.quiesce();
-    assert_eq!(events.recv().unwrap().kind, EventKind::Quarantined { queue: 0, fault: Fault::Truncated });
-}
-
-#[test]
-fn a_queue_that_is_taken_from_lost_memory_tells_before_it_leaves() {
-    let (mut shard, commands, events) = with_truncated_memory();
-    shard.disarm(); // Touches the memory.
-    let (reply, queue) = crossbeam::channel::bounded(1);
-    assert!(commands.send(Command::Take(0, reply)).is_ok());
-    shard.poll(Cycles::now());
-    assert_eq!(queue.recv().unwrap().in_flight(), 0);
-    assert_eq!(events.recv().unwrap().kind, EventKind::Quarantined { queue: 0, fault: Fault::Truncated });
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A controller: one vhost-user device with its socket and its session thread.
+//! A controller: a guest's network device behind its socket, and a port of the switch.
 
 use crate::queue::NetQueue;
 use crate::shard::{DeviceState, Shard};
@@ -11,13 +11,8 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-use vhost_device::{Health, Place, Placement, Queues};
-use vhost_user::{Backend, Change, Control, Endpoint, Properties, Refusal, SessionStatus, Socket, protocol_feature};
-
-/// How long a controller that is stopped waits for its workers.
-const DRAIN: Duration = Duration::from_secs(5);
+use vhost_device::{Controller, ControllerError, Device, Fault, Health, Place, Report};
+use vhost_user::{Change, Endpoint, Properties, Refusal, RingStart, protocol_feature};
 
 /// What a controller is made of.
 #[derive(Clone)]
@@ -46,28 +41,12 @@ pub struct NetParams {
     pub pool: Pool,
 }
 
-/// A controller at one moment.
-#[derive(Clone)]
-pub struct NetReport {
-    /// The session with the front-end.
-    pub session: SessionStatus,
-    /// The device takes nothing until its front-end sets it up again; the event said why.
-    pub quarantined: bool,
-    /// Its rings: receive and transmit of pair 0, of pair 1, and so on.
-    pub rings: Vec<Place>,
-}
+/// A guest's network device. Serves until it is dropped.
+pub struct NetController(Controller<NetDevice>);
 
-/// A guest's network device. Serves until it is stopped.
-pub struct NetController {
-    device: Arc<Device>,
-    control: Control,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// What session and controller share.
-struct Device {
+/// What its session, its workers and the switch share.
+struct NetDevice {
     state: Arc<DeviceState>,
-    placement: Placement<NetQueue>,
     properties: Properties,
     mtu: u16,
     mac: [u8; 6],
@@ -80,17 +59,9 @@ impl NetController {
     pub fn start(params: NetParams, events: EventSink) -> Result<NetController, PortError> {
         check("queue_pairs", params.queue_pairs, 1, MAX_QUEUE_PAIRS)?;
         check("mtu", params.mtu, MIN_MTU, MAX_MTU)?;
-        check("workers", params.workers.len(), 1, usize::MAX)?;
         let endpoint = Endpoint { path: params.socket, role: params.role, mode: params.socket_mode };
-        let other = |what: &str, source| PortError::Other { what: what.to_owned(), source };
-        let socket = Socket::open(endpoint).map_err(|e| other("vhost-user socket", e.into()))?;
-        let name: Arc<str> = params.name.into();
-        let rings = usize::from(params.queue_pairs) * 2;
-        // Both rings of a pair on the same worker.
-        let dealt = params.workers.iter().flat_map(|worker| [worker.clone(), worker.clone()]).cycle().take(rings);
-        let device = Arc::new(Device {
-            state: Arc::new(DeviceState::new(Health::new(name.clone(), events), params.mtu, params.queue_pairs)),
-            placement: Placement::new(dealt.collect::<Vec<_>>().into_iter()),
+        let device = NetDevice {
+            state: Arc::new(DeviceState::new(Health::new(params.name.into(), events), params.mtu, params.queue_pairs)),
             properties: Properties {
                 features: features::offered(params.queue_pairs, params.packed_ring, params.mrg_rxbuf),
                 protocol_features: protocol_feature::RARP | protocol_feature::NET_MTU,
@@ -101,55 +72,25 @@ impl NetController {
             mac: params.mac.unwrap_or_default(),
             pool: params.pool,
             stats: Mutex::default(),
-        });
-        let os = |what: &str| {
-            let what = what.to_owned();
-            |source| PortError::Os { what, source }
         };
-        let control = Control::new().map_err(os("eventfd"))?;
-        let (mut session, handle) = (Session(device.clone()), control.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("vhost-{name}"))
-            .spawn(move || vhost_user::serve(&socket, &mut session, &handle))
-            .map_err(os("thread"))?;
-        Ok(NetController { device, control, thread: Some(thread) })
+        // Both rings of a pair on the same worker.
+        let workers: Vec<_> = params.workers.iter().flat_map(|worker| [worker.clone(), worker.clone()]).collect();
+        Controller::start(device, endpoint, &workers).map(NetController).map_err(port_error)
     }
 
     /// Moves both rings of a queue pair to another worker while it serves.
     pub fn move_queue_pair(&self, pair: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
-        let last = self.device.properties.queues / 2 - 1;
+        let last = self.0.device().properties.queues / 2 - 1;
         if pair > last {
             return Err(MoveError::NoSuchQueue { got: pair, last });
         }
-        self.device.placement.move_queue(pair * 2, worker)?;
-        self.device.placement.move_queue(pair * 2 + 1, worker)
+        self.0.move_queue(pair * 2, worker)?;
+        self.0.move_queue(pair * 2 + 1, worker)
     }
 
-    /// What it is doing.
-    pub fn report(&self) -> NetReport {
-        NetReport {
-            session: self.control.status(),
-            quarantined: self.device.state.health.is_quarantined(),
-            rings: self.device.placement.places(),
-        }
-    }
-
-    fn shut_down(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        self.control.stop();
-        let deadline = Instant::now() + DRAIN;
-        while !thread.is_finished() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.device.placement.abandon();
-        drop(thread.join());
-        self.device.placement.close();
-    }
-}
-
-impl Drop for NetController {
-    fn drop(&mut self) {
-        self.shut_down();
+    /// What it is doing. Its queues: receive and transmit of pair 0, of pair 1, and so on.
+    pub fn report(&self) -> Report {
+        self.0.report()
     }
 }
 
@@ -160,22 +101,29 @@ fn check<T: PartialOrd + Display>(field: &'static str, got: T, least: T, most: T
     Ok(())
 }
 
+fn port_error(error: ControllerError) -> PortError {
+    match error {
+        ControllerError::Invalid { field, got, expected } => {
+            PortError::Invalid { field, got: got.to_string(), expected }
+        }
+        ControllerError::Socket(source) => {
+            PortError::Other { what: "vhost-user socket".to_owned(), source: source.into() }
+        }
+        ControllerError::Thread(source) => PortError::Os { what: "thread".to_owned(), source },
+    }
+}
+
 impl Port for NetController {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
-        let device = &self.device;
+        let device = self.0.device();
         let stats = Arc::<PortStats>::default();
         device.stats.lock().expect("no panic under this lock").push(stats.clone());
-        Ok(Box::new(Shard {
-            state: device.state.clone(),
-            queues: Queues::new(device.placement.open(worker), device.properties.queues),
-            pool: device.pool.clone(),
-            stats,
-            first: 0,
-        }))
+        let (state, queues, pool) = (device.state.clone(), self.0.open(worker), device.pool.clone());
+        Ok(Box::new(Shard { state, queues, pool, stats, first: 0 }))
     }
 
     fn info(&self) -> PortInfo {
-        let places = self.device.placement.places();
+        let (device, places) = (self.0.device(), self.0.places());
         let in_use = |parity| {
             let ring = |(index, place): &(usize, &Place)| index % 2 == parity && place.started && place.enabled;
             places.iter().enumerate().filter(ring).count() as u16
@@ -183,16 +131,16 @@ impl Port for NetController {
         let (tx_queues, rx_queues) = (in_use(0), in_use(1));
         PortInfo {
             kind: "vhost-user",
-            mac: self.device.mac,
-            mtu: self.device.state.mtu.load(Ordering::Relaxed),
-            link_up: rx_queues > 0 && tx_queues > 0 && !self.device.state.health.is_quarantined(),
+            mac: device.mac,
+            mtu: device.state.mtu.load(Ordering::Relaxed),
+            link_up: rx_queues > 0 && tx_queues > 0 && !device.state.health.is_quarantined(),
             rx_queues,
             tx_queues,
         }
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
-        self.device.stats.lock().expect("no panic under this lock").clone()
+        self.0.device().stats.lock().expect("no panic under this lock").clone()
     }
 
     fn move_rx_queue(&self, pair: u16, worker: &WorkerHandle) -> Result<(), PortError> {
@@ -206,8 +154,8 @@ impl Port for NetController {
 
     /// One for each queue pair.
     fn rx_queues(&self) -> Vec<QueueReport> {
-        let places = self.device.placement.places();
-        let pairs = places.iter().step_by(2).zip(&self.device.state.received);
+        let places = self.0.places();
+        let pairs = places.iter().step_by(2).zip(&self.0.device().state.received);
         let report = |(place, packets): (&Place, &CachePadded<AtomicU64>)| QueueReport {
             worker: Some(place.worker.id()),
             packets: packets.load(Ordering::Relaxed),
@@ -216,50 +164,28 @@ impl Port for NetController {
     }
 }
 
-/// The session's hold on the device.
-struct Session(Arc<Device>);
+impl Device for NetDevice {
+    type Queue = NetQueue;
 
-impl Backend for Session {
+    fn health(&self) -> &Health {
+        &self.state.health
+    }
+
     fn properties(&self) -> Properties {
-        self.0.properties
+        self.properties
     }
 
-    fn read_config(&self, _: u32, _: &mut [u8]) -> Result<(), Refusal> {
-        Err(Refusal::new("the configuration space of a network device is the front-end's"))
+    fn queue(&self, start: RingStart) -> Result<NetQueue, Fault> {
+        NetQueue::new(start)
     }
 
-    fn write_config(&mut self, _: u32, _: &[u8], _: u32) -> Result<(), Refusal> {
-        Err(Refusal::new("the configuration space of a network device is the front-end's"))
-    }
-
-    fn apply(&mut self, change: Change) -> Result<(), Refusal> {
-        let Device { state, placement, mtu, .. } = &*self.0;
-        match placement.apply(change)? {
-            None => {}
-            Some(Change::StartRing(start)) => {
-                placement.start(Box::new(NetQueue::new(start).map_err(Refusal::new)?))?;
-            }
-            Some(Change::SendRarp { mac }) => {
-                state.announce(mac);
-                placement.wake();
-            }
-            Some(Change::SetMtu(wanted)) => state.mtu.store(wanted.min(MAX_MTU), Ordering::Relaxed),
-            Some(Change::Reset) => {
-                state.health.recover();
-                state.mtu.store(*mtu, Ordering::Relaxed);
-            }
-            Some(other) => return Err(Refusal::new(format!("not a network device's: {other:?}"))),
+    fn apply(&self, change: Change) -> Result<(), Refusal> {
+        match change {
+            Change::SendRarp { mac } => self.state.announce(mac),
+            Change::SetMtu(wanted) => self.state.mtu.store(wanted.min(MAX_MTU), Ordering::Relaxed),
+            Change::Reset => self.state.mtu.store(self.mtu, Ordering::Relaxed),
+            other => return Err(Refusal::new(format!("not a network device's: {other:?}"))),
         }
         Ok(())
-    }
-
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
-        let Device { state, placement, .. } = &*self.0;
-        let queue = placement.stop(index);
-        if !placement.any_started() {
-            state.health.recover();
-        }
-        let queue = queue.ok_or_else(|| Refusal::new(MoveError::Gone(index)))?;
-        Ok(queue.vring.ring.base())
     }
 }

@@ -26,11 +26,11 @@ mod receive;
 mod shard;
 mod transmit;
 
-pub use controller::{NetController, NetParams, NetReport};
+pub use controller::{NetController, NetParams};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_receive, fuzz_receive_race, fuzz_transmit};
 pub use shard::{StandAlone, stand_alone};
-pub use vhost_device::{Event, EventKind, EventSink, Fault, MoveError};
+pub use vhost_device::{Event, EventKind, EventSink, Fault, MoveError, Report};
 pub use vhost_user::{Role, SocketError};
 
 /// Most queue pairs of a controller: SET_VRING_KICK has 8 bits for a ring.

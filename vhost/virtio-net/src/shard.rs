@@ -7,7 +7,7 @@ use packet::{Burst, Packet, Pool, offload_flag};
 use port::{PortShard, PortStats};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use vhost_device::{Command, EventSink, Fault, Health, Queues, Vring};
+use vhost_device::{EventSink, Health, Queues, Vring};
 
 /// What all shards of a device share; written by its session only, and rarely, but for the counters.
 pub(crate) struct DeviceState {
@@ -134,10 +134,8 @@ impl PortShard for Shard {
         for queue in self.queues.serving() {
             // A turn that moved no packet may have given back chains all the same, and a ring that starts owes a call.
             queue.vring.flush();
-            if queue.vring.memory_is_lost() {
-                self.state.health.quarantine(&mut queue.vring, Fault::Truncated);
-            }
         }
+        self.queues.quiesce(&self.state.health);
     }
 }
 
@@ -197,14 +195,13 @@ pub fn stand_alone(
     let (events, receiver) = EventSink::new(16);
     let state =
         Arc::new(DeviceState::new(Health::new("stand-alone".into(), events), mtu, setups.len().div_ceil(2) as u16));
-    let (sender, inbox) = engine::mailbox(engine::Waker::new()?, setups.len());
+    let mut queues = Vec::new();
     for (index, setup) in setups.iter().enumerate() {
         let mut vring = Vring::without_descriptors(index as u16, memory.clone(), setup)?;
         vring.enabled = true;
-        drop(sender.send(Command::Add(Box::new(NetQueue::around(vring, setup)))));
+        queues.push(NetQueue::around(vring, setup));
     }
-    let (queues, stats) = (Queues::new(inbox, setups.len() as u16), Arc::<PortStats>::default());
-    let mut shard = Shard { state, queues, pool, stats: stats.clone(), first: 0 };
-    shard.queues.take_commands(&shard.state.health);
+    let (queues, stats) = (Queues::alone(queues)?, Arc::<PortStats>::default());
+    let shard = Shard { state, queues, pool, stats: stats.clone(), first: 0 };
     Ok((Box::new(shard), stats, receiver))
 }

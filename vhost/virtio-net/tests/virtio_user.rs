@@ -280,7 +280,7 @@ fn sweep(driver: Driver) {
     traffic.settle(&rig, &mut device);
     traffic.exchange(&rig, &mut device, 10_000);
     assert!(device.controller.info().link_up);
-    assert_eq!(device.controller.report().rings[0].packed, driver.packed);
+    assert_eq!(device.controller.report().queues[0].packed, driver.packed);
     drop(testpmd);
     drop(device);
     assert_eq!(rig.pool.free_count(), rig.pool.capacity(), "buffers were lost");

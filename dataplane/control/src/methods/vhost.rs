@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
-use virtio_blk::{Controller, ControllerError, ControllerParams, ControllerReport, MAX_QUEUES, Role};
+use virtio_blk::{Controller, ControllerError, ControllerParams, MAX_QUEUES, Place, Report, Role};
 
 /// SPDK's name for what we are.
 const TRANSPORT: &str = "vhost_user_blk";
@@ -136,9 +136,10 @@ impl VhostCreateBlkController {
                 return Err(RpcError::invalid("cpumask", mask, expected()));
             }
         }
-        let reports: Vec<ControllerReport> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
-        let queues =
-            |worker: &WorkerHandle| reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker == worker.id()).count();
+        let reports: Vec<Report> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
+        let queues = |worker: &WorkerHandle| {
+            reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker.id() == worker.id()).count()
+        };
         workers.sort_by_cached_key(queues);
         Ok(workers)
     }
@@ -249,9 +250,9 @@ fn describe(served: &Served) -> ControllerInfo {
         inflight_task_cnt: report.in_flight,
     };
     let started = report.queues.iter().enumerate().filter(|(_, queue)| queue.started);
-    let queue = |(index, q): (usize, &virtio_blk::QueueReport)| QueueInfo {
+    let queue = |(index, q): (usize, &Place)| QueueInfo {
         index,
-        worker: q.worker,
+        worker: q.worker.id(),
         enabled: q.enabled,
         size: q.size,
         packed: q.packed,
@@ -270,7 +271,7 @@ fn describe(served: &Served) -> ControllerInfo {
         socket_role: served.role.into(),
         quarantined: served.quarantine(&report),
         num_queues: report.queues.len(),
-        queue_workers: report.queues.iter().map(|queue| queue.worker).collect(),
+        queue_workers: report.queues.iter().map(|queue| queue.worker.id()).collect(),
         queues: started.map(queue).collect(),
         last_error: report.session.last_error,
     }

@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use switch::{Mac, PortConfig, PortNo};
-use virtio_net::{MAX_QUEUE_PAIRS, NetController, NetParams, NetReport, Role};
+use virtio_net::{MAX_QUEUE_PAIRS, NetController, NetParams, Report, Role};
 
 pub(super) fn methods() -> Vec<Entry> {
     vec![
@@ -146,8 +146,8 @@ impl Method for VhostGetNetControllers {
     }
 }
 
-fn describe(control: &Control, name: &str, report: NetReport) -> GuestInfo {
-    let started = report.rings.iter().enumerate().filter(|(_, ring)| ring.started);
+fn describe(control: &Control, name: &str, report: Report) -> GuestInfo {
+    let started = report.queues.iter().enumerate().filter(|(_, ring)| ring.started);
     let rings = started.map(|(index, ring)| RingInfo {
         index,
         worker: ring.worker.id(),
@@ -185,7 +185,7 @@ impl Method for VhostNetControllerMoveQueuePair {
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let pairs = control.switching.guest(&self.ctrlr)?.report().rings.len() / 2;
+        let pairs = control.switching.guest(&self.ctrlr)?.report().queues.len() / 2;
         if usize::from(self.pair) >= pairs {
             return Err(RpcError::invalid("pair", self.pair, format!("0 to {}", pairs - 1)));
         }

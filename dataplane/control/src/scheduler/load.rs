@@ -71,7 +71,7 @@ impl Sample {
             DiskSample {
                 name: served.name.clone(),
                 busy: reports.iter().map(busy).collect(),
-                queues: queues.iter().map(|queue| queue.started.then_some(queue.worker)).collect(),
+                queues: queues.iter().map(|queue| queue.started.then_some(queue.worker.id())).collect(),
                 workers: allowed.map(|report| report.id).collect(),
             }
         });

@@ -144,7 +144,7 @@ fn queues_move_between_workers_under_load() {
         under_load(&disk, &mut queues, 16, |round| {
             let (queue, worker) = (rng.below(3) as u16, rng.below(2) as usize);
             controller.move_queue(queue, &workers[worker]).unwrap();
-            assert_eq!(controller.report().queues[usize::from(queue)].worker, worker);
+            assert_eq!(controller.report().queues[usize::from(queue)].worker.id(), worker);
             round < 100
         });
         assert!(rig.heard.is_empty(), "{:?}", rig.heard.try_recv());

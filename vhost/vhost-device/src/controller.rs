@@ -1,0 +1,147 @@
+//! A device that serves: its socket, the thread of its sessions, and a hand on both.
+
+use crate::placement::{MoveError, Place, Placement};
+use crate::{Device, Queues};
+use engine::WorkerHandle;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use vhost_user::{Backend, Change, Control, Endpoint, Properties, Refusal, SessionStatus, Socket, SocketError};
+
+/// How long a controller that is stopped waits for what is in flight before it gives it up.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why a controller could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// A parameter is out of its range.
+    #[error("{field}: got {got}, expected {expected}")]
+    Invalid {
+        /// The parameter.
+        field: &'static str,
+        /// What was given.
+        got: u64,
+        /// What is accepted.
+        expected: String,
+    },
+    /// The socket could not be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The session's thread could not be started.
+    #[error("thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// A controller at one moment.
+#[derive(Clone)]
+pub struct Report {
+    /// The session with the front-end.
+    pub session: SessionStatus,
+    /// The device takes nothing until its front-end sets it up again; the event said why.
+    pub quarantined: bool,
+    /// Chains in flight, as the workers told last.
+    pub in_flight: u32,
+    /// Its queues.
+    pub queues: Vec<Place>,
+}
+
+/// A device behind a socket. Serves until it is dropped: that ends the session and waits for what is in flight, but not for ever.
+pub struct Controller<D: Device> {
+    placement: Arc<Placement<D>>,
+    control: Control,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<D: Device> Controller<D> {
+    /// Makes the socket and starts to serve `device` on it. Its queues are dealt to `workers` in turn.
+    pub fn start(device: D, endpoint: Endpoint, workers: &[WorkerHandle]) -> Result<Controller<D>, ControllerError> {
+        if workers.is_empty() {
+            return Err(ControllerError::Invalid { field: "workers", got: 0, expected: "at least one".to_owned() });
+        }
+        let socket = Socket::open(endpoint)?;
+        let name = format!("vhost-{}", device.health().name());
+        let placement = Arc::new(Placement::new(device, workers));
+        let control = Control::new().map_err(ControllerError::Thread)?;
+        let (mut session, handle) = (Session(placement.clone()), control.clone());
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || vhost_user::serve(&socket, &mut session, &handle))
+            .map_err(ControllerError::Thread)?;
+        Ok(Controller { placement, control, thread: Some(thread) })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        self.placement.device()
+    }
+
+    /// Opens the device on `worker`, where [`Device::source`] leaves that to others. Queues that wait for the worker come first.
+    pub fn open(&self, worker: &WorkerHandle) -> Queues<D::Queue> {
+        self.placement.open(worker)
+    }
+
+    /// Moves a queue to another worker while it serves.
+    pub fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
+        self.placement.move_queue(index, worker)
+    }
+
+    /// The device's configuration space changed: workers look at it anew, and the front-end is told.
+    pub fn config_changed(&self) {
+        self.placement.wake();
+        self.control.config_changed();
+    }
+
+    /// Where its queues are.
+    pub fn places(&self) -> Vec<Place> {
+        self.placement.places()
+    }
+
+    /// What it is doing.
+    pub fn report(&self) -> Report {
+        Report {
+            session: self.control.status(),
+            quarantined: self.device().health().is_quarantined(),
+            in_flight: self.placement.in_flight(),
+            queues: self.places(),
+        }
+    }
+}
+
+impl<D: Device> Drop for Controller<D> {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.control.stop();
+        let deadline = Instant::now() + DRAIN;
+        while !thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.placement.abandon();
+        drop(thread.join());
+        self.placement.close();
+    }
+}
+
+/// The session's hold on the device.
+struct Session<D: Device>(Arc<Placement<D>>);
+
+impl<D: Device> Backend for Session<D> {
+    fn properties(&self) -> Properties {
+        self.0.device().properties()
+    }
+
+    fn read_config(&self, offset: u32, bytes: &mut [u8]) -> Result<(), Refusal> {
+        self.0.device().read_config(offset, bytes)
+    }
+
+    fn write_config(&mut self, offset: u32, _: &[u8], _: u32) -> Result<(), Refusal> {
+        Err(Refusal::new(format!("config: offset {offset} is read-only")))
+    }
+
+    fn apply(&mut self, change: Change) -> Result<(), Refusal> {
+        self.0.apply(change)
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
+        self.0.stop(index)
+    }
+}

@@ -1,0 +1,35 @@
+//! What is a device type's own.
+
+use crate::{Fault, Health, Queue, Queues};
+use engine::{Source, WorkerHandle};
+use vhost_user::{Change, Properties, Refusal, RingStart};
+
+/// A device of some type. All calls come from control threads and may wait.
+pub trait Device: Send + Sync + 'static {
+    /// Its queues.
+    type Queue: Queue;
+
+    /// Its name, where its events go, and whether it is in quarantine.
+    fn health(&self) -> &Health;
+
+    /// What it offers. Read at the start of each session; the number of queues does not change.
+    fn properties(&self) -> Properties;
+
+    /// Copies configuration space from `offset`. A range that is not wholly inside is refused. Only with CONFIG in the
+    /// protocol features.
+    fn read_config(&self, _offset: u32, _bytes: &mut [u8]) -> Result<(), Refusal> {
+        Err(Refusal::new("the configuration space of this device is the front-end's"))
+    }
+
+    /// Makes a queue that the front-end starts.
+    fn queue(&self, start: RingStart) -> Result<Self::Queue, Fault>;
+
+    /// What serves `queues` on `worker`: called when the first queue comes there. `None`: somebody else opens the device there
+    /// ([`Controller::open`](crate::Controller::open)), and the queue waits until then.
+    fn source(&self, _worker: &WorkerHandle, _queues: Queues<Self::Queue>) -> Result<Option<Box<dyn Source>>, Refusal> {
+        Ok(None)
+    }
+
+    /// Applies a change that is no queue's: RARP, MTU, reset.
+    fn apply(&self, change: Change) -> Result<(), Refusal>;
+}
