@@ -64,7 +64,9 @@ impl NetController {
             state: Arc::new(DeviceState::new(Health::new(params.name.into(), events), params.mtu, params.queue_pairs)),
             properties: Properties {
                 features: features::offered(params.queue_pairs, params.packed_ring, params.mrg_rxbuf),
-                protocol_features: protocol_feature::RARP | protocol_feature::NET_MTU,
+                protocol_features: protocol_feature::RARP
+                    | protocol_feature::NET_MTU
+                    | protocol_feature::INFLIGHT_SHMFD,
                 queues: params.queue_pairs * 2,
                 max_queue_size: MAX_QUEUE_SIZE,
             },

@@ -21,9 +21,14 @@ pub(crate) struct NetQueue {
 
 impl NetQueue {
     pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, Fault> {
-        start.setup.base = base(&start);
+        let region = start.setup.inflight.take();
+        if region.is_none() || !start.setup.packed() {
+            start.setup.base = base(&start);
+        }
         let setup = start.setup.clone();
-        Ok(NetQueue::around(Vring::new(start)?, &setup))
+        let mut vring = Vring::new(start)?;
+        region.map_or(Ok(()), |region| vring.ring.note_place(region))?;
+        Ok(NetQueue::around(vring, &setup))
     }
 
     pub(crate) fn around(mut vring: Vring, setup: &Setup) -> NetQueue {
@@ -65,8 +70,8 @@ impl Queue for NetQueue {
     }
 }
 
-/// Where to go on. A ring is drained whenever it stops, so what was used is what was taken; and after a death of this process
-/// only the ring itself is right. A packed ring may not tell: there the front-end must know.
+/// Where to go on without an inflight region. A ring is drained whenever it stops, so what was used is what was taken; and after a
+/// death of this process only the ring itself is right. A packed ring may not tell: there the front-end must know.
 fn base(start: &RingStart) -> u32 {
     let setup = &start.setup;
     if setup.packed() {

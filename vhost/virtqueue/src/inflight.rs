@@ -3,6 +3,10 @@
 //! Chains are marked before they are served and unmarked after they were used, in steps such that a process may die between any
 //! two of them: [`SplitInflight::recover`] and [`PackedInflight::recover`] then commit or roll back the last batch and name the
 //! chains to serve again, oldest first.
+//!
+//! A device that serves chains in order, and to which it does not matter whether one that it worked on is served again, marks
+//! none: in a packed ring it notes how far it is ([`Virtqueue::note_place`](crate::Virtqueue::note_place)), which the region has
+//! cursors for. To others such a region says that nothing is in flight.
 
 use crate::{QueueError, Token};
 use guest_memory::Window;
@@ -275,6 +279,24 @@ impl PackedInflight {
         self.counter = entries.last().map_or(0, |index| counter(index).wrapping_add(1));
         self.rebuild_free_list(&entries);
         PackedRecovery { used: (used.index < self.size).then_some(used), entries }
+    }
+
+    /// Where a process stood that noted its place, and no chains. `available` says whether the ring's descriptor at a position
+    /// still waits for us. `None` when the region makes no sense.
+    pub(crate) fn recover_place(&self, available: impl Fn(Position) -> bool) -> Option<Position> {
+        let (used, old) = self.cursors();
+        if used.index >= self.size || old.index >= self.size {
+            return None;
+        }
+        let place = if used != old && available(old) { old } else { used };
+        self.store_cursors(place, place);
+        Some(place)
+    }
+
+    /// What is used is published from `old` to `used`, or, where they are equal, has been.
+    #[inline]
+    pub(crate) fn note_place(&self, old: Position, used: Position) {
+        self.store_cursors(used, old);
     }
 
     /// The last batch stands at the head of the free list: an entry for each of its descriptors.

@@ -27,7 +27,7 @@ pub use fuzz::{fuzz_ring, fuzz_ring_race};
 pub use layout::{RingAddresses, Setup};
 pub use resume::packed_base;
 
-use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
+use guest_memory::{DirtyLog, GuestAddress, GuestMemory, Window};
 use packed::PackedQueue;
 use split::SplitQueue;
 use std::sync::Arc;
@@ -59,6 +59,16 @@ impl Virtqueue {
         } else {
             Layout::Split(SplitQueue::new(memory, setup)?)
         }))
+    }
+
+    /// Notes the ring's place in an inflight region, instead of the chains in flight, and goes on from the place that a process
+    /// before us noted there: for a device that serves chains in order, and to which it does not matter whether one that it worked
+    /// on is served again. Before the first [`pop`](Self::pop). In a split ring the used index is the place, and may be the base.
+    pub fn note_place(&mut self, region: Window) -> Result<(), QueueError> {
+        match &mut self.0 {
+            Layout::Split(_) => Ok(()),
+            Layout::Packed(queue) => queue.note_place(region),
+        }
     }
 
     /// A chain to pop into, large enough for any chain of a ring of `size`.

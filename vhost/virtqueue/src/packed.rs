@@ -85,6 +85,8 @@ pub(crate) struct PackedQueue {
     given_back: u16,
     order: Option<InOrder>,
     inflight: Option<PackedInflight>,
+    /// Where the place in the ring is noted, when chains are not.
+    place: Option<PackedInflight>,
     /// Inflight entries to serve again after a restart, the next one last.
     again: Vec<u16>,
     /// The batch that is not published yet: chains, and the bytes written to them.
@@ -115,6 +117,7 @@ impl PackedQueue {
             given_back: 0,
             order: (setup.features & feature::IN_ORDER != 0).then(|| InOrder::new(size)),
             inflight: None,
+            place: None,
             again: Vec::new(),
             batch: Vec::with_capacity(usize::from(size)),
             copied: Vec::with_capacity(usize::from(size)),
@@ -139,6 +142,15 @@ impl PackedQueue {
             self.again.reverse();
         }
         self.inflight = Some(inflight);
+        Ok(())
+    }
+
+    pub(crate) fn note_place(&mut self, region: Window) -> Result<(), QueueError> {
+        let (place, fresh) = PackedInflight::new(region, self.size, self.used)?;
+        if !fresh && let Some(used) = place.recover_place(|at| self.areas.is_available(at)) {
+            (self.avail, self.used) = (used, used);
+        }
+        self.place = Some(place);
         Ok(())
     }
 
@@ -239,6 +251,9 @@ impl PackedQueue {
     #[inline]
     pub(crate) fn flush(&mut self) -> bool {
         let Some((&(first, first_written), rest)) = self.batch.split_first() else { return false };
+        if self.place.is_some() {
+            return self.flush_one_by_one();
+        }
         if let Some(inflight) = &mut self.inflight {
             let end = self.batch.iter().fold(self.used, |at, (token, _)| at.advanced(token.count(), self.size));
             inflight.free(self.batch.iter().map(|(token, _)| token), end);
@@ -256,9 +271,31 @@ impl PackedQueue {
         if let Some(inflight) = &mut self.inflight {
             inflight.unmark(self.batch.iter().map(|(token, _)| token));
         }
+        self.flushed(at)
+    }
+
+    /// Publishes each chain by itself, so that nothing but its own first descriptor is written before it is used, and notes the
+    /// place before and after.
+    #[inline(never)]
+    fn flush_one_by_one(&mut self) -> bool {
+        let (mut at, Some(place)) = (self.used, &self.place) else { return false };
+        for &(token, written) in &self.batch {
+            let next = at.advanced(token.count(), self.size);
+            place.note_place(at, next);
+            self.areas.store_used(at, token.id(), written);
+            self.log_descriptor(at);
+            place.note_place(next, next);
+            at = next;
+        }
+        self.flushed(at)
+    }
+
+    /// The batch is published; the next one starts at `at`. Returns whether the driver wants to hear of it.
+    #[inline(always)]
+    fn flushed(&mut self, at: Position) -> bool {
+        let start = std::mem::replace(&mut self.used, at);
         self.given_back = self.given_back.wrapping_add(self.batch.len() as u16);
         self.batch.clear();
-        self.used = at;
         // The driver enables notifications, then looks; we publish, then look: one of us sees the other.
         fence(SeqCst);
         self.wants_notification(start)

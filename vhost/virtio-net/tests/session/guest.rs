@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures as Protocol};
+use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures as Protocol};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_spec::feature;
@@ -43,6 +43,8 @@ pub(crate) struct Guest {
     ram: File,
     features: u64,
     connection: Option<(Frontend, UnixStream)>,
+    /// Outlives the connection, too.
+    inflight: Option<(VhostUserInflight, File)>,
     /// Receive and transmit ring of pair 0, of pair 1, and so on.
     pub(crate) rings: Vec<Ring>,
 }
@@ -63,6 +65,24 @@ pub(crate) struct Ring {
 impl Guest {
     /// A machine that is switched on: connected, its memory shared, all rings started, those of pair 0 enabled.
     pub(crate) fn boot(socket: &Path, features: u64, pairs: u16) -> Guest {
+        let mut guest = Guest::build(features, pairs);
+        guest.connect(socket);
+        guest.start(&guest.bases());
+        guest
+    }
+
+    /// The same, with an inflight region.
+    pub(crate) fn boot_with_inflight(socket: &Path, features: u64, pairs: u16) -> Guest {
+        let mut guest = Guest::build(features, pairs);
+        guest.connect(socket);
+        let asked = VhostUserInflight { num_queues: pairs * 2, queue_size: SIZE, ..VhostUserInflight::default() };
+        let region = guest.frontend().get_inflight_fd(&asked).unwrap();
+        guest.inflight = Some(region);
+        guest.start(&guest.bases());
+        guest
+    }
+
+    fn build(features: u64, pairs: u16) -> Guest {
         let ram = File::from(memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
         ram.set_len(MEMORY).unwrap();
         let mapping = Mapping::shared(ram.as_fd(), 0, MEMORY).unwrap();
@@ -70,10 +90,7 @@ impl Guest {
         let memory = Arc::new(GuestMemory::new(vec![Arc::new(region)]).unwrap());
         let features = features | feature::VERSION_1 | net::MRG_RXBUF;
         let rings = (0..u64::from(pairs) * 2).map(|index| Ring::new(&memory, index, features)).collect();
-        let mut guest = Guest { ram, features, connection: None, rings };
-        guest.connect(socket);
-        guest.start(&guest.bases());
-        guest
+        Guest { ram, features, connection: None, inflight: None, rings }
     }
 
     /// Where rings start that nobody has used yet.
@@ -94,7 +111,7 @@ impl Guest {
         let wanted = self.features | net::STATUS | net::MTU | net::GUEST_ANNOUNCE;
         assert_eq!(frontend.get_features().unwrap() & wanted, wanted, "all that is wanted is offered");
         frontend.set_features(self.features | feature::VHOST_USER_PROTOCOL_FEATURES).unwrap();
-        let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::RARP | Protocol::MTU;
+        let wanted = Protocol::MQ | Protocol::REPLY_ACK | Protocol::RARP | Protocol::MTU | Protocol::INFLIGHT_SHMFD;
         assert!(frontend.get_protocol_features().unwrap().contains(wanted));
         frontend.set_protocol_features(wanted).unwrap();
         frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -111,6 +128,9 @@ impl Guest {
     /// Starts all rings, from these bases.
     pub(crate) fn start(&mut self, bases: &[u16]) {
         let (frontend, _) = self.connection.as_mut().expect("connected");
+        if let Some((inflight, region)) = &self.inflight {
+            frontend.set_inflight_fd(inflight, region.as_raw_fd()).unwrap();
+        }
         for (index, (ring, &base)) in self.rings.iter().zip(bases).enumerate() {
             let setup = ring.driver.setup();
             let addresses = VringConfigData {

@@ -2,6 +2,7 @@
 
 use crate::guest::{Guest, LAYOUTS, frame};
 use crate::rig::{PATIENCE, Rig, wait_for};
+use std::path::Path;
 use std::time::{Duration, Instant};
 use virtio_spec::feature;
 
@@ -17,10 +18,21 @@ const TELLING: [u64; 5] = [
 
 #[test]
 fn traffic_resumes_by_itself_after_the_process_was_killed() {
-    for layout in TELLING {
+    traffic_resumes(&TELLING, Guest::boot);
+}
+
+/// The region tells of the rings that do not: packed ones in order, and with chains of several descriptors.
+#[test]
+fn traffic_resumes_on_every_ring_with_an_inflight_region() {
+    traffic_resumes(&LAYOUTS, Guest::boot_with_inflight);
+}
+
+/// Traffic of a guest that `boot` switches on with each of `layouts`, while its device is killed.
+fn traffic_resumes(layouts: &[u64], boot: impl Fn(&Path, u64, u16) -> Guest) {
+    for &layout in layouts {
         let rig = Rig::new();
         let mut device = rig.device("net", 1);
-        let mut guest = Guest::boot(&rig.socket("net"), layout, 1);
+        let mut guest = boot(&rig.socket("net"), layout, 1);
         let first_bases = guest.bases();
         let mut fastest = PATIENCE;
         for _ in 0..3 {
