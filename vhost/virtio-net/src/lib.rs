@@ -13,7 +13,7 @@
 //!
 //! A packet that is malformed, or names memory that is not there, is dropped and counted, and its buffers go back. A ring that
 //! is broken quarantines the device, and only it, until the front-end has stopped all rings. After a restart of this process
-//! rings go on from what the guest has seen as used.
+//! rings go on from what the guest has seen as used; of a packed ring that place is noted in the inflight region, if there is one.
 
 mod controller;
 mod features;

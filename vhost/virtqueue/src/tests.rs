@@ -405,13 +405,20 @@ fn an_inflight_region_too_small_is_refused_and_garbage_in_it_is_survived() {
         let driver = Driver::new(&memory, RING, 64, features);
         let small = setup(&driver, Some(region(packed, 4)));
         assert!(matches!(Virtqueue::new(memory.clone(), &small), Err(QueueError::Inflight { .. })));
+        let noted = Virtqueue::new(memory.clone(), &driver.setup()).unwrap().note_place(region(packed, 4));
+        assert_eq!(matches!(noted, Err(QueueError::Inflight { .. })), packed, "a split ring needs none");
         let mut rng = Lcg(7);
-        for _ in 0..200 {
+        for round in 0..200 {
             let area = region(packed, 64);
             (0..area.len()).for_each(|at| area.store_u8(at, rng.below(3) as u8, std::sync::atomic::Ordering::Relaxed));
             area.store_u16(8, 1, std::sync::atomic::Ordering::Relaxed);
             area.store_u16(10, 64, std::sync::atomic::Ordering::Relaxed);
-            let Ok(mut queue) = Virtqueue::new(memory.clone(), &setup(&driver, Some(area))) else { continue };
+            let marks = (round % 2 == 0).then(|| area.clone());
+            let notes = marks.is_none();
+            let Ok(mut queue) = Virtqueue::new(memory.clone(), &setup(&driver, marks)) else { continue };
+            if notes {
+                queue.note_place(area).unwrap();
+            }
             let mut chain = Virtqueue::chain(64);
             for _ in 0..200 {
                 match queue.pop(&mut chain) {
