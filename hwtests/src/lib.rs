@@ -54,8 +54,17 @@ pub enum SocketRole {
 
 /// The disk image made by `scripts/guest-image`, built if it is not there or out of date.
 pub fn guest_image() -> Result<PathBuf> {
+    image("debian")
+}
+
+/// As [`guest_image`], with systemd and cloud-init instead of our own PID 1. Building it takes minutes.
+pub fn cloud_init_image() -> Result<PathBuf> {
+    image("cloud-init")
+}
+
+fn image(kind: &str) -> Result<PathBuf> {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../scripts/guest-image");
-    let output = std::process::Command::new(script).output().context("run scripts/guest-image")?;
+    let output = std::process::Command::new(script).arg(kind).output().context("run scripts/guest-image")?;
     ensure!(output.status.success(), "scripts/guest-image failed: {}", String::from_utf8_lossy(&output.stderr));
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use hwtests::{Card, Daemon, Disk, Qemu, QemuConfig, Qmp, fio, guest_image};
+use hwtests::{Card, Daemon, Disk, Qemu, QemuConfig, Qmp, cloud_init_image, fio, guest_image};
 use serde_json::{Value, json};
 use support::{CloudDisk, IQN, NQN, iscsi_target, nvme_target};
 
@@ -63,6 +63,53 @@ fn a_guest_boots_over_nvme_and_takes_its_network_from_cidata() -> Result<()> {
 #[ignore = "boots a guest"]
 fn a_guest_boots_over_iscsi_and_takes_its_network_from_cidata() -> Result<()> {
     boots("iscsi", &iscsi_target(&guest_image()?, true, "127.0.0.1:0")?)
+}
+
+/// Debian's cloud-init, under systemd, finds the cidata disk by its label and applies all of it.
+fn cloud_init(protocol: &str, serve: fn(&Path, bool, &str) -> Result<CloudDisk>) -> Result<()> {
+    let daemon = Daemon::start("0")?;
+    let image = daemon.file("root.img");
+    std::fs::copy(cloud_init_image()?, &image)?;
+    let disk = serve(&image, false, "127.0.0.1:0")?;
+    let user_data = "#cloud-config\nwrite_files:\n- {path: /etc/seen, content: from user-data}\nruncmd:\n\
+                     - cat /etc/seen /var/lib/cloud/data/instance-id >/dev/ttyS0\n\
+                     - networkctl --no-pager status net0 >/dev/ttyS0\n- echo user-data has run >/dev/ttyS0\n";
+    let network = format!(
+        "version: 2\nethernets:\n  any:\n    match: {{macaddress: \"{MAC}\"}}\n    set-name: net0\n    \
+         addresses: [10.77.0.2/24]\n"
+    );
+    daemon.rpc(
+        "boot_create",
+        json!({
+            "name": "host",
+            protocol: source(protocol, &disk.address)?,
+            "cidata": {"user_data": user_data, "network_config": network, "instance_id": "host-7"},
+        }),
+    )?;
+    let disks = vec![Disk::new(daemon.vhost_socket("host")), Disk::new(daemon.vhost_socket("host-cidata"))];
+    daemon.rpc("vhost_create_net_controller", json!({"ctrlr": "net"}))?;
+    let cards = vec![Card::new(daemon.vhost_socket("net"), MAC)];
+    let guest = Qemu::start(&QemuConfig { cards, ..QemuConfig::new(disks, "") })?;
+    let started = Instant::now();
+    guest.console().wait_for("user-data has run", Duration::from_secs(500))?;
+    println!("{protocol}: cloud-init has ended after {:.1} s", started.elapsed().as_secs_f32());
+    let output = guest.console().output();
+    for expected in ["from user-data", "host-7", "10.77.0.2"] {
+        ensure!(output.contains(expected), "{protocol}: no {expected}\n{output}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "builds an image and boots it: minutes"]
+fn cloud_init_of_debian_applies_cidata_over_nvme() -> Result<()> {
+    cloud_init("nvme", nvme_target)
+}
+
+#[test]
+#[ignore = "builds an image and boots it: minutes"]
+fn cloud_init_of_debian_applies_cidata_over_iscsi() -> Result<()> {
+    cloud_init("iscsi", iscsi_target)
 }
 
 /// What was made before a step that fails is gone again.
