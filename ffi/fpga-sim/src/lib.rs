@@ -20,6 +20,10 @@
 //! `net_fpgasim0_representor_N`, for each `function`. Those devices are made, or taken over where they are there already, and
 //! hidden from the application. A port must be started for its wire or function to run.
 //!
+//! A transfer rule without REPRESENTED_PORT or PORT_REPRESENTOR in its pattern sees what comes to its own port from the wire or the
+//! function, as mlx5 has it and Open vSwitch 3.1 expects; with the attribute egress, what the host sends through the port.
+//! REPRESENTED_PORT without a value means all of them. VLAN-less `eth / ipv4` is untagged; tunnels are known by the ports 4789 and 6081.
+//!
 //! # Lifecycle and errors
 //! The driver registers itself when the library is loaded, and refuses to in a DPDK of another version. A device is there from
 //! `probe` until its last port is closed. What `rte_flow` is asked for and the device does not do is refused, by

@@ -195,10 +195,10 @@ unsafe extern "C" fn remove(vdev: *mut VdevDevice) -> c_int {
     let name = unsafe { CStr::from_ptr((*vdev).device.name) }.to_string_lossy().into_owned();
     for index in (0..MAX_PORTS).rev() {
         let name = port_name(&name, index);
-        // SAFETY: a C string; a port of this name is ours.
+        // SAFETY: a C string; a port of this device is ours.
         unsafe {
             let dev = abi::rte_eth_dev_allocated(name.as_ptr());
-            if !dev.is_null() {
+            if !dev.is_null() && (*dev).device == &raw mut (*vdev).device {
                 ethdev::close(dev);
                 abi::rte_eth_dev_release_port(dev);
             }

@@ -101,6 +101,7 @@ impl Reader<'_> {
                 sys::RTE_FLOW_ACTION_TYPE_RSS => self.rss(action)?,
                 sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT => Action::ToRepresented(self.port(action)?),
                 sys::RTE_FLOW_ACTION_TYPE_PORT_REPRESENTOR => Action::ToRepresentor(self.port(action)?),
+                sys::RTE_FLOW_ACTION_TYPE_PORT_ID => Action::ToRepresented(self.port_id(action)?),
                 _ => self.change(action)?,
             }
         };
@@ -212,10 +213,22 @@ impl Reader<'_> {
         }
         // SAFETY: as the caller promises.
         let port = unsafe { conf::<sys::rte_flow_action_ethdev>(action)? }.port_id;
-        if !self.context.ports.contains(&port) {
-            return Err(bad_conf(action, c"the port is not one of this device"));
+        self.check_port(action, port.into())
+    }
+
+    /// The old name of REPRESENTED_PORT, which Open vSwitch 3.1 uses.
+    unsafe fn port_id(&self, action: &sys::rte_flow_action) -> Result<u16, Refusal> {
+        // SAFETY: as the caller promises.
+        let conf = unsafe { conf::<sys::rte_flow_action_port_id>(action)? };
+        if self.domain != Domain::Transfer || conf.original() != 0 {
+            return Err(unsupported(action, c"PORT_ID: in transfer rules, without original"));
         }
-        Ok(port)
+        self.check_port(action, conf.id)
+    }
+
+    fn check_port(&self, action: &sys::rte_flow_action, port: u32) -> Result<u16, Refusal> {
+        let ours = self.context.ports.iter().copied().find(|&ours| u32::from(ours) == port);
+        ours.ok_or_else(|| bad_conf(action, c"the port is not one of this device"))
     }
 
     /// An action that changes the packet.
@@ -373,6 +386,7 @@ fn name(kind: sys::rte_flow_action_type) -> Option<&'static str> {
         sys::RTE_FLOW_ACTION_TYPE_RSS => "RSS",
         sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT => "REPRESENTED_PORT",
         sys::RTE_FLOW_ACTION_TYPE_PORT_REPRESENTOR => "PORT_REPRESENTOR",
+        sys::RTE_FLOW_ACTION_TYPE_PORT_ID => "PORT_ID",
         sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN => "OF_PUSH_VLAN",
         sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN => "OF_POP_VLAN",
         sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_VID => "OF_SET_VLAN_VID",

@@ -240,13 +240,10 @@ pub(super) unsafe fn pattern(
         // SAFETY: as the caller promises.
         unsafe { reader.read(attributes, item)? };
     }
-    // Transfer with a direction: packets that come to this port from its other side, or from the host through it.
+    // Without a source: what comes to this port from its other side, or with egress what the host sends through it.
     if attributes.transfer() != 0 && !reader.source {
-        match (attributes.ingress() != 0, attributes.egress() != 0) {
-            (true, _) => reader.want_source(source::REPRESENTED, Some(context.port)),
-            (_, true) => reader.want_source(source::REPRESENTOR, Some(context.port)),
-            _ => {}
-        }
+        let kind = if attributes.egress() != 0 { source::REPRESENTOR } else { source::REPRESENTED };
+        reader.want_source(kind, Some(context.port));
     }
     Ok(Matched { pattern: reader.pattern, seen: reader.seen })
 }

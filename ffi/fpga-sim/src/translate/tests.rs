@@ -110,12 +110,22 @@ fn ports_and_directions_say_where_packets_come_from() {
     let representor = item(sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR, Some(&port), None);
     assert_eq!(source(&transfer(), &[represented]), (1, vec![0, 4]));
     assert_eq!(source(&transfer(), &[representor]), (2, vec![0, 4]));
-    assert_eq!(source(&transfer(), &[]), (0, vec![0, 0]));
-    let from_here = attributes(|attributes| {
-        attributes.set_transfer(1);
-        attributes.set_ingress(1);
-    });
-    assert_eq!(source(&from_here, &[]), (1, vec![0, 3]));
+    assert_eq!(source(&transfer(), &[bare(sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT)]), (1, vec![0, 0]));
+    assert_eq!(source(&transfer(), &[]), (1, vec![0, 3]));
+    let mut sent = transfer();
+    sent.set_egress(1);
+    assert_eq!(source(&sent, &[]), (2, vec![0, 3]));
+}
+
+#[test]
+fn a_port_has_an_old_and_a_new_name() {
+    let (mut old, new) = (sys::rte_flow_action_port_id::default(), sys::rte_flow_action_ethdev { port_id: 4 });
+    old.id = 4;
+    let done = |action| translated(&transfer(), &[], &[action], &[]).map(|rule| rule.actions);
+    let new = done(action(sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT, &new)).unwrap();
+    assert_eq!(done(action(sys::RTE_FLOW_ACTION_TYPE_PORT_ID, &old)).unwrap(), new);
+    old.id = 0x1_0004;
+    assert_eq!(done(action(sys::RTE_FLOW_ACTION_TYPE_PORT_ID, &old)).unwrap_err().errno, libc::EINVAL);
 }
 
 #[test]

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 pub(crate) const LIBRARY: &str = "librte_net_fpgasim.so";
 /// How long an answer may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-const PROMPT: &str = "testpmd> ";
+/// No command, and the answer to it. It ends the answer to the command before, as a prompt would if testpmd wrote prompts in one
+/// piece: what other threads say meanwhile stands between their letters.
+const MARKER: (&str, &str) = ("end-of-answer", "Command not found\n");
 
 /// Where cargo put the driver: beside the tests.
 pub(crate) fn library_path() -> PathBuf {
@@ -69,9 +71,7 @@ impl Testpmd {
                 text.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]).replace('\r', ""));
             }
         });
-        let testpmd = Testpmd { child, output };
-        testpmd.wait_for(PROMPT);
-        testpmd
+        Testpmd { child, output }
     }
 
     /// All that it has said.
@@ -96,11 +96,11 @@ impl Testpmd {
         }
     }
 
-    /// Gives a command. Returns what it says until it asks for the next one.
+    /// Gives a command. Returns what it answers.
     pub(crate) fn command(&mut self, line: &str) -> String {
         let start = self.output().len();
-        writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
-        self.wait_from(start, PROMPT)
+        writeln!(self.child.stdin.as_mut().unwrap(), "{line}\n{}", MARKER.0).unwrap();
+        self.wait_from(start, MARKER.1)
     }
 
     /// A counter of a port, by its name in the extended statistics.
