@@ -171,6 +171,8 @@ pub(super) unsafe extern "C" fn close(dev: *mut EthDev) -> c_int {
         });
         drop(backend);
         let data = &mut *(*dev).data;
+        (0..data.nb_rx_queues).for_each(|index| release(data.rx_queues, index));
+        (0..data.nb_tx_queues).for_each(|index| release(data.tx_queues, index));
         data.mac_addrs = null_mut();
         drop(Box::from_raw(std::mem::replace(&mut data.dev_private, null_mut()).cast::<Port>()));
     }
@@ -186,10 +188,12 @@ unsafe extern "C" fn accept(_dev: *mut EthDev) -> c_int {
     0
 }
 
+/// DPDK keeps the address itself.
 unsafe extern "C" fn mac_addr_set(_dev: *mut EthDev, _mac: *mut sys::rte_ether_addr) -> c_int {
     0
 }
 
+/// The pipeline takes packets of any length.
 unsafe extern "C" fn mtu_set(_dev: *mut EthDev, _mtu: u16) -> c_int {
     0
 }
