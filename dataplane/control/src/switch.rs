@@ -3,7 +3,11 @@
 use crate::Control;
 use crate::rpc::RpcError;
 use crate::rpc::method::blocking;
+#[cfg(feature = "dpdk")]
+use offload::Offloader;
 use packet::Pool;
+#[cfg(feature = "dpdk")]
+use std::sync::OnceLock;
 use std::sync::{Arc, Mutex, MutexGuard};
 use switch::{Switch, SwitchError};
 use virtio_net::NetController;
@@ -13,6 +17,9 @@ pub(crate) struct Switching {
     packet_buffers: usize,
     #[cfg(feature = "dpdk")]
     pub(crate) dpdk: crate::dpdk::Dpdk,
+    /// Hardware behind its ports.
+    #[cfg(feature = "dpdk")]
+    pub(crate) offloader: OnceLock<Arc<Offloader>>,
     made: Mutex<Option<Arc<Switch>>>,
     /// One handler at a time makes it.
     making: tokio::sync::Mutex<()>,
@@ -28,6 +35,8 @@ impl Switching {
             packet_buffers,
             #[cfg(feature = "dpdk")]
             dpdk: crate::dpdk::Dpdk::new(eal, packet_buffers),
+            #[cfg(feature = "dpdk")]
+            offloader: OnceLock::new(),
             made: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             guests: Mutex::default(),
@@ -59,6 +68,15 @@ impl Switching {
         Pool::new(self.packet_buffers, None).map_err(|error| {
             RpcError::errno(libc::ENOMEM, error.to_string()).hint("see --packet-buffers of the daemon")
         })
+    }
+
+    /// Offers what the switch does to the hardware behind its ports.
+    #[cfg(feature = "dpdk")]
+    fn offload(&self, switch: &Switch) -> Result<(), RpcError> {
+        let started = Offloader::start().map_err(|error| RpcError::from_io(&error, "thread".to_owned()))?;
+        let offloader = self.offloader.get_or_init(|| Arc::new(started));
+        switch.set_offload(offloader.clone());
+        Ok(())
     }
 
     pub(crate) fn add_guest(&self, name: &str, guest: Arc<NetController>) {
@@ -104,7 +122,10 @@ impl Control {
         let control = self.clone();
         let made = blocking(move || {
             let pool = control.switching.packet_pool()?;
-            Switch::start(control.engine().workers(), pool).map_err(RpcError::from)
+            let switch = Switch::start(control.engine().workers(), pool)?;
+            #[cfg(feature = "dpdk")]
+            control.switching.offload(&switch)?;
+            Ok::<_, RpcError>(switch)
         });
         let switch = Arc::new(made.await??);
         *self.switching.lock() = Some(switch.clone());

@@ -56,6 +56,16 @@ pub struct Stats {
     pub tcp_flags: u16,
 }
 
+impl Stats {
+    /// Adds what somebody else has seen of the same flow.
+    pub fn add(&mut self, other: &Stats) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.used = self.used.max(other.used);
+        self.tcp_flags |= other.tcp_flags;
+    }
+}
+
 /// Names a flow of one cache, and never another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowId {

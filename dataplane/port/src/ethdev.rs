@@ -8,6 +8,7 @@
 mod shard;
 
 use crate::{Assignment, Deal, Port, PortError, PortInfo, PortShard, PortStats, QueueReport};
+use dpdk::flow::FlowPort;
 use dpdk::{Eal, EthDev, EthDevConfig, Link, Mempool, RxQueue, Stats, TxQueue};
 use engine::WorkerHandle;
 use shard::Shard;
@@ -16,7 +17,8 @@ use std::sync::{Arc, Mutex};
 /// What an Ethernet device is opened with.
 #[derive(Clone, Debug)]
 pub struct EthdevParams {
-    /// The device, as DPDK names it: `0000:03:00.0`, `net_af_packet0,iface=eth1`.
+    /// The device, as DPDK names it: `0000:03:00.0`, `net_af_packet0,iface=eth1`. Where another port came with a device, as its
+    /// representors do: that port's name.
     pub devargs: String,
     /// What it receives into.
     pub pool: Mempool,
@@ -65,15 +67,7 @@ pub struct EthdevPort {
 impl EthdevPort {
     /// Attaches and starts the device.
     pub fn open(eal: &Eal, params: &EthdevParams) -> Result<EthdevPort, PortError> {
-        let mut devices = EthDev::attach(eal, &params.devargs).map_err(other("attach"))?;
-        let ports = devices.len();
-        let Some(mut dev) = devices.pop().filter(|_| ports == 1) else {
-            return Err(PortError::Invalid {
-                field: "devargs",
-                got: format!("{:?}, which has {ports} ports", params.devargs),
-                expected: "a device with one port".to_owned(),
-            });
-        };
+        let mut dev = EthDev::attach(eal, &params.devargs).map_err(other("attach"))?;
         if let Some(mac) = params.mac {
             dev.set_mac(mac).map_err(other("open"))?;
         }
@@ -135,6 +129,10 @@ impl Port for EthdevPort {
 
     fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
         self.rx.assign(queue, worker.id())
+    }
+
+    fn flow_port(&self) -> Option<FlowPort> {
+        self.dev.lock().expect("no panic under this lock").flow_port().ok()
     }
 
     fn rx_queues(&self) -> Vec<QueueReport> {

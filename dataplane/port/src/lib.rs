@@ -74,6 +74,12 @@ pub trait Port: Send + Sync {
         Err(PortError::Invalid { field: "name", got, expected })
     }
 
+    /// Where rules are put into the device that it is on, if it is on one that may have some.
+    #[cfg(feature = "dpdk")]
+    fn flow_port(&self) -> Option<dpdk::flow::FlowPort> {
+        None
+    }
+
     /// Each receive queue, or queue pair, where they can be moved.
     fn rx_queues(&self) -> Vec<QueueReport> {
         Vec::new()

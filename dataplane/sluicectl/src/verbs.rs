@@ -259,6 +259,7 @@ pub(crate) const VERBS: &[Verb] = &[
     call(&["flow", "delete"], "flow_delete", &["flow"]),
     call(&["flow", "dump"], "flow_dump", &[]),
     call(&["flow", "trace"], "flow_trace", &["flow"]),
+    call(&["flow", "offload"], "flow_get_offload", &[]),
     Verb {
         path: &["worker", "list"],
         action: Action::Call { method: "framework_get_reactors", positional: &[] },

@@ -16,6 +16,8 @@ pub const FLOWS_OF_A_PORT: usize = FLOWS / 2;
 pub const OPERATOR_FLOWS: usize = 1 << 20;
 /// A flow that nothing has hit for so long is removed.
 pub const FLOW_IDLE: Duration = Duration::from_secs(10);
+/// A flow that sees so many packets between two looks is offered to the hardware.
+pub const OFFLOAD_PACKETS: u64 = 16;
 /// Time between two looks at what the flows have seen.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Messages that wait for one worker.

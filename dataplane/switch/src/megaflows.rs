@@ -2,7 +2,7 @@
 
 use crate::bridge::DropReason;
 use crate::mac_table::Station;
-use crate::{BridgeId, PortNo};
+use crate::{BridgeId, HardwareShare, PortNo};
 use clock::Cycles;
 use flow::{Action, Key, Mask, Megaflow, Stats};
 use std::collections::{HashMap, HashSet};
@@ -44,6 +44,8 @@ pub(crate) struct Record {
     pub(crate) stats: Stats,
     /// When it was installed last.
     pub(crate) installed: Cycles,
+    /// What hardware does of it, once it was offered.
+    pub(crate) hardware: Option<Arc<HardwareShare>>,
 }
 
 impl Record {

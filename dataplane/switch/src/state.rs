@@ -9,7 +9,7 @@ use crate::megaflows::{Basis, Megaflows, Record, Translation};
 use crate::operators::OperatorFlows;
 use crate::tracked::Tracked;
 use crate::upcall::Upcall;
-use crate::{BridgeConfig, BridgeId, PortNo, limits};
+use crate::{BridgeConfig, BridgeId, Offload, PortNo, limits};
 use clock::Cycles;
 use engine::Sender;
 use flow::{Action, Key, Mask, Megaflow, Stats};
@@ -48,6 +48,7 @@ pub(crate) struct State {
     pub(crate) flows: Megaflows,
     /// Flows of operators: they go before bridges.
     pub(crate) operator: OperatorFlows,
+    pub(crate) offload: Option<Arc<dyn Offload>>,
     meters: Vec<Option<Arc<Meter>>>,
     workers: Vec<Sender<Message>>,
     pub(crate) next_bridge: BridgeId,
@@ -61,6 +62,7 @@ impl State {
             ports: BTreeMap::new(),
             flows: Megaflows::default(),
             operator: OperatorFlows::default(),
+            offload: None,
             meters: Vec::new(),
             workers,
             next_bridge: 1,
@@ -105,6 +107,7 @@ impl State {
                 workers: 0,
                 stats: Stats::default(),
                 installed: Cycles::now(),
+                hardware: None,
             };
             self.flows.insert(ufid, record);
         }
@@ -200,6 +203,7 @@ impl State {
             record.translation = now;
             let (workers, flow) = (record.workers, record.megaflow(ufid));
             self.tell(workers, || Message::Install(flow.clone()));
+            self.offload_changed(ufid);
         }
     }
 
@@ -208,16 +212,20 @@ impl State {
         let Some(record) = self.flows.remove(ufid) else { return };
         let (key, mask) = (record.key(), record.translation.mask);
         self.tell(record.workers, || Message::Remove(key, mask));
+        self.withdraw(ufid, &record);
     }
 
     /// Takes note of what the workers have seen, refreshes the stations that sent something, and removes flows that are idle.
     pub(crate) fn swept(&mut self, seen: &HashMap<u128, Stats>, now: Instant) {
         let cycles = Cycles::now();
         let mut idle = Vec::new();
+        let mut busy = Vec::new();
         for (ufid, stats) in seen {
             let Some(record) = self.flows.get_mut(*ufid) else { continue };
+            let mut stats = *stats;
+            record.hardware.iter().for_each(|share| stats.add(&share.stats()));
             let packets = stats.packets.saturating_sub(record.stats.packets);
-            record.stats = *stats;
+            record.stats = stats;
             let since = stats.used.max(record.installed);
             let Basis { bridge, source, drop, operator, .. } = record.translation.basis;
             if cycles.since(since) > limits::FLOW_IDLE.into() && !operator {
@@ -225,6 +233,9 @@ impl State {
             }
             if packets == 0 {
                 continue;
+            }
+            if packets >= limits::OFFLOAD_PACKETS {
+                busy.push((*ufid, packets));
             }
             if let (Some(reason), Some(port)) = (drop, self.ports.get_mut(&record.port)) {
                 *port.drops.entry(reason).or_default() += packets;
@@ -238,6 +249,7 @@ impl State {
             }
         }
         idle.into_iter().for_each(|ufid| self.remove_flow(ufid));
+        busy.into_iter().for_each(|(ufid, packets)| self.offer(ufid, packets));
         self.expire(now);
     }
 

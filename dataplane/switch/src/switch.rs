@@ -8,7 +8,7 @@ use crate::output::Outputs;
 use crate::state::State;
 use crate::stats::{PathStats, PortLoad, WorkerCounters, WorkerStats};
 use crate::upcall::Upcalls;
-use crate::{Capture, PortNo, RateLimit, limits};
+use crate::{Capture, Offload, PortNo, RateLimit, limits};
 use crossbeam::channel;
 use engine::{Sender, SourceId, Waker, WorkerHandle, mailbox};
 use flow::text::FlowMatch;
@@ -143,6 +143,17 @@ pub struct PortReport {
     pub drops: Vec<(&'static str, u64)>,
 }
 
+/// A flow at one moment.
+#[derive(Clone, Debug)]
+pub struct FlowReport {
+    /// The flow.
+    pub flow: Megaflow,
+    /// Hardware does its work.
+    pub offloaded: bool,
+    /// Why hardware does not, where it was asked and cannot.
+    pub refused: Option<String>,
+}
+
 /// What would become of a packet.
 #[derive(Clone, Debug)]
 pub struct Trace {
@@ -230,11 +241,7 @@ impl Shared {
     pub(crate) fn swept(&self, told: impl IntoIterator<Item = Vec<(u128, Stats)>>, now: Instant) {
         let mut sum: HashMap<u128, Stats> = HashMap::new();
         for (ufid, stats) in told.into_iter().flatten() {
-            let total = sum.entry(ufid).or_default();
-            total.packets += stats.packets;
-            total.bytes += stats.bytes;
-            total.used = total.used.max(stats.used);
-            total.tcp_flags |= stats.tcp_flags;
+            sum.entry(ufid).or_default().add(&stats);
         }
         self.lock().swept(&sum, now);
     }
@@ -296,6 +303,11 @@ impl Switch {
         let add = |(worker, datapath): (&WorkerHandle, Datapath)| worker.add("switch", Box::new(datapath));
         let sources = workers.iter().zip(datapaths).map(add).collect();
         Ok(Switch { shared, workers: workers.to_vec(), sources, translator: Some(translator), pool })
+    }
+
+    /// Offers busy flows to this hardware from now on.
+    pub fn set_offload(&self, offload: Arc<dyn Offload>) {
+        self.shared.lock().set_offload(offload);
     }
 
     /// Where its packets come from.
@@ -412,12 +424,9 @@ impl Switch {
     }
 
     /// All flows with what they have seen.
-    pub fn dump(&self) -> Vec<Megaflow> {
+    pub fn dump(&self) -> Vec<FlowReport> {
         self.shared.swept(self.shared.collect(|| false), Instant::now());
-        let state = self.shared.lock();
-        let mut flows: Vec<Megaflow> = state.flows.iter().map(|(ufid, record)| record.megaflow(ufid)).collect();
-        flows.sort_by_key(|flow| flow.ufid);
-        flows
+        self.shared.lock().flow_reports()
     }
 
     /// What would become of a packet. Nothing is learned from it.

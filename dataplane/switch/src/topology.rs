@@ -9,7 +9,7 @@ use crate::megaflows::{Basis, Record, Translation};
 use crate::output::PortSlot;
 use crate::state::{BridgeState, PortState, State};
 use crate::stats::{LoadCounters, PathCounters, PathStats};
-use crate::switch::{BridgeReport, PortReport, Trace};
+use crate::switch::{BridgeReport, FlowReport, PortReport, Trace};
 use crate::vlan::{MAX_VLAN, VlanMode};
 use crate::{BridgeConfig, BridgeId, DropReason, PortConfig, PortNo, SwitchError, limits};
 use clock::Cycles;
@@ -80,6 +80,7 @@ impl State {
             loads,
             drops: HashMap::new(),
         };
+        self.offload.iter().for_each(|offload| offload.add_port(number, &*state.port));
         self.ports.insert(number, state);
         Ok(number)
     }
@@ -114,6 +115,7 @@ impl State {
         for ufid in self.flows.where_(|record| record.port == number && !record.translation.basis.operator) {
             self.remove_flow(ufid);
         }
+        self.offload.iter().for_each(|offload| offload.remove_port(number));
         let take = |worker: &engine::Sender<Message>| {
             let (reply, answer) = channel::bounded(1);
             worker.send(Message::RemovePort(number, reply)).ok().map(|()| answer)
@@ -137,6 +139,7 @@ impl State {
         at_least("bits_per_second", limit.bits_per_second, RateLimit::MIN_BITS_PER_SECOND)?;
         at_least("burst_bytes", limit.burst_bytes, RateLimit::MIN_BURST_BYTES)?;
         self.ports.entry(number).and_modify(|state| state.limit = limit);
+        self.withdraw_watched();
         let policer = Policer::new(&limit);
         self.tell_all(|| Message::SetPolicer(number, policer.clone()));
         Ok(())
@@ -149,6 +152,7 @@ impl State {
             return Err(SwitchError::Busy { kind: "port", name: name.to_owned(), by });
         }
         self.ports.entry(number).and_modify(|state| state.captured = true);
+        self.withdraw_watched();
         self.tell_all(|| Message::SetCapture(number, Some(capture.clone())));
         Ok(number)
     }
@@ -288,6 +292,7 @@ impl State {
             workers: u64::MAX,
             stats: Stats::default(),
             installed: Cycles::now(),
+            hardware: None,
         };
         self.flows.insert(ufid, record);
         self.tell_all(|| Message::Install(flow.clone()));
@@ -316,6 +321,17 @@ impl State {
             drop: basis.drop,
             operator: basis.operator,
         }
+    }
+
+    pub(crate) fn flow_reports(&self) -> Vec<FlowReport> {
+        let report = |(ufid, record): (u128, &Record)| FlowReport {
+            flow: record.megaflow(ufid),
+            offloaded: record.hardware.as_ref().is_some_and(|share| share.is_placed()),
+            refused: record.hardware.as_ref().and_then(|share| share.refused()),
+        };
+        let mut flows: Vec<FlowReport> = self.flows.iter().map(report).collect();
+        flows.sort_by_key(|report| report.flow.ufid);
+        flows
     }
 
     pub(crate) fn bridge_reports(&self) -> Vec<BridgeReport> {

@@ -29,7 +29,7 @@ pub(crate) struct Port {
     /// What it receives into.
     pool: Option<Mempool>,
     /// Removed after its last port.
-    _device: Arc<Device>,
+    device: Arc<Device>,
 }
 
 impl Port {
@@ -165,7 +165,7 @@ pub enum DeviceError {
 impl EthDev {
     fn new(id: u16, device: Arc<Device>) -> EthDev {
         let name = name(id);
-        let port = Arc::new(Port { id, name, running: false, pool: None, _device: device });
+        let port = Arc::new(Port { id, name, running: false, pool: None, device });
         EthDev { port, one_thread: PhantomData }
     }
 
@@ -202,7 +202,7 @@ impl EthDev {
         })
     }
 
-    fn raw_info(&self) -> Result<sys::rte_eth_dev_info, DeviceError> {
+    pub(crate) fn raw_info(&self) -> Result<sys::rte_eth_dev_info, DeviceError> {
         let mut raw = sys::rte_eth_dev_info::default();
         // SAFETY: fills `raw`.
         self.check("read its information", unsafe { sys::rte_eth_dev_info_get(self.port.id, &raw mut raw) })?;

@@ -1,7 +1,7 @@
 //! Flow rules in a device (`rte_flow`): a pattern of typed items and a list of typed actions.
 //!
-//! What a device can is found out by [`EthDev::validate_flow`], never by its name. A [`FlowRule`] is destroyed when it is
-//! dropped; [`FlowRule::destroy`] returns its last counters. A device does not stop while one of its rules lives.
+//! What a device can is found out by [`FlowPort::validate`], never by its name. A [`FlowRule`] is destroyed when it is
+//! dropped. A device does not stop while one of its rules lives.
 
 mod action;
 mod item;
@@ -11,7 +11,7 @@ pub use action::{FlowAction, SetField};
 pub use item::{Eth, FlowItem, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
 
 use crate::Errno;
-use crate::ethdev::{EthDev, Port, text};
+use crate::ethdev::{DeviceError, EthDev, Port, text};
 use dpdk_sys as sys;
 use lower::Lowered;
 use std::ptr::NonNull;
@@ -109,6 +109,14 @@ pub enum FlowError {
         /// The driver's words.
         said: String,
     },
+    /// The rule is not there any more: a reset of the device took it, or somebody else.
+    #[error("{device}: there is no such rule any more: {said}")]
+    Lost {
+        /// The device.
+        device: String,
+        /// The driver's words.
+        said: String,
+    },
     /// The device is not there any more.
     #[error("{device}: the device is gone")]
     Gone {
@@ -138,43 +146,88 @@ pub struct FlowCount {
     pub bytes: Option<u64>,
 }
 
+/// Where rules are put into a device. Any thread may do so.
+#[derive(Clone)]
+pub struct FlowPort {
+    port: Arc<Port>,
+    /// Takes the rules of direction [`Direction::Transfer`]: this port, or one that is in charge of the device's switch.
+    proxy: u16,
+    domain: Option<u16>,
+}
+
+// SAFETY: ethdev serialises the calls where the driver wants it.
+unsafe impl Send for FlowPort {}
+// SAFETY: as above.
+unsafe impl Sync for FlowPort {}
+
 impl EthDev {
+    /// Where rules are put into it.
+    pub fn flow_port(&self) -> Result<FlowPort, DeviceError> {
+        let domain = self.raw_info()?.switch_info.domain_id;
+        let mut proxy = self.port_id();
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: fills `proxy`. A driver that has none leaves the port itself.
+        unsafe { sys::rte_flow_pick_transfer_proxy(self.port_id(), &raw mut proxy, &raw mut error) };
+        let domain = (domain != sys::RTE_ETH_DEV_SWITCH_DOMAIN_ID_INVALID as u16).then_some(domain);
+        Ok(FlowPort { port: self.port().clone(), proxy, domain })
+    }
+}
+
+impl FlowPort {
+    /// DPDK's number for the port.
+    pub fn port_id(&self) -> u16 {
+        self.port.id()
+    }
+
+    /// Its device's switch: rules lead between ports of the same one.
+    pub fn switch_domain(&self) -> Option<u16> {
+        self.domain
+    }
+
     /// Whether the device would take such a rule now.
-    pub fn validate_flow(
+    pub fn validate(
         &self,
         attributes: &FlowAttributes,
         pattern: &[FlowItem],
         actions: &[FlowAction],
     ) -> Result<(), FlowError> {
-        let (lowered, attributes) = (Lowered::new(pattern, actions), lower::attributes(attributes));
+        let (lowered, raw) = (Lowered::new(pattern, actions), lower::attributes(attributes));
         let mut error = sys::rte_flow_error::default();
         // SAFETY: both lists end in an END and live across the call, with all that they lead to.
         let returned = unsafe {
             let (items, actions) = (lowered.items.as_ptr(), lowered.actions.as_ptr());
-            sys::rte_flow_validate(self.port_id(), &raw const attributes, items, actions, &raw mut error)
+            sys::rte_flow_validate(self.taker(attributes), &raw const raw, items, actions, &raw mut error)
         };
-        Errno::check(returned).map_err(|errno| refused(self.name(), errno, &error, Some(&lowered)))
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, Some(&lowered)))
     }
 
-    /// Puts a rule into the device. Any thread may do so.
-    pub fn create_flow(
+    /// Puts a rule into the device.
+    pub fn create(
         &self,
         attributes: &FlowAttributes,
         pattern: &[FlowItem],
         actions: &[FlowAction],
     ) -> Result<FlowRule, FlowError> {
-        let (lowered, attributes) = (Lowered::new(pattern, actions), lower::attributes(attributes));
+        let (lowered, raw) = (Lowered::new(pattern, actions), lower::attributes(attributes));
+        let taker = self.taker(attributes);
         let mut error = sys::rte_flow_error::default();
-        // SAFETY: as in `validate_flow`; the driver copies what it keeps.
-        let raw = unsafe {
+        // SAFETY: as in `validate`; the driver copies what it keeps.
+        let rule = unsafe {
             let (items, actions) = (lowered.items.as_ptr(), lowered.actions.as_ptr());
-            sys::rte_flow_create(self.port_id(), &raw const attributes, items, actions, &raw mut error)
+            sys::rte_flow_create(taker, &raw const raw, items, actions, &raw mut error)
         };
-        match NonNull::new(raw) {
+        match NonNull::new(rule) {
             raw @ Some(_) => {
-                Ok(FlowRule { raw, counts: actions.contains(&FlowAction::Count), port: self.port().clone() })
+                Ok(FlowRule { raw, taker, counts: actions.contains(&FlowAction::Count), port: self.port.clone() })
             }
-            None => Err(refused(self.name(), Errno::last(), &error, Some(&lowered))),
+            None => Err(refused(self.port.name(), Errno::last(), &error, Some(&lowered))),
+        }
+    }
+
+    fn taker(&self, attributes: &FlowAttributes) -> u16 {
+        match attributes.direction {
+            Direction::Transfer => self.proxy,
+            Direction::Ingress | Direction::Egress => self.port.id(),
         }
     }
 }
@@ -183,6 +236,8 @@ impl EthDev {
 pub struct FlowRule {
     /// `None` once it is destroyed.
     raw: Option<NonNull<sys::rte_flow>>,
+    /// The port that took it.
+    taker: u16,
     counts: bool,
     port: Arc<Port>,
 }
@@ -202,7 +257,7 @@ impl FlowRule {
         let mut data = sys::rte_flow_query_count::default();
         // SAFETY: the rule is in the device; the driver fills `data`, which is what a query of COUNT is answered with.
         let returned = unsafe {
-            let (port, action) = (self.port.id(), lowered.actions.as_ptr());
+            let (port, action) = (self.taker, lowered.actions.as_ptr());
             sys::rte_flow_query(port, raw.as_ptr(), action, (&raw mut data).cast(), &raw mut error)
         };
         Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
@@ -212,19 +267,17 @@ impl FlowRule {
         })
     }
 
-    /// Takes the rule out of the device, after a last look at its counters. After an error it may be called again: the rule is then
-    /// still there, or only its counters are lost.
-    pub fn destroy(&mut self) -> Result<FlowCount, FlowError> {
-        let count = self.query();
-        self.remove()?;
-        count
+    /// The device has lost the rule, by a reset or at the hands of somebody else: nothing is left to destroy.
+    pub fn abandon(mut self) {
+        self.raw = None;
     }
 
-    fn remove(&mut self) -> Result<(), FlowError> {
+    /// Takes the rule out of the device. After an error it is still there.
+    pub fn remove(&mut self) -> Result<(), FlowError> {
         let Some(raw) = self.raw else { return Ok(()) };
         let mut error = sys::rte_flow_error::default();
         // SAFETY: the rule is in the device and nobody uses it any more.
-        let returned = unsafe { sys::rte_flow_destroy(self.port.id(), raw.as_ptr(), &raw mut error) };
+        let returned = unsafe { sys::rte_flow_destroy(self.taker, raw.as_ptr(), &raw mut error) };
         Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
         self.raw = None;
         Ok(())
@@ -254,6 +307,7 @@ fn refused(device: &str, errno: Errno, error: &sys::rte_flow_error, lowered: Opt
         libc::ENOSYS => FlowError::NotImplemented { device },
         libc::ENOTSUP => FlowError::Unsupported { device, clause, said },
         libc::EINVAL => FlowError::Invalid { device, clause, said },
+        libc::ENOENT => FlowError::Lost { device, said },
         libc::EEXIST => FlowError::Exists { device, said },
         libc::ENOSPC | libc::ENOMEM => FlowError::Full { device, said },
         libc::ENODEV | libc::EIO => FlowError::Gone { device },

@@ -11,7 +11,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let eal = dpdk::Eal::init(&dpdk::EalConfig::default())?;
 //! let pool = dpdk::Mempool::new(&eal, "packets", 8192, None)?;
-//! let mut dev = dpdk::EthDev::attach(&eal, "net_ring0")?.remove(0);
+//! let mut dev = dpdk::EthDev::attach(&eal, "net_ring0")?;
 //! let mut queues = dev.start(&dpdk::EthDevConfig::new(&pool))?;
 //! let mut burst = packet::Burst::new();
 //! while queues.rx[0].receive(&mut burst) != 0 {

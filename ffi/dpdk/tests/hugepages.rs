@@ -27,7 +27,7 @@ fn an_ordinary_user_starts_dpdk_in_hugepages() {
         Err(error @ MempoolError::Memory { .. }) => return eprintln!("skipped: {error}"),
         made => made.unwrap(),
     };
-    let mut dev = EthDev::attach(&eal, "net_null0").unwrap().remove(0);
+    let mut dev = EthDev::attach(&eal, "net_null0").unwrap();
     let mut queues = dev.start(&EthDevConfig::new(&pool)).unwrap();
     let mut burst = Burst::new();
     assert_eq!(queues.rx[0].receive(&mut burst), packet::BURST);

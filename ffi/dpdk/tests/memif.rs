@@ -15,7 +15,7 @@ fn two_ends_meet_and_talk() {
     let socket = dir.path().join("memif.sock");
     let attach = |name: &str, role: &str| {
         let devargs = format!("{name},role={role},socket={},socket-abstract=no", socket.display());
-        EthDev::attach(&eal, &devargs).unwrap().remove(0)
+        EthDev::attach(&eal, &devargs).unwrap()
     };
     let (mut server, mut client) = (attach("net_memif0", "server"), attach("net_memif1", "client"));
     let config = EthDevConfig { rx_descriptors: 256, tx_descriptors: 256, ..EthDevConfig::new(&pool) };

@@ -56,7 +56,7 @@ fn refused_devices(eal: &Eal) {
 }
 
 fn one_life(eal: &Eal, pool: &Mempool) {
-    let mut dev = EthDev::attach(eal, "net_null0,size=60").unwrap().remove(0);
+    let mut dev = EthDev::attach(eal, "net_null0,size=60").unwrap();
     assert!(matches!(EthDev::attach(eal, "net_null0"), Err(AttachError::Exists { .. })));
     let info = dev.info().unwrap();
     assert_eq!((info.name.as_str(), info.driver.as_str()), ("net_null0", "net_null"));

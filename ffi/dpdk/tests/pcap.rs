@@ -17,7 +17,7 @@ fn a_capture_is_copied_packet_by_packet() {
     let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 4096, None).unwrap();
     let devargs = format!("net_pcap0,rx_pcap={},tx_pcap={}", from.display(), to.display());
-    let mut dev = EthDev::attach(&eal, &devargs).unwrap().remove(0);
+    let mut dev = EthDev::attach(&eal, &devargs).unwrap();
     let mut queues = dev.start(&EthDevConfig::new(&pool)).unwrap();
     let mut burst = Burst::new();
     while queues.rx[0].receive(&mut burst) != 0 {

@@ -11,7 +11,7 @@ fn what_is_sent_comes_back_as_it_was() {
     let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 8192, None).unwrap();
     let packets = pool.packets().clone();
-    let mut dev = EthDev::attach(&eal, "net_ring0").unwrap().remove(0);
+    let mut dev = EthDev::attach(&eal, "net_ring0").unwrap();
     let mut queues = dev.start(&EthDevConfig::new(&pool)).unwrap();
     let (mut rx, mut tx) = (queues.rx.remove(0), queues.tx.remove(0));
 

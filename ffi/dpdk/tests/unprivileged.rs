@@ -18,7 +18,7 @@ fn an_ordinary_user_starts_dpdk_without_hugepages() {
     let eal = Eal::init(&EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() }).unwrap();
     assert_eq!(allowed_cpus(), affinity, "the caller is not pinned");
     let pool = Mempool::new(&eal, "packets", 2048, None).unwrap();
-    let mut dev = EthDev::attach(&eal, "net_null0").unwrap().remove(0);
+    let mut dev = EthDev::attach(&eal, "net_null0").unwrap();
     let mut queues = dev.start(&EthDevConfig::new(&pool)).unwrap();
     let mut burst = Burst::new();
     assert_eq!(queues.rx[0].receive(&mut burst), packet::BURST);

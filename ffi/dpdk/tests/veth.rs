@@ -35,7 +35,7 @@ fn kernel_interfaces_carry_packets_both_ways() {
 }
 
 fn both_ways(eal: &Eal, pool: &Mempool, devargs: &str, interface: &str) {
-    let mut dev = EthDev::attach(eal, devargs).unwrap().remove(0);
+    let mut dev = EthDev::attach(eal, devargs).unwrap();
     let mut queues = dev.start(&EthDevConfig::new(pool)).unwrap();
     ip(&format!("link set {interface} up"));
     let mut socket = packet_socket(interface);

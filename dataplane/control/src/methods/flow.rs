@@ -9,11 +9,18 @@ use flow::text::{Actions, DumpLine, FlowMatch, Offloaded, ParseError, parse_acti
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use switch::{Station, Trace};
+use switch::{FlowReport, Station, Trace};
 
 pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<FlowAdd>(), Entry::of::<FlowDelete>(), Entry::of::<FlowDump>(), Entry::of::<FlowTrace>()]
+    vec![
+        Entry::of::<FlowAdd>(),
+        Entry::of::<FlowDelete>(),
+        Entry::of::<FlowDump>(),
+        Entry::of::<FlowTrace>(),
+        Entry::of::<FlowGetOffload>(),
+    ]
 }
 
 /// Installs a flow that goes before the bridges, as `ovs-appctl dpctl/add-flow` does. No packet may match two such flows.
@@ -105,9 +112,15 @@ impl Method for FlowDump {
         let more = self.more;
         blocking(move || {
             let (flows, now) = (switch.dump(), Cycles::now());
-            let line = |flow| DumpLine { flow, now, offloaded: Offloaded::No, dp: more.then_some("sluice") };
-            let text = |flow| if more { format!("{:#}", line(flow)) } else { line(flow).to_string() };
-            flows.iter().map(text).collect()
+            let line = |report: &FlowReport| {
+                let (offloaded, dp) = match report.offloaded {
+                    true => (Offloaded::Yes, "dpdk"),
+                    false => (Offloaded::No, "sluice"),
+                };
+                let line = DumpLine { flow: &report.flow, now, offloaded, dp: Some(dp) };
+                if more { format!("{line:#}") } else { line.to_string() }
+            };
+            flows.iter().map(line).collect()
         })
         .await
     }
@@ -160,5 +173,86 @@ fn describe(trace: &Trace) -> TraceInfo {
         drop: trace.drop.map(|reason| reason.name()),
         flow: FlowMatch { key: trace.flow.key, mask: trace.flow.mask }.to_string(),
         actions: Actions(&trace.flow.actions).to_string(),
+    }
+}
+
+/// Tells what hardware does instead of the workers, and which flows it was asked for and cannot do.
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct FlowGetOffload {}
+
+#[derive(Default, Serialize, JsonSchema)]
+pub(crate) struct OffloadInfo {
+    /// Flows in hardware now.
+    pub(crate) flows: u64,
+    /// Packets that the hardware did.
+    pub(crate) packets: u64,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+    /// Rules put in so far.
+    pub(crate) insertions: u64,
+    /// Mean time of an insertion, in microseconds.
+    pub(crate) insertion_us: f64,
+    /// Rules taken out for flows that see more.
+    pub(crate) evictions: u64,
+    /// Offers that found no room.
+    pub(crate) full: u64,
+    /// Rules that a device lost: it was reset, or somebody else took them out.
+    pub(crate) lost: u64,
+    /// Rules that are to go, and that a device has not let go of.
+    pub(crate) leaving: u64,
+    /// Refusals so far, by what was refused: match, action, port, device.
+    pub(crate) refusals: BTreeMap<&'static str, u64>,
+    /// Flows that are there now and were refused.
+    refused: Vec<RefusedFlow>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RefusedFlow {
+    /// What it matches.
+    flow: String,
+    /// The clause that was refused, and why.
+    reason: String,
+}
+
+impl Method for FlowGetOffload {
+    const NAME: &'static str = "flow_get_offload";
+    type Output = OffloadInfo;
+
+    async fn call(&mut self, control: &Arc<Control>) -> Result<OffloadInfo, RpcError> {
+        let Some(switch) = control.switching.get() else { return Ok(OffloadInfo::default()) };
+        let reports = blocking(move || switch.dump()).await?;
+        let refused = reports.iter().filter_map(|FlowReport { flow, refused, .. }| {
+            let reason = refused.clone()?;
+            Some(RefusedFlow { flow: FlowMatch { key: flow.key, mask: flow.mask }.to_string(), reason })
+        });
+        Ok(OffloadInfo { refused: refused.collect(), ..OffloadInfo::totals(control) })
+    }
+}
+
+impl OffloadInfo {
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn totals(control: &Control) -> OffloadInfo {
+        let Some(offloader) = control.switching.offloader.get() else { return OffloadInfo::default() };
+        let totals = offloader.totals();
+        let spent = Cycles(totals.insertion_cycles).to_duration();
+        OffloadInfo {
+            flows: totals.flows,
+            packets: totals.packets,
+            bytes: totals.bytes,
+            insertions: totals.insertions,
+            insertion_us: spent.as_secs_f64() * 1e6 / totals.insertions.max(1) as f64,
+            evictions: totals.evictions,
+            full: totals.full,
+            lost: totals.lost,
+            leaving: totals.leaving,
+            refusals: totals.refused.into_iter().collect(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Hardware is behind ports of DPDK alone.
+    #[cfg(not(feature = "dpdk"))]
+    pub(crate) fn totals(_: &Control) -> OffloadInfo {
+        OffloadInfo::default()
     }
 }

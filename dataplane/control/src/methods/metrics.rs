@@ -13,8 +13,8 @@ pub(super) fn methods() -> Vec<Entry> {
 }
 
 /// Tells all metrics in OpenMetrics' text format, as the HTTP endpoint does. Their names begin with `sluice_`; `worker_`, `source_`
-/// and `memory_` are the daemon's own, `disk_` and `controller_` those of disks, `port_`, `flow_`, `switch_` and `capture_` those of
-/// packets, `queue_` what the scheduler sees. Packets that went nowhere are counted by `port_drops_total` with their reason.
+/// and `memory_` are the daemon's own, `disk_` and `controller_` those of disks, `port_`, `flow_`, `switch_`, `offload_` and `capture_` those
+/// of packets, `queue_` what the scheduler sees. Packets that went nowhere are counted by `port_drops_total` with their reason.
 #[derive(Serialize, Deserialize, JsonSchema)]
 struct MetricsGet {}
 

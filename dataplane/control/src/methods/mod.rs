@@ -10,7 +10,7 @@ mod delay;
 mod dpdk;
 mod error;
 mod file;
-mod flow;
+pub(crate) mod flow;
 mod framework;
 pub(crate) mod image;
 pub(crate) mod iostat;

@@ -2,10 +2,12 @@
 
 use super::{Labels, counters, gauges};
 use crate::Control;
+use crate::methods::flow::OffloadInfo;
 use crate::methods::port;
 use ::port::Counters;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use std::fmt;
@@ -20,6 +22,7 @@ pub(super) fn encode(control: &Control, encoder: &mut DescriptorEncoder) -> fmt:
     let Some(switch) = control.switching.get() else { return Ok(()) };
     ports(encoder, &switch.ports())?;
     caches(encoder, &switch)?;
+    offload(encoder, &OffloadInfo::totals(control))?;
     captures(control, encoder)
 }
 
@@ -80,6 +83,28 @@ fn caches(encoder: &mut DescriptorEncoder, switch: &Switch) -> fmt::Result {
     let (help, kind) = ("Megaflows of all workers, each counted once", MetricType::Gauge);
     let family = encoder.encode_descriptor("switch_megaflows", help, None, kind)?;
     ConstGauge::new(switch.megaflows() as u64).encode(family)
+}
+
+fn offload(encoder: &mut DescriptorEncoder, info: &OffloadInfo) -> fmt::Result {
+    let OffloadInfo { packets, bytes, insertions, insertion_us, evictions, full, lost, .. } = *info;
+    let (help, kind) = ("Flows in hardware", MetricType::Gauge);
+    ConstGauge::new(info.flows).encode(encoder.encode_descriptor("offload_flows", help, None, kind)?)?;
+    let (help, kind) = ("Bytes that hardware forwarded or dropped", MetricType::Counter);
+    ConstCounter::new(bytes).encode(encoder.encode_descriptor("offload", help, Some(&Unit::Bytes), kind)?)?;
+    let (help, spent) = ("Time in insertions of rules", insertions as f64 * insertion_us / 1e6);
+    let family = encoder.encode_descriptor("offload_insertion", help, Some(&Unit::Seconds), kind)?;
+    ConstCounter::new(spent).encode(family)?;
+    for (name, help, value) in [
+        ("offload_packets", "Packets that hardware forwarded or dropped", packets),
+        ("offload_insertions", "Rules put into hardware", insertions),
+        ("offload_evictions", "Rules taken out for flows that see more", evictions),
+        ("offload_full", "Flows that found no room in hardware", full),
+        ("offload_lost", "Rules that hardware lost: it was reset, or somebody else took them out", lost),
+    ] {
+        ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, kind)?)?;
+    }
+    let refusals = info.refusals.iter().map(|(clause, count)| ([("clause", (*clause).to_owned())], *count));
+    counters(encoder, "offload_refusals", "Flows that hardware cannot do, by what it refused", None, refusals)
 }
 
 fn captures(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod learning;
 mod observe;
+mod offload;
 mod operator;
 mod reference;
 mod workers;

@@ -1,10 +1,11 @@
 //! Attaching devices by `devargs` and removing them again.
 
-use super::EthDev;
+use super::{EthDev, name};
 use crate::{Eal, Errno, log};
 use dpdk_sys as sys;
+use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Why a device could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +50,15 @@ pub enum AttachError {
     },
 }
 
-/// Between the look whether a device is there and its probe, nobody else may attach.
-static ATTACHING: Mutex<()> = Mutex::new(());
+/// Ports that came with the first one of their device, and that nobody asked for yet, by name. Held while a device is attached:
+/// between the look whether it is there and its probe, nobody else may attach.
+static UNCLAIMED: Mutex<BTreeMap<String, Unclaimed>> = Mutex::new(BTreeMap::new());
+
+struct Unclaimed {
+    port: u16,
+    /// Gone with the last port that somebody has.
+    device: Weak<Device>,
+}
 
 /// A device on its bus. Removed when its last port goes.
 pub(super) struct Device {
@@ -60,6 +68,8 @@ pub(super) struct Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
+        let this: *const Device = self;
+        UNCLAIMED.lock().expect("no panic under this lock").retain(|_, found| found.device.as_ptr() != this);
         let (removed, said) = log::listen(|| self.args.remove());
         if let Err(errno) = removed {
             tracing::warn!(device = ?self.args.text, %errno, said, "DPDK did not remove a device: its name stays taken");
@@ -68,12 +78,18 @@ impl Drop for Device {
 }
 
 impl EthDev {
-    /// Attaches what `devargs` name: one port mostly, several where the device has several or representors are asked for.
-    pub fn attach(eal: &Eal, devargs: &str) -> Result<Vec<EthDev>, AttachError> {
+    /// Attaches what `devargs` name. A device may have several ports, as one with representors has: the first is returned, and each
+    /// other one by its own name ([`siblings`](Self::siblings)), as long as somebody has a port of the device.
+    pub fn attach(eal: &Eal, devargs: &str) -> Result<EthDev, AttachError> {
         let owned = || devargs.to_owned();
+        let mut unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+        if let Some(device) = unclaimed.get(devargs).and_then(|found| found.device.upgrade())
+            && let Some(found) = unclaimed.remove(devargs)
+        {
+            return Ok(EthDev::new(found.port, device));
+        }
         let parsed =
             CString::new(devargs).ok().and_then(DevArgs::parse).ok_or(AttachError::Syntax { devargs: owned() })?;
-        let _one_at_a_time = ATTACHING.lock().expect("no panic under this lock");
         // DPDK would take a second probe for a change of the first, and both would own the device.
         if !parsed.ports().is_empty() {
             return Err(AttachError::Exists { devargs: owned() });
@@ -87,11 +103,32 @@ impl EthDev {
         }
         let ports = parsed.ports();
         let device = Arc::new(Device { args: parsed, _eal: eal.clone() });
-        if ports.is_empty() {
+        let Some(first) = ports.first().copied() else {
+            // The device goes, which looks at the ports that came with it.
+            drop(unclaimed);
             return Err(AttachError::NotEthernet { devargs: owned() });
+        };
+        for port in siblings(first).filter(|port| *port != first) {
+            unclaimed.insert(name(port), Unclaimed { port, device: Arc::downgrade(&device) });
         }
-        Ok(ports.into_iter().map(|port| EthDev::new(port, device.clone())).collect())
+        Ok(EthDev::new(first, device))
     }
+
+    /// The names of the ports of its device that nobody has attached.
+    pub fn siblings(&self) -> Vec<String> {
+        let unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+        let of_device = |found: &&Unclaimed| found.device.as_ptr() == Arc::as_ptr(&self.port().device);
+        unclaimed.iter().filter(|(_, found)| of_device(found)).map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// All ports of a port's device. Devargs name representors only where they ask for them.
+fn siblings(of: u16) -> impl Iterator<Item = u16> {
+    // SAFETY: plain integers.
+    let next = move |start| unsafe { sys::rte_eth_find_next_sibling(start, of) };
+    let first = next(0);
+    let is_port = |port: &u16| u32::from(*port) < sys::RTE_MAX_ETHPORTS;
+    std::iter::successors(Some(first), move |port| Some(next(port + 1))).take_while(is_port)
 }
 
 /// `devargs` whose bus is known.

@@ -45,6 +45,8 @@ pub struct Eth {
     pub src: [u8; 6],
     /// What follows.
     pub ether_type: u16,
+    /// A VLAN tag follows, of whatever type.
+    pub has_vlan: bool,
 }
 
 /// A VLAN tag's fields.
@@ -88,6 +90,8 @@ pub struct Ipv6 {
     pub traffic_class: u8,
     /// Flow label, of 20 bits.
     pub flow_label: u32,
+    /// It is a fragment: it has that extension header.
+    pub has_fragment: bool,
 }
 
 /// TCP's fields.

@@ -117,6 +117,7 @@ fn eth(from: &Eth) -> sys::rte_flow_item_eth {
         src_addr: sys::rte_ether_addr { addr_bytes: from.src },
         ether_type: from.ether_type.to_be(),
     };
+    raw.set_has_vlan(from.has_vlan.into());
     raw
 }
 
@@ -144,6 +145,7 @@ fn ipv6(from: &Ipv6) -> sys::rte_flow_item_ipv6 {
     raw.hdr.proto = from.proto;
     raw.hdr.hop_limits = from.hop_limit;
     raw.hdr.vtc_flow = (u32::from(from.traffic_class) << 20 | from.flow_label & 0xf_ffff).to_be();
+    raw.set_has_frag_ext(from.has_fragment.into());
     raw
 }
 
@@ -288,7 +290,7 @@ mod tests {
         let ports = |src, dst| L4Ports { src, dst };
         let pattern = [
             FlowItem::Eth(Match {
-                spec: Eth { dst: [1; 6], src: [2; 6], ether_type: 0x8100 },
+                spec: Eth { dst: [1; 6], src: [2; 6], ether_type: 0x8100, has_vlan: true },
                 mask: Eth { dst: [0xff; 6], ..Eth::default() },
             }),
             FlowItem::Vlan(Match { spec: Vlan { tci: 0x2064, inner_type: 0x0800 }, mask: Vlan::default() }),

@@ -1,0 +1,151 @@
+//! The seam to hardware that does the work of flows.
+//!
+//! After each sweep the switch offers the flows that saw most; whoever is behind the seam takes what fits, in its own time and on
+//! its own thread. A flow stays in the workers' caches all the while, so a packet that the hardware leaves finds it there, and
+//! nothing is lost whatever becomes of the hardware. What the hardware counts is added to the flow's statistics.
+
+use crate::PortNo;
+use crate::limit::RateLimit;
+use crate::megaflows::Record;
+use crate::state::State;
+use clock::Cycles;
+use flow::{Action, Megaflow, Stats};
+use port::Port;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// Hardware that does the work of flows. No call waits for it.
+pub trait Offload: Send + Sync {
+    /// The switch has this port now.
+    fn add_port(&self, number: PortNo, port: &dyn Port);
+
+    /// The switch has this port no more, nor any flow that leads from or to it.
+    fn remove_port(&self, number: PortNo);
+
+    /// A flow that is worth it. One that was offered before is to do now what it says here.
+    fn offer(&self, offer: Offer);
+
+    /// The flow of this name is to be done by the workers alone.
+    fn withdraw(&self, ufid: u128);
+}
+
+/// A flow for the hardware.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// What it matches and does.
+    pub flow: Megaflow,
+    /// What it saw since the last sweep.
+    pub packets: u64,
+    /// Where the hardware tells what became of it.
+    pub share: Arc<HardwareShare>,
+}
+
+/// What hardware does of one flow. Written by who is behind the seam, read by the switch.
+#[derive(Debug, Default)]
+pub struct HardwareShare {
+    placed: AtomicBool,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    used: AtomicU64,
+    refused: Mutex<Option<String>>,
+}
+
+impl HardwareShare {
+    /// The hardware does it from now on, or no more.
+    pub fn set_placed(&self, placed: bool) {
+        self.placed.store(placed, Ordering::Release);
+    }
+
+    /// The hardware does it.
+    pub fn is_placed(&self) -> bool {
+        self.placed.load(Ordering::Acquire)
+    }
+
+    /// The hardware cannot do it, and this is why. It is not offered again before it changes.
+    pub fn refuse(&self, why: String) {
+        *self.refused.lock().expect("no panic under this lock") = Some(why);
+    }
+
+    /// It is another flow by now: the hardware may be asked again.
+    fn ask_again(&self) {
+        *self.refused.lock().expect("no panic under this lock") = None;
+    }
+
+    /// Why the hardware cannot do it.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().expect("no panic under this lock").clone()
+    }
+
+    /// The hardware saw so many more.
+    pub fn add(&self, packets: u64, bytes: u64, now: Cycles) {
+        self.packets.fetch_add(packets, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.used.fetch_max(now.0, Ordering::Relaxed);
+    }
+
+    /// All that the hardware saw.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            packets: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            used: Cycles(self.used.load(Ordering::Relaxed)),
+            tcp_flags: 0,
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn set_offload(&mut self, offload: Arc<dyn Offload>) {
+        self.ports.iter().for_each(|(number, state)| offload.add_port(*number, &*state.port));
+        self.offload = Some(offload);
+    }
+
+    /// Offers a flow that saw so many packets since the last sweep, unless hardware does it already, or cannot.
+    pub(crate) fn offer(&mut self, ufid: u128, packets: u64) {
+        let Some(offload) = self.offload.clone() else { return };
+        if !self.flows.get(ufid).is_some_and(|record| self.may_leave(record)) {
+            return;
+        }
+        let Some(record) = self.flows.get_mut(ufid) else { return };
+        let share = record.hardware.get_or_insert_default().clone();
+        if !share.is_placed() && share.refused().is_none() {
+            offload.offer(Offer { flow: record.megaflow(ufid), packets, share });
+        }
+    }
+
+    /// Whether nothing is done to the flow's packets but what the flow says: limits and captures are the workers' work.
+    fn may_leave(&self, record: &Record) -> bool {
+        let state = |port| self.ports.get(&port);
+        let outputs = record.translation.actions.iter().filter_map(|action| match action {
+            Action::Output(port) => Some(*port),
+            _ => None,
+        });
+        state(record.port).is_some_and(|port| port.limit == RateLimit::default()) && { outputs }
+            .chain([record.port])
+            .all(|port| state(port).is_some_and(|port| !port.captured))
+    }
+
+    /// The flow does something else now.
+    pub(crate) fn offload_changed(&mut self, ufid: u128) {
+        let (Some(offload), Some(record)) = (&self.offload, self.flows.get(ufid)) else { return };
+        let Some(share) = record.hardware.clone() else { return };
+        share.ask_again();
+        match share.is_placed() && self.may_leave(record) {
+            true => offload.offer(Offer { flow: record.megaflow(ufid), packets: 0, share }),
+            false => offload.withdraw(ufid),
+        }
+    }
+
+    pub(crate) fn withdraw(&self, ufid: u128, record: &Record) {
+        if let (Some(offload), Some(_)) = (&self.offload, &record.hardware) {
+            offload.withdraw(ufid);
+        }
+    }
+
+    /// Takes back the flows that the workers have to see, by now.
+    pub(crate) fn withdraw_watched(&self) {
+        for (ufid, record) in self.flows.iter().filter(|(_, record)| !self.may_leave(record)) {
+            self.withdraw(ufid, record);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Flows that hardware does.
+
+use super::{Net, any, frame, mac};
+use crate::{Capture, HardwareShare, Offer, Offload, PortNo, RateLimit};
+use clock::Cycles;
+use flow::Action;
+use port::Port;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Hardware that takes all.
+#[derive(Default)]
+struct Hardware {
+    ports: Mutex<Vec<PortNo>>,
+    flows: Mutex<BTreeMap<u128, Offer>>,
+}
+
+impl Offload for Hardware {
+    fn add_port(&self, number: PortNo, _port: &dyn Port) {
+        self.ports.lock().unwrap().push(number);
+    }
+
+    fn remove_port(&self, number: PortNo) {
+        self.ports.lock().unwrap().retain(|port| *port != number);
+    }
+
+    fn offer(&self, offer: Offer) {
+        offer.share.set_placed(true);
+        self.flows.lock().unwrap().insert(offer.flow.ufid, offer);
+    }
+
+    fn withdraw(&self, ufid: u128) {
+        if let Some(offer) = self.flows.lock().unwrap().remove(&ufid) {
+            offer.share.set_placed(false);
+        }
+    }
+}
+
+impl Hardware {
+    /// The one flow that it has.
+    fn only(&self) -> Option<(Arc<HardwareShare>, Arc<[Action]>)> {
+        let flows = self.flows.lock().unwrap();
+        assert!(flows.len() <= 1, "{} flows", flows.len());
+        flows.values().next().map(|offer| (offer.share.clone(), offer.flow.actions.clone()))
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Three stations behind three ports that know each other, and a busy flow from the first to the second.
+fn busy() -> (Net, Arc<Hardware>) {
+    let mut net = Net::new(&[any(), any(), any()]);
+    let hardware = Arc::<Hardware>::default();
+    net.shared.lock().set_offload(hardware.clone());
+    for n in 1..=3 {
+        net.send(n.into(), &frame(mac(n), super::BROADCAST, None));
+    }
+    net.settle();
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    (net, hardware)
+}
+
+fn stream(net: &mut Net, from: PortNo) {
+    for _ in 0..100 {
+        net.send(from, &frame(mac(1), mac(2), None));
+        net.settle();
+    }
+    (1..=3).for_each(|port| drop(net.received(port)));
+}
+
+#[test]
+fn a_busy_flow_is_offered_and_a_quiet_one_is_not() {
+    let (mut net, hardware) = busy();
+    assert_eq!(*hardware.ports.lock().unwrap(), [1, 2, 3]);
+    let (_, actions) = hardware.only().unwrap();
+    assert_eq!(*actions, [Action::Output(2)]);
+    let reports = net.shared.lock().flow_reports();
+    assert_eq!(reports.iter().filter(|report| report.offloaded).count(), 1);
+    // It is not offered anew while it is there.
+    let before = hardware.flows.lock().unwrap().values().next().unwrap().packets;
+    stream(&mut net, 1);
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    assert_eq!(hardware.flows.lock().unwrap().values().next().unwrap().packets, before);
+}
+
+#[test]
+fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
+    let (mut net, hardware) = busy();
+    let (share, _) = hardware.only().unwrap();
+    let counted = |net: &Net| {
+        let reports = net.shared.lock().flow_reports();
+        reports.iter().find(|report| report.offloaded).map(|report| report.flow.stats)
+    };
+    let before = counted(&net).unwrap();
+    share.add(50, 5000, Cycles::now());
+    net.sweep_after(SECOND);
+    let after = counted(&net).unwrap();
+    assert_eq!((after.packets - before.packets, after.bytes - before.bytes), (50, 5000));
+    assert!(after.used > before.used);
+}
+
+#[test]
+fn a_flow_that_goes_is_withdrawn() {
+    let (mut net, hardware) = busy();
+    let (share, _) = hardware.only().unwrap();
+    net.remove_port("1");
+    assert!(hardware.only().is_none() && !share.is_placed());
+    assert_eq!(*hardware.ports.lock().unwrap(), [2, 3]);
+}
+
+#[test]
+fn a_flow_that_changes_is_told() {
+    let (mut net, hardware) = busy();
+    // The station moves behind another port.
+    net.send(3, &frame(mac(2), super::BROADCAST, None));
+    net.settle();
+    if let Some((share, actions)) = hardware.only() {
+        assert_eq!((share.is_placed(), &*actions), (true, [Action::Output(3)].as_slice()));
+    }
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    assert_eq!(*hardware.only().unwrap().1, [Action::Output(3)]);
+}
+
+#[test]
+fn limits_and_captures_are_the_workers_work() {
+    let (mut net, hardware) = busy();
+    let limit = RateLimit { packets_per_second: Some(1_000_000), ..RateLimit::default() };
+    net.shared.lock().limit_port("1", limit).unwrap();
+    assert!(hardware.only().is_none());
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    assert!(hardware.only().is_none());
+    net.shared.lock().limit_port("1", RateLimit::default()).unwrap();
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    assert!(hardware.only().is_some());
+    // Who looks at a port sees what goes out by it, too.
+    let capture = Capture::new(64, 64).unwrap();
+    net.shared.lock().start_capture("2", &capture).unwrap();
+    assert!(hardware.only().is_none());
+    net.shared.lock().stop_capture("2").unwrap();
+    stream(&mut net, 1);
+    net.sweep_after(SECOND);
+    assert!(hardware.only().is_some());
+}
