@@ -1,9 +1,10 @@
 //! The only code that turns a guest address into bytes.
 //!
 //! A front-end shares its guest's memory as file descriptors. [`GuestMemory`] is one epoch of that table: immutable, shared, and
-//! unmapped by whoever drops the last reference (the session, off the poll cores). Three views lead into it:
+//! unmapped by whoever drops the last reference (the session, off the poll cores). Four views lead into it:
 //!
 //! - [`GuestMemory::read`] and [`write`](GuestMemory::write) copy small things (headers, status bytes);
+//! - [`Span`] is a buffer that lies in one region, for a device that copies many: looked up once, fetched early;
 //! - [`IoBuffers`] is a scatter list for payload, lent to a backend without a copy;
 //! - [`Window`] is a ring area with a fixed place, checked once and then read and written with the right atomics.
 //!
@@ -14,16 +15,20 @@
 #![allow(unsafe_code)] // raw pointers into memory that another process shares and changes
 
 mod buffers;
+mod copy;
 mod dirty_log;
 mod mapping;
 pub mod sigbus;
+mod span;
 mod window;
 
 pub use buffers::{IoBuffers, Iovec};
 pub use dirty_log::{DirtyLog, LOG_PAGE};
 pub use mapping::{MapError, Mapping};
+pub use span::Span;
 pub use window::Window;
 
+use copy::copy;
 use std::sync::Arc;
 
 /// A guest physical address, as descriptors carry it.
@@ -90,19 +95,28 @@ impl Region {
     pub fn is_truncated(&self) -> bool {
         self.mapping.is_truncated()
     }
-
-    #[inline(always)]
-    fn offset_of(&self, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(self.guest);
-        (offset < self.len).then_some(offset)
-    }
 }
+
+/// What a look-up needs of a region, beside that of the next one.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    guest: u64,
+    len: u64,
+    host: *mut u8,
+}
+
+// SAFETY: an address of a mapping, which the table keeps alive; all access goes through raw copies and atomics.
+unsafe impl Send for Extent {}
+// SAFETY: as above.
+unsafe impl Sync for Extent {}
 
 /// One epoch of a guest's memory table.
 #[derive(Debug, Default)]
 pub struct GuestMemory {
     /// Sorted by guest address, not overlapping.
     regions: Vec<Arc<Region>>,
+    /// The same, in one place.
+    extents: Box<[Extent]>,
 }
 
 impl GuestMemory {
@@ -114,14 +128,15 @@ impl GuestMemory {
                 return Err(AccessError { address: pair[1].guest, len: pair[1].len });
             }
         }
-        Ok(GuestMemory { regions })
+        let extent = |r: &Arc<Region>| Extent { guest: r.guest, len: r.len, host: r.mapping.at(0) };
+        Ok(GuestMemory { extents: regions.iter().map(extent).collect(), regions })
     }
 
     /// Zeroed private memory of `len` bytes at guest address 0, whose front-end addresses equal its guest addresses: for
     /// requests of our own and for tests.
     pub fn anonymous(len: usize) -> Result<GuestMemory, MapError> {
         let region = Region::new(GuestAddress(0), UserAddress(0), Mapping::anonymous(len)?).map_err(MapError::Range)?;
-        Ok(GuestMemory { regions: vec![Arc::new(region)] })
+        GuestMemory::new(vec![Arc::new(region)]).map_err(MapError::Range)
     }
 
     /// The regions, by guest address.
@@ -135,39 +150,70 @@ impl GuestMemory {
     }
 
     /// The host pointer at `address` and the bytes that follow it in the same region, at most `len`.
-    #[inline]
+    #[inline(always)]
     fn span(&self, address: u64, len: u64) -> Result<(*mut u8, u64), AccessError> {
-        for region in &self.regions {
-            if let Some(offset) = region.offset_of(address) {
-                let run = len.min(region.len - offset);
-                return Ok((region.mapping.at(offset as usize), run));
+        for extent in &self.extents {
+            let offset = address.wrapping_sub(extent.guest);
+            if offset < extent.len {
+                // SAFETY: inside the mapping.
+                let host = unsafe { extent.host.add(offset as usize) };
+                return Ok((host, len.min(extent.len - offset)));
             }
         }
         Err(AccessError { address, len })
     }
 
+    /// The `len` bytes at `address`, if they lie in one region, as they nearly always do.
+    #[inline(always)]
+    pub fn in_one_region(&self, address: GuestAddress, len: usize) -> Option<Span<'_>> {
+        let (host, run) = self.span(address.0, len as u64).ok()?;
+        // SAFETY: `span` checked that `run` bytes at `host` are mapped, for as long as this table lives.
+        (run == len as u64).then(|| unsafe { Span::new(host, len) })
+    }
+
     /// Copies from the guest. A range may cross regions that touch.
+    #[inline]
     pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
-        self.for_each_span(address, bytes.len() as u64, |host, at, run| {
-            // SAFETY: `span` checked that `run` bytes at `host` are mapped; `bytes` is ours alone.
-            unsafe { std::ptr::copy_nonoverlapping(host, bytes[at..at + run].as_mut_ptr(), run) }
+        let to = bytes.as_mut_ptr();
+        self.for_each_span(address, bytes.len(), |host, at, run| {
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped; `bytes` is ours alone and has them at `at`.
+            unsafe { copy(host, to.add(at), run) }
         })
     }
 
     /// Copies to the guest. A range may cross regions that touch.
+    #[inline]
     pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
-        self.for_each_span(address, bytes.len() as u64, |host, at, run| {
+        let from = bytes.as_ptr();
+        self.for_each_span(address, bytes.len(), |host, at, run| {
             // SAFETY: `span` checked that `run` bytes at `host` are mapped; the guest may race, which is its own loss.
-            unsafe { std::ptr::copy_nonoverlapping(bytes[at..at + run].as_ptr(), host, run) }
+            unsafe { copy(from.add(at), host, run) }
         })
     }
 
-    #[inline]
+    /// Calls `each(host, position, run)` for every run of the range that lies in one region: one, nearly always.
+    #[inline(always)]
     fn for_each_span(
         &self,
         address: GuestAddress,
+        len: usize,
+        each: impl Fn(*mut u8, usize, usize),
+    ) -> Result<(), AccessError> {
+        match self.span(address.0, len as u64) {
+            Ok((host, run)) if run == len as u64 => {
+                each(host, 0, len);
+                Ok(())
+            }
+            _ => self.for_each_of_many(address, len as u64, &each),
+        }
+    }
+
+    #[cold]
+    fn for_each_of_many(
+        &self,
+        address: GuestAddress,
         len: u64,
-        mut each: impl FnMut(*mut u8, usize, usize),
+        each: &dyn Fn(*mut u8, usize, usize),
     ) -> Result<(), AccessError> {
         let error = AccessError { address: address.0, len };
         let mut done = 0;

@@ -72,6 +72,16 @@ impl Window {
         (u64::from_le(pair[0].load(Ordering::Relaxed)), second)
     }
 
+    /// As [`load_u64_pair`](Self::load_u64_pair), for `count` pairs one behind the other: checked once, each loaded when it is asked
+    /// for.
+    #[inline(always)]
+    pub fn load_u64_pairs(&self, offset: usize, count: usize, order: Ordering) -> impl Iterator<Item = (u64, u64)> {
+        self.run::<[AtomicU64; 2]>(offset, count).iter().map(move |pair| {
+            let second = u64::from_le(pair[1].load(order));
+            (u64::from_le(pair[0].load(Ordering::Relaxed)), second)
+        })
+    }
+
     /// Stores two neighbours of 32 bits: a used element.
     #[inline(always)]
     pub fn store_u32_pair(&self, offset: usize, first: u32, second: u32) {
@@ -85,16 +95,23 @@ impl Window {
         &self.cells::<T, 1>(offset)[0]
     }
 
-    /// `N` neighbouring atomics. Private: `T` is one of the atomic integers, for which every byte pattern is a value.
+    /// `N` neighbouring atomics.
     #[inline(always)]
     fn cells<T, const N: usize>(&self, offset: usize) -> &[T; N] {
-        let size = std::mem::size_of::<[T; N]>();
-        assert!(offset.checked_add(size).is_some_and(|end| end <= self.len), "field inside the window");
+        &self.run::<[T; N]>(offset, 1)[0]
+    }
+
+    /// `count` neighbours. Private: `T` is of the atomic integers, for which every byte pattern is a value.
+    #[inline(always)]
+    fn run<T>(&self, offset: usize, count: usize) -> &[T] {
+        let size = std::mem::size_of::<T>().checked_mul(count);
+        let end = size.and_then(|size| offset.checked_add(size));
+        assert!(end.is_some_and(|end| end <= self.len), "field inside the window");
         // SAFETY: inside the mapping by the assertion, aligned by the next one; atomics tolerate the peer's writes.
         unsafe {
-            let cells = self.host.add(offset).cast::<[T; N]>();
+            let cells = self.host.add(offset).cast::<T>();
             assert!(cells.is_aligned(), "field aligned");
-            &*cells
+            std::slice::from_raw_parts(cells, count)
         }
     }
 }

@@ -9,12 +9,45 @@ use virtio_spec::ring::{DESC_LEN, desc};
 const MIN_CHAIN_LIMIT: u16 = 128;
 
 /// A buffer of the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// Where.
     pub address: GuestAddress,
     /// Bytes.
     pub len: u32,
+}
+
+/// Who a buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The driver wrote it for us.
+    Read,
+    /// We may write it.
+    Write,
+}
+
+impl Access {
+    /// The flags of a descriptor that is a whole chain, of those that say what it is.
+    pub(crate) const MASK: u16 = desc::NEXT | desc::WRITE | desc::INDIRECT;
+
+    #[inline(always)]
+    pub(crate) fn flags(self) -> u16 {
+        match self {
+            Access::Read => 0,
+            Access::Write => desc::WRITE,
+        }
+    }
+}
+
+/// A chain of one buffer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Single {
+    /// The buffer.
+    pub buffer: Descriptor,
+    /// Its name.
+    pub token: Token,
+    /// Bytes that the device wrote: for the device to say.
+    pub written: u32,
 }
 
 /// Names a chain between pop and complete.

@@ -28,6 +28,8 @@ pub struct Driver {
     taken: Vec<u16>,
     /// Ids in the order made available, for in_order.
     order: VecDeque<u16>,
+    /// In order: the last id of a batch of used chains, with its length, until all of them are taken back.
+    batch: Option<(u16, u32)>,
     avail: u16,
     avail_wrap: bool,
     used: u16,
@@ -64,6 +66,7 @@ impl Driver {
             room: usize::from(size),
             taken: vec![0; usize::from(size)],
             order: VecDeque::with_capacity(usize::from(size)),
+            batch: None,
             avail: 0,
             avail_wrap: true,
             used: 0,
@@ -220,10 +223,7 @@ impl Driver {
 
     /// Takes back the next used chain: its id and the bytes written.
     pub fn take_used(&mut self) -> Option<(u16, u32)> {
-        let (id, len) = if self.has(feature::RING_PACKED) { self.used_packed()? } else { self.used_split()? };
-        if self.has(feature::IN_ORDER) {
-            assert_eq!(self.order.pop_front(), Some(id), "used out of order");
-        }
+        let (id, len) = if self.has(feature::IN_ORDER) { self.used_in_order()? } else { self.used_element()? };
         let count = std::mem::take(&mut self.taken[usize::from(id)]);
         assert!(count > 0, "chain {id} used twice");
         self.room += usize::from(count);
@@ -234,23 +234,38 @@ impl Driver {
             }
             self.free.push_back(id);
         } else {
+            self.used = self.used.wrapping_add(1);
             self.free_split(id);
         }
         Some((id, len))
     }
 
-    fn used_split(&mut self) -> Option<(u16, u32)> {
+    fn used_element(&self) -> Option<(u16, u32)> {
+        if self.has(feature::RING_PACKED) { self.used_packed() } else { self.used_split() }
+    }
+
+    /// One element may stand for a batch: it names the last chain (2.7.9, 2.8.9).
+    fn used_in_order(&mut self) -> Option<(u16, u32)> {
+        let (last, len) = self.batch.take().or_else(|| self.used_element())?;
+        let id = self.order.pop_front().expect("a chain is used that was not available");
+        if id != last {
+            assert!(self.order.contains(&last), "used out of order");
+            self.batch = Some((last, len));
+        }
+        Some((id, len))
+    }
+
+    fn used_split(&self) -> Option<(u16, u32)> {
         if self.device_area.load_u16(2, Acquire) == self.used {
             return None;
         }
         let at = 4 + 8 * usize::from(self.used % self.setup.size);
         let id = self.device_area.load_u32(at, Relaxed) as u16;
         let len = self.device_area.load_u32(at + 4, Relaxed);
-        self.used = self.used.wrapping_add(1);
         Some((id, len))
     }
 
-    fn used_packed(&mut self) -> Option<(u16, u32)> {
+    fn used_packed(&self) -> Option<(u16, u32)> {
         let at = usize::from(self.used) * DESC_LEN;
         let flags = self.descriptors.load_u16(at + 14, Acquire);
         let (avail, used) = (flags & desc::AVAIL != 0, flags & desc::USED != 0);

@@ -2,7 +2,7 @@
 //! device works. Nothing panics, no chain is longer than its limit, and the device writes nowhere but where a device may.
 
 use crate::driver::ring_len;
-use crate::{Chain, RingAddresses, Setup, Token, Virtqueue, inflight};
+use crate::{Access, Chain, RingAddresses, Setup, Single, Token, Virtqueue, inflight};
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory, UserAddress};
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ pub(crate) struct Seen {
     pub(crate) errors: usize,
     pub(crate) used: usize,
     pub(crate) restarts: usize,
+    pub(crate) singles: usize,
 }
 
 /// Bytes to take decisions from. Zeros when they have run out.
@@ -194,6 +195,7 @@ impl Device {
                 self.queue.complete(token, u32::from(choice));
                 self.seen.used += 1;
             }
+            5 if choice >> 3 & 1 == 1 => self.pop_singles(world, choice >> 4),
             5 => {
                 self.queue.flush();
             }
@@ -234,6 +236,20 @@ impl Device {
                 self.restart(world);
             }
         }
+        world.next.store(self.queue.base(), Ordering::Relaxed);
+    }
+
+    /// Takes a batch, and gives it back at once or later.
+    fn pop_singles(&mut self, world: &World, choice: u8) {
+        let mut singles = [Single::default(); 8];
+        let access = if choice & 1 == 0 { Access::Read } else { Access::Write };
+        let count = self.queue.pop_singles(access, &mut singles[..1 + usize::from(choice >> 1 & 7)]);
+        assert!(self.queue.in_flight() <= world.setup.size);
+        match choice >> 3 & 1 {
+            0 => self.open.extend(singles[..count].iter().map(|single| single.token)),
+            _ => self.queue.complete_read(&singles[..count]),
+        }
+        self.seen.singles += count;
         world.next.store(self.queue.base(), Ordering::Relaxed);
     }
 

@@ -20,7 +20,7 @@ mod packed;
 mod resume;
 mod split;
 
-pub use chain::{Chain, Descriptor, Token};
+pub use chain::{Access, Chain, Descriptor, Single, Token};
 pub use error::QueueError;
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_ring, fuzz_ring_race};
@@ -83,6 +83,15 @@ impl Virtqueue {
         each!(&mut self.0, q => q.pop(chain))
     }
 
+    /// Takes the chains that come next, as many as there are places in `singles`, for as long as each is one buffer, in the ring
+    /// itself, for `access`. Returns how many: what [`pop`](Self::pop) would have given, in one go; fewer where the ring starts
+    /// anew. When there is none, what comes is for `pop`, be it a longer chain or an error. Rings with an inflight region give all
+    /// to `pop`.
+    #[inline]
+    pub fn pop_singles(&mut self, access: Access, singles: &mut [Single]) -> usize {
+        each!(&mut self.0, q => q.pop_singles(access, singles))
+    }
+
     /// Undoes the last [`pop`](Self::pop) that was neither undone nor completed: the chain is available again. `token` is its
     /// name. Not for a ring with an inflight region.
     #[inline]
@@ -94,6 +103,19 @@ impl Virtqueue {
     #[inline]
     pub fn complete(&mut self, token: Token, written: u32) {
         each!(&mut self.0, q => q.complete(token, written))
+    }
+
+    /// Gives back chains that were only read, in the order in which they were taken. On a ring in order one used element stands for
+    /// all.
+    #[inline]
+    pub fn complete_read(&mut self, singles: &[Single]) {
+        each!(&mut self.0, q => q.complete_read(singles))
+    }
+
+    /// Gives back chains with the bytes that each says were written, in any order.
+    #[inline]
+    pub fn complete_written(&mut self, singles: &[Single]) {
+        each!(&mut self.0, q => q.complete_written(singles))
     }
 
     /// Publishes what was completed. Returns whether the driver wants to be notified of it.

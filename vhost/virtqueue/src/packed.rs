@@ -2,7 +2,7 @@
 
 use crate::inflight::{PackedDesc, PackedInflight, Position};
 use crate::order::InOrder;
-use crate::{Chain, QueueError, RingAddresses, Setup, Token};
+use crate::{Access, Chain, Descriptor, QueueError, RingAddresses, Setup, Single, Token};
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory, Window};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -78,8 +78,11 @@ pub(crate) struct PackedQueue {
     indirect: bool,
     /// Next descriptor to take.
     avail: Position,
-    /// Where the next batch of used descriptors starts.
+    /// Where the next batch of used descriptors starts, and where it ends by now.
     used: Position,
+    used_end: Position,
+    /// What the batch's first descriptor will say, which publishes it: id and bytes written.
+    first_used: Option<(u16, u32)>,
     /// Chains taken and chains given back.
     taken: u16,
     given_back: u16,
@@ -89,7 +92,9 @@ pub(crate) struct PackedQueue {
     place: Option<PackedInflight>,
     /// Inflight entries to serve again after a restart, the next one last.
     again: Vec<u16>,
-    /// The batch that is not published yet: chains, and the bytes written to them.
+    /// Chains of the batch that is not published yet.
+    unpublished: u16,
+    /// The batch, and the bytes written; kept only for the inflight region.
     batch: Vec<(Token, u32)>,
     /// Staging for the ring's descriptors of one chain; kept only for the inflight region.
     copied: Vec<PackedDesc>,
@@ -113,12 +118,15 @@ impl PackedQueue {
             indirect: setup.features & feature::RING_INDIRECT_DESC != 0,
             avail: base,
             used: base,
+            used_end: base,
+            first_used: None,
             taken: 0,
             given_back: 0,
             order: (setup.features & feature::IN_ORDER != 0).then(|| InOrder::new(size)),
             inflight: None,
             place: None,
             again: Vec::new(),
+            unpublished: 0,
             batch: Vec::with_capacity(usize::from(size)),
             copied: Vec::with_capacity(usize::from(size)),
             log: None,
@@ -135,7 +143,7 @@ impl PackedQueue {
             let recovery = inflight.recover(|at| self.areas.is_available(at), |at| self.areas.set_available(at));
             if let Some(used) = recovery.used {
                 let held: u32 = recovery.entries.iter().map(|&e| u32::from(inflight.count(e))).sum();
-                self.used = used;
+                (self.used, self.used_end) = (used, used);
                 self.avail = used.advanced(held.min(u32::from(self.size)) as u16, self.size);
             }
             self.again = recovery.entries;
@@ -148,7 +156,7 @@ impl PackedQueue {
     pub(crate) fn note_place(&mut self, region: Window) -> Result<(), QueueError> {
         let (place, fresh) = PackedInflight::new(region, self.size, self.used)?;
         if !fresh && let Some(used) = place.recover_place(|at| self.areas.is_available(at)) {
-            (self.avail, self.used) = (used, used);
+            (self.avail, self.used, self.used_end) = (used, used, used);
         }
         self.place = Some(place);
         Ok(())
@@ -176,6 +184,32 @@ impl PackedQueue {
         };
         self.taken = self.taken.wrapping_add(1);
         Ok(true)
+    }
+
+    #[inline]
+    pub(crate) fn pop_singles(&mut self, access: Access, singles: &mut [Single]) -> usize {
+        if self.inflight.is_some() {
+            return 0;
+        }
+        let (room, start) = (singles.len().min(usize::from(self.size - self.in_flight())), self.avail);
+        // A batch ends where the ring does.
+        let run = room.min(usize::from(self.size - start.index));
+        let wanted = access.flags() | if start.wrap { desc::AVAIL } else { desc::USED };
+        let at = usize::from(start.index) * DESC_LEN;
+        let mut count = 0;
+        for (single, (address, rest)) in singles.iter_mut().zip(self.areas.descriptors.load_u64_pairs(at, run, Acquire))
+        {
+            let (id, flags) = ((rest >> 32) as u16, (rest >> 48) as u16);
+            if flags & (Access::MASK | desc::AVAIL | desc::USED) != wanted {
+                break;
+            }
+            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
+            *single = Single { buffer, token: Token::new(id, 1, 0, self.taken.wrapping_add(count)), written: 0 };
+            count += 1;
+        }
+        self.avail = start.advanced(count, self.size);
+        self.taken = self.taken.wrapping_add(count);
+        usize::from(count)
     }
 
     #[inline]
@@ -237,68 +271,122 @@ impl PackedQueue {
     #[inline]
     pub(crate) fn complete(&mut self, token: Token, written: u32) {
         let Some(order) = &mut self.order else { return self.put(token, written) };
+        if order.pass(token, 1) {
+            return self.put(token, written);
+        }
         order.insert(token, written);
         while let Some((token, written)) = self.order.as_mut().and_then(InOrder::take) {
             self.put(token, written);
         }
     }
 
+    #[inline]
+    pub(crate) fn complete_read(&mut self, singles: &[Single]) {
+        let (count, tracked) = (singles.len() as u16, self.is_tracked());
+        if let ([first, .., last], Some(order), false) = (singles, &mut self.order, tracked)
+            && order.pass(first.token, count)
+        {
+            // "by only writing out a single used descriptor with the Buffer ID [of] the last descriptor in the batch" (2.8.9).
+            return self.write_used(last.token.id(), 0, count, count);
+        }
+        self.complete_written(singles);
+    }
+
+    #[inline]
+    pub(crate) fn complete_written(&mut self, singles: &[Single]) {
+        match self.order {
+            None => singles.iter().for_each(|single| self.put(single.token, single.written)),
+            Some(_) => singles.iter().for_each(|single| self.complete(single.token, single.written)),
+        }
+    }
+
     #[inline(always)]
     fn put(&mut self, token: Token, written: u32) {
-        self.batch.push((token, written));
+        if self.is_tracked() {
+            self.batch.push((token, written));
+        } else {
+            self.write_used(token.id(), written, token.count(), 1);
+        }
+    }
+
+    /// Whether the batch is kept for a region, which must know it, or the place in it, before the ring does.
+    #[inline(always)]
+    fn is_tracked(&self) -> bool {
+        self.inflight.is_some() || self.place.is_some()
+    }
+
+    /// Writes a used descriptor for `chains` that take `count` descriptors; the first one of a batch later, when it publishes.
+    #[inline(always)]
+    fn write_used(&mut self, id: u16, written: u32, count: u16, chains: u16) {
+        if self.first_used.is_none() {
+            self.first_used = Some((id, written));
+        } else {
+            self.areas.store_used(self.used_end, id, written);
+            self.log_descriptor(self.used_end);
+        }
+        self.used_end = self.used_end.advanced(count, self.size);
+        self.unpublished += chains;
     }
 
     #[inline]
     pub(crate) fn flush(&mut self) -> bool {
-        let Some((&(first, first_written), rest)) = self.batch.split_first() else { return false };
         if self.place.is_some() {
             return self.flush_one_by_one();
         }
-        if let Some(inflight) = &mut self.inflight {
-            let end = self.batch.iter().fold(self.used, |at, (token, _)| at.advanced(token.count(), self.size));
-            inflight.free(self.batch.iter().map(|(token, _)| token), end);
+        if self.inflight.is_some() {
+            self.write_batch();
         }
-        let start = self.used;
-        let mut at = start.advanced(first.count(), self.size);
-        for &(token, written) in rest {
-            self.areas.store_used(at, token.id(), written);
-            self.log_descriptor(at);
-            at = at.advanced(token.count(), self.size);
-        }
+        let Some((id, written)) = self.first_used.take() else { return false };
         // Last: the driver looks at the first one, and then finds the rest.
-        self.areas.store_used(start, first.id(), first_written);
-        self.log_descriptor(start);
+        self.areas.store_used(self.used, id, written);
+        self.log_descriptor(self.used);
         if let Some(inflight) = &mut self.inflight {
             inflight.unmark(self.batch.iter().map(|(token, _)| token));
+            self.batch.clear();
         }
-        self.flushed(at)
+        self.flushed()
     }
 
     /// Publishes each chain by itself, so that nothing but its own first descriptor is written before it is used, and notes the
     /// place before and after.
     #[inline(never)]
     fn flush_one_by_one(&mut self) -> bool {
-        let (mut at, Some(place)) = (self.used, &self.place) else { return false };
+        let (Some(place), false) = (&self.place, self.batch.is_empty()) else { return false };
         for &(token, written) in &self.batch {
-            let next = at.advanced(token.count(), self.size);
+            let (at, next) = (self.used_end, self.used_end.advanced(token.count(), self.size));
             place.note_place(at, next);
             self.areas.store_used(at, token.id(), written);
             self.log_descriptor(at);
             place.note_place(next, next);
-            at = next;
+            self.used_end = next;
         }
-        self.flushed(at)
+        self.unpublished = self.batch.len() as u16;
+        self.batch.clear();
+        self.flushed()
     }
 
-    /// The batch is published; the next one starts at `at`. Returns whether the driver wants to hear of it.
+    /// The batch is published. Returns whether the driver wants to hear of it.
     #[inline(always)]
-    fn flushed(&mut self, at: Position) -> bool {
-        let start = std::mem::replace(&mut self.used, at);
-        self.given_back = self.given_back.wrapping_add(self.batch.len() as u16);
-        self.batch.clear();
+    fn flushed(&mut self) -> bool {
+        let start = std::mem::replace(&mut self.used, self.used_end);
+        self.given_back = self.given_back.wrapping_add(std::mem::take(&mut self.unpublished));
         // The driver enables notifications, then looks; we publish, then look: one of us sees the other.
         fence(SeqCst);
         self.wants_notification(start)
+    }
+
+    /// Writes the batch of a ring with an inflight region.
+    fn write_batch(&mut self) {
+        if let Some(inflight) = &mut self.inflight
+            && !self.batch.is_empty()
+        {
+            let end = self.batch.iter().fold(self.used, |at, (token, _)| at.advanced(token.count(), self.size));
+            inflight.free(self.batch.iter().map(|(token, _)| token), end);
+        }
+        for index in 0..self.batch.len() {
+            let (token, written) = self.batch[index];
+            self.write_used(token.id(), written, token.count(), 1);
+        }
     }
 
     /// Whether the driver wants to hear of the descriptors used since `start`.

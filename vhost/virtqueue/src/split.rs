@@ -2,7 +2,7 @@
 
 use crate::inflight::SplitInflight;
 use crate::order::InOrder;
-use crate::{Chain, QueueError, RingAddresses, Setup, Token};
+use crate::{Access, Chain, Descriptor, QueueError, RingAddresses, Setup, Single, Token};
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory, Window};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -141,6 +141,35 @@ impl SplitQueue {
     }
 
     #[inline]
+    pub(crate) fn pop_singles(&mut self, access: Access, singles: &mut [Single]) -> usize {
+        let room = singles.len().min(usize::from(self.size - self.in_flight()));
+        let known = usize::from(self.known_avail.wrapping_sub(self.next_avail));
+        // An error shows again at the next pop, which reports it.
+        if self.inflight.is_some() || known < room && self.look().is_err() {
+            return 0;
+        }
+        let available = room.min(usize::from(self.known_avail.wrapping_sub(self.next_avail)));
+        let mut count = 0;
+        for single in &mut singles[..available] {
+            let slot = usize::from(self.next_avail.wrapping_add(count) & self.mask);
+            let head = self.areas.avail.load_u16(AVAIL_RING + 2 * slot, Relaxed);
+            if head >= self.size {
+                break;
+            }
+            let (address, rest) = self.areas.descriptors.load_u64_pair(usize::from(head) * DESC_LEN, Relaxed);
+            if (rest >> 32) as u16 & Access::MASK != access.flags() {
+                break;
+            }
+            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
+            *single = Single { buffer, token: Token::new(head, 1, 0, self.taken.wrapping_add(count)), written: 0 };
+            count += 1;
+        }
+        self.next_avail = self.next_avail.wrapping_add(count);
+        self.taken = self.taken.wrapping_add(count);
+        usize::from(count)
+    }
+
+    #[inline]
     pub(crate) fn unpop(&mut self, token: Token) {
         assert!(self.inflight.is_none(), "the region has the chain already");
         debug_assert_eq!(token.sequence(), self.taken.wrapping_sub(1), "the last one taken");
@@ -192,21 +221,45 @@ impl SplitQueue {
 
     #[inline]
     pub(crate) fn complete(&mut self, token: Token, written: u32) {
-        let Some(order) = &mut self.order else { return self.put(token, written) };
+        let Some(order) = &mut self.order else { return self.put(token, written, 1) };
+        if order.pass(token, 1) {
+            return self.put(token, written, 1);
+        }
         order.insert(token, written);
         while let Some((token, written)) = self.order.as_mut().and_then(InOrder::take) {
-            self.put(token, written);
+            self.put(token, written, 1);
         }
     }
 
     #[inline]
-    fn put(&mut self, token: Token, written: u32) {
+    pub(crate) fn complete_read(&mut self, singles: &[Single]) {
+        let (count, tracked) = (singles.len() as u16, self.inflight.is_some());
+        if let ([first, .., last], Some(order), false) = (singles, &mut self.order, tracked)
+            && order.pass(first.token, count)
+        {
+            // "by only writing out a single used ring entry with the id [of] the last buffer in the batch" (2.7.9).
+            return self.put(last.token, 0, count);
+        }
+        self.complete_written(singles);
+    }
+
+    #[inline]
+    pub(crate) fn complete_written(&mut self, singles: &[Single]) {
+        match self.order {
+            None => singles.iter().for_each(|single| self.put(single.token, single.written, 1)),
+            Some(_) => singles.iter().for_each(|single| self.complete(single.token, single.written)),
+        }
+    }
+
+    /// Writes a used element, which stands for `count` chains.
+    #[inline(always)]
+    fn put(&mut self, token: Token, written: u32, count: u16) {
         let at = USED_RING + 8 * usize::from(self.next_used & self.mask);
         self.areas.used.store_u32_pair(at, u32::from(token.id()), written);
         self.log_used(at, 8);
-        self.next_used = self.next_used.wrapping_add(1);
-        debug_assert!(self.in_flight() > 0, "completed twice");
-        self.given_back = self.given_back.wrapping_add(1);
+        self.next_used = self.next_used.wrapping_add(count);
+        debug_assert!(self.in_flight() >= count, "completed twice");
+        self.given_back = self.given_back.wrapping_add(count);
         if self.inflight.is_some() {
             self.batch.push(token.id());
         }

@@ -1,0 +1,66 @@
+//! A buffer of the guest that lies in one region.
+
+use crate::copy::copy;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+/// Bytes of guest memory, checked: mapped for as long as the table is borrowed. The guest may write them at any time.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    host: NonNull<u8>,
+    len: usize,
+    memory: PhantomData<&'a ()>,
+}
+
+impl Span<'_> {
+    /// # Safety
+    /// `len` bytes at `host` are mapped for as long as the span lives.
+    #[inline(always)]
+    pub(crate) unsafe fn new(host: *mut u8, len: usize) -> Self {
+        // SAFETY: nothing is mapped at 0.
+        Span { host: unsafe { NonNull::new_unchecked(host) }, len, memory: PhantomData }
+    }
+
+    /// Bytes.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Has the CPU fetch the start, for a copy soon.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a hint, which reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.host.as_ptr().cast()) };
+        }
+    }
+
+    /// Copies out, from `offset`. The span has as many bytes: that is the caller's own arithmetic.
+    #[inline(always)]
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: inside the span by the assertion; `bytes` is ours alone.
+        unsafe { copy(self.host.add(offset).as_ptr(), bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies in, at `offset`. The span has as many bytes: that is the caller's own arithmetic.
+    #[inline(always)]
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: inside the span by the assertion; the guest may race, which is its own loss.
+        unsafe { copy(bytes.as_ptr(), self.host.add(offset).as_ptr(), bytes.len()) }
+    }
+
+    #[inline(always)]
+    fn check(&self, offset: usize, len: usize) {
+        assert!(offset <= self.len && len <= self.len - offset, "inside the span");
+    }
+}
