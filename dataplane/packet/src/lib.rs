@@ -31,7 +31,7 @@ pub use headers::Headers;
 pub use mbuf::{Mbuf, offload_flag};
 pub use offload::{L4Checksum, Offload};
 pub use packet::{Packet, Segments};
-pub use pool::{Allocate, DATA_ROOM, FreeSegment, HEADROOM, MAX_BUFFERS, MIN_BUFFERS, Pool, PoolError};
+pub use pool::{Allocate, DATA_ROOM, FreeSegments, HEADROOM, MAX_BUFFERS, MIN_BUFFERS, Pool, PoolError, free};
 pub use segment::Segmented;
 pub use vnet::{InvalidOffload, MIN_SEGMENT};
 

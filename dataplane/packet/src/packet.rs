@@ -19,7 +19,7 @@ impl Drop for Packet {
             // SAFETY: the packet owns its segments; `next` is read before the segment goes.
             unsafe {
                 segment = (*mbuf.as_ptr()).next;
-                pool::free_segment(mbuf);
+                pool::free_segments(&[mbuf]);
             }
         }
     }

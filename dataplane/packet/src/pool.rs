@@ -20,6 +20,7 @@ pub const DATA_ROOM: u16 = 2048;
 /// Buffers that a thread keeps at most, and how many move at a time when it has too many or too few.
 const CACHE: usize = 256;
 const MOVE: usize = 64;
+const _: () = assert!(MOVE >= crate::BURST && CACHE >= MOVE + crate::BURST);
 
 /// Bytes of a buffer with its header.
 const STRIDE: usize = size_of::<Mbuf>() + HEADROOM as usize + DATA_ROOM as usize;
@@ -56,11 +57,11 @@ pub trait Allocate: Send + Sync {
     fn capacity(&self) -> usize;
 }
 
-/// Frees one segment of a pool that is not ours. Set once by whoever makes such pools.
+/// Frees segments of a pool that is not ours. Set once by whoever makes such pools.
 static FREE_FOREIGN: AtomicPtr<()> = AtomicPtr::new(null_mut());
 
-/// Frees one segment into the pool that its header names.
-pub type FreeSegment = unsafe extern "C" fn(*mut Mbuf);
+/// Frees segments, at least one and at most a burst, into the pool that their headers name: the same for all.
+pub type FreeSegments = unsafe fn(&[NonNull<Mbuf>]);
 
 /// A pool of packet buffers. Clones are the same pool.
 #[derive(Clone)]
@@ -78,8 +79,8 @@ impl Pool {
         Ok(Pool(Kind::Native(Arc::new(Owner(ManuallyDrop::new(Native::new(buffers, node)?))))))
     }
 
-    /// A pool of another maker. `free` gives a segment back to the pool its header names.
-    pub fn foreign(pool: Arc<dyn Allocate>, free: FreeSegment) -> Pool {
+    /// A pool of another maker. `free` gives segments back to the pool their headers name.
+    pub fn foreign(pool: Arc<dyn Allocate>, free: FreeSegments) -> Pool {
         FREE_FOREIGN.store(free as *mut (), Ordering::Release);
         Pool(Kind::Foreign(pool))
     }
@@ -214,10 +215,10 @@ impl Native {
     }
 
     #[inline]
-    fn give(&self, mbuf: NonNull<Mbuf>) {
+    fn give(&self, mbufs: &[NonNull<Mbuf>]) {
         match slot::current() {
-            Some(slot) => self.caches[slot].push(mbuf, &self.shared),
-            None => self.shared.push(mbuf).expect("room for all"),
+            Some(slot) => self.caches[slot].push(mbufs, &self.shared),
+            None => mbufs.iter().for_each(|&mbuf| self.shared.push(mbuf).expect("room for all")),
         }
     }
 
@@ -249,39 +250,55 @@ impl Cache {
     }
 
     #[inline]
-    fn push(&self, mbuf: NonNull<Mbuf>, shared: &ArrayQueue<NonNull<Mbuf>>) {
+    fn push(&self, mbufs: &[NonNull<Mbuf>], shared: &ArrayQueue<NonNull<Mbuf>>) {
         // SAFETY: as in `pop`.
         let buffers = unsafe { &mut *self.buffers.get() };
         let mut len = self.len.load(Ordering::Relaxed) as usize;
-        if len == CACHE {
+        if len + mbufs.len() > CACHE {
             // First, so that no buffer is ever counted twice.
-            self.len.store((CACHE - MOVE) as u32, Ordering::Release);
-            for &full in &buffers[CACHE - MOVE..] {
+            let kept = len - MOVE;
+            self.len.store(kept as u32, Ordering::Release);
+            for &full in &buffers[kept..len] {
                 shared.push(NonNull::new(full).expect("a full cache")).expect("room for all");
             }
-            len -= MOVE;
+            len = kept;
         }
-        buffers[len] = mbuf.as_ptr();
-        self.len.store(len as u32 + 1, Ordering::Release);
+        buffers[len..].iter_mut().zip(mbufs).for_each(|(place, mbuf)| *place = mbuf.as_ptr());
+        self.len.store((len + mbufs.len()) as u32, Ordering::Release);
     }
 }
 
-/// Gives one segment back to its pool.
+/// Drops all packets of a burst: at once, where all are of one segment and of one pool.
+#[inline]
+pub fn free(burst: &mut Burst) {
+    let Some(pool) = burst.first().map(|packet| packet.mbuf().pool) else { return };
+    if !burst.iter().all(|packet| packet.segment_count() == 1 && packet.mbuf().pool == pool) {
+        return burst.clear();
+    }
+    // SAFETY: the packets own their segments, until they are forgotten here; a packet is a pointer to its first segment.
+    unsafe {
+        let segments = std::slice::from_raw_parts(burst.as_ptr().cast::<NonNull<Mbuf>>(), burst.len());
+        burst.set_len(0);
+        free_segments(segments);
+    }
+}
+
+/// Gives segments back to their pool, the same for all.
 ///
 /// # Safety
-/// The caller owns the segment, and it came from a [`Pool`].
+/// The caller owns the segments, at least one and at most a burst, and they came from a [`Pool`].
 #[inline]
-pub(crate) unsafe fn free_segment(mbuf: NonNull<Mbuf>) {
-    // SAFETY: the caller owns the segment.
-    let pool = unsafe { (*mbuf.as_ptr()).pool };
+pub(crate) unsafe fn free_segments(segments: &[NonNull<Mbuf>]) {
+    // SAFETY: the caller owns the segments.
+    let pool = unsafe { (*segments[0].as_ptr()).pool };
     if pool.addr() & OURS != 0 {
         // SAFETY: the pool lives for as long as one of its buffers is in a packet.
-        unsafe { (*pool.wrapping_sub(OURS).cast::<Native>()).give(mbuf) }
+        unsafe { (*pool.wrapping_sub(OURS).cast::<Native>()).give(segments) }
     } else {
         // SAFETY: a pool that is not ours has set the function before it gave its first packet.
         unsafe {
-            let free: FreeSegment = std::mem::transmute(FREE_FOREIGN.load(Ordering::Relaxed));
-            free(mbuf.as_ptr());
+            let free: FreeSegments = std::mem::transmute(FREE_FOREIGN.load(Ordering::Relaxed));
+            free(segments);
         }
     }
 }

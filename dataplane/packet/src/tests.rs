@@ -2,7 +2,7 @@
 
 mod offload;
 
-use crate::{Burst, DATA_ROOM, HEADROOM, L4Checksum, Offload, Pool};
+use crate::{Burst, DATA_ROOM, HEADROOM, L4Checksum, Offload, Pool, free};
 use proptest::prelude::*;
 
 #[test]
@@ -21,6 +21,28 @@ fn a_pool_gives_all_its_buffers_once_and_then_none() {
     let mut burst = Burst::new();
     assert_eq!(pool.take(&mut burst, 100), 32);
     assert_eq!(pool.take(&mut burst, 1), 0, "the burst is full");
+}
+
+#[test]
+fn a_burst_goes_home_at_once_whatever_is_in_it() {
+    let (pool, other) = (Pool::new(300, None).unwrap(), Pool::new(300, None).unwrap());
+    for round in 0..50 {
+        // More than a cache holds, so that buffers move to what is shared.
+        let mut bursts = [const { Burst::new_const() }; 9];
+        assert!(bursts.iter_mut().all(|burst| pool.take(burst, 32) == 32));
+        bursts.iter_mut().for_each(free);
+        assert!(bursts.iter().all(|burst| burst.is_empty()));
+        let mut mixed = Burst::new();
+        pool.take(&mut mixed, 3 + round % 3);
+        if round % 2 == 0 {
+            assert!(mixed[1].extend_from_slice(&[1; 5000], &pool));
+        } else {
+            other.take(&mut mixed, 5);
+        }
+        free(&mut mixed);
+        assert_eq!((pool.free_count(), other.free_count()), (300, 300), "round {round}");
+    }
+    free(&mut Burst::new());
 }
 
 #[test]

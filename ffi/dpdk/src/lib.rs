@@ -44,4 +44,4 @@ pub use eal::{Eal, EalConfig, EalError, EalMemory};
 pub use errno::Errno;
 pub use ethdev::{AttachError, DeviceError, DeviceInfo, EthDev, EthDevConfig, Link, Queues, StartError, Stats};
 pub use mempool::{Mempool, MempoolError};
-pub use queue::{RxQueue, TxCapabilities, TxQueue};
+pub use queue::{RxQueue, TxCapabilities, TxQueue, leaves_work};

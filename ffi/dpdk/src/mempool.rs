@@ -87,7 +87,7 @@ impl Mempool {
             Some(pool) => {
                 let owned = Arc::new(Owned { pool, eal: ManuallyDrop::new(eal.clone()) });
                 // Before a device fills its first packet, for this says how packets are freed.
-                let packets = packet::Pool::foreign(owned.clone(), free_segment);
+                let packets = packet::Pool::foreign(owned.clone(), free_segments);
                 Ok(Mempool { owned, packets })
             }
             None if Errno::last() == Errno(libc::EEXIST) => Err(MempoolError::Exists { name: name.to_owned() }),
@@ -269,46 +269,54 @@ unsafe fn get_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &mut [*mut 
     true
 }
 
-/// `rte_mempool_put`.
+/// `rte_mempool_put_bulk`.
 ///
 /// # Safety
-/// `pool` is alive, `lcore` is the calling thread, and the caller owns `object`, which came from the pool.
+/// `pool` is alive, `lcore` is the calling thread, and the caller owns `objects`, at most a burst, which came from the pool.
 #[inline]
-unsafe fn put(pool: *mut sys::rte_mempool, lcore: u32, object: *mut c_void) {
+unsafe fn put_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &[*mut c_void]) {
+    let count = objects.len() as u32;
     let enqueue = |from: *const *mut c_void, count: u32| {
         // SAFETY: `from` has `count` objects of the pool, which has room for all that it ever gave.
         unsafe { ops(pool).enqueue.map(|enqueue| enqueue(pool, from, count)) };
     };
     // SAFETY: as the caller promises.
-    let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else { return enqueue(&raw const object, 1) };
+    let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else {
+        enqueue(objects.as_ptr(), count);
+        return;
+    };
     let mut len = cache.len().load(Ordering::Relaxed);
     // SAFETY: a plain field.
-    if len >= unsafe { (*cache.0.as_ptr()).flushthresh } {
+    if len + count > unsafe { (*cache.0.as_ptr()).flushthresh } {
         enqueue(cache.at(0), len);
         len = 0;
     }
-    // SAFETY: in bounds: the threshold is below the cache's room.
-    unsafe { *cache.at(len as usize) = object };
-    // Release: a report that sees the buffer home sees this thread done with the pool.
-    cache.len().store(len + 1, Ordering::Release);
+    // SAFETY: in bounds: the threshold is below the cache's room, and above a burst.
+    unsafe { std::ptr::copy_nonoverlapping(objects.as_ptr(), cache.at(len as usize), objects.len()) };
+    // Release: a report that sees the buffers home sees this thread done with the pool.
+    cache.len().store(len + count, Ordering::Release);
 }
 
-/// `rte_pktmbuf_free_seg`, for [`packet::Packet`]s.
+/// `rte_pktmbuf_free_seg`, for segments of [`packet::Packet`]s.
 ///
 /// # Safety
-/// The caller owns the segment, and it came from a DPDK pool.
-unsafe extern "C" fn free_segment(mbuf: *mut Mbuf) {
+/// The caller owns the segments, at least one and at most a burst, and they came from one DPDK pool.
+unsafe fn free_segments(segments: &[NonNull<Mbuf>]) {
     const ATTACHED: u64 = sys::RTE_MBUF_F_EXTERNAL | sys::RTE_MBUF_F_INDIRECT;
-    let raw = mbuf.cast::<sys::rte_mbuf>();
-    // SAFETY: the caller owns the segment.
+    // SAFETY: the caller owns the segments; a pointer to one is what the pool keeps.
     unsafe {
-        let header = &mut *mbuf;
-        if header.refcnt != 1 || header.ol_flags & ATTACHED != 0 {
-            return sys::rte_pktmbuf_free_seg(raw);
+        let is_plain = |header: &Mbuf| header.refcnt == 1 && header.ol_flags & ATTACHED == 0;
+        if !segments.iter().all(|segment| is_plain(segment.as_ref())) {
+            return segments.iter().for_each(|segment| sys::rte_pktmbuf_free_seg(segment.as_ptr().cast()));
         }
-        // What DPDK expects of a free buffer.
-        header.next = None;
-        header.nb_segs = 1;
-        put((*raw).pool, lcore::known(), raw.cast());
+        for segment in segments {
+            // What DPDK expects of a free buffer.
+            let header = &mut *segment.as_ptr();
+            header.next = None;
+            header.nb_segs = 1;
+        }
+        let pool = (*segments[0].as_ptr().cast::<sys::rte_mbuf>()).pool;
+        let objects = std::slice::from_raw_parts(segments.as_ptr().cast::<*mut c_void>(), segments.len());
+        put_bulk(pool, lcore::known(), objects);
     }
 }

@@ -3,13 +3,19 @@
 use crate::ethdev::Port;
 use crate::lcore;
 use dpdk_sys as sys;
-use packet::{Burst, offload_flag as flag};
+use packet::{Burst, Packet, offload_flag as flag};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// What a sender may leave to the device.
 const OFFLOADS: u64 = flag::TX_L4_MASK | flag::TX_TCP_SEG | flag::TX_UDP_SEG | flag::TX_IP_CKSUM;
+
+/// Whether a packet leaves work to the device that sends it.
+#[inline(always)]
+pub fn leaves_work(packet: &Packet) -> bool {
+    packet.flags() & OFFLOADS != 0
+}
 
 /// A receive queue. It belongs to one thread at a time, and its device runs for as long as it lives.
 pub struct RxQueue {
@@ -154,7 +160,7 @@ impl TxQueue {
     /// one, if there is one, asks for what the device does not do.
     #[inline]
     pub fn prepare(&mut self, burst: &mut Burst) -> usize {
-        if burst.iter().all(|packet| packet.flags() & OFFLOADS == 0) {
+        if !burst.iter().any(leaves_work) {
             return burst.len();
         }
         let packets = burst.as_mut_ptr().cast::<*mut sys::rte_mbuf>();

@@ -25,10 +25,21 @@ fn devices_start_and_stop_and_every_buffer_comes_home() {
         one_life(&eal, &pool);
         assert_eq!(packets.free_count(), 4096);
     }
+    bursts_go_home_at_once(&packets);
     a_thread_that_ends_leaves_nothing_in_its_cache(&pool);
     drop((packets, pool, eal));
     assert!(Eal::running().is_some(), "the EAL stays");
     assert!(matches!(Eal::init(&config()), Err(EalError::AlreadyInitialised)), "and cannot be started twice");
+}
+
+/// More than the thread's cache holds.
+fn bursts_go_home_at_once(packets: &packet::Pool) {
+    for _ in 0..20 {
+        let mut bursts = [const { Burst::new_const() }; 40];
+        assert!(bursts.iter_mut().all(|burst| packets.take(burst, packet::BURST) == packet::BURST));
+        bursts.iter_mut().for_each(packet::free);
+        assert_eq!(packets.free_count(), 4096);
+    }
 }
 
 fn refused_pools(eal: &Eal) {

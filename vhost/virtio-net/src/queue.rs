@@ -1,10 +1,12 @@
 //! A ring of a network device.
 
+use guest_memory::{GuestMemory, Span};
+use packet::BURST;
 use vhost_device::{Fault, Queue, Vring};
 use vhost_user::RingStart;
 use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
 use virtio_spec::{feature, ring};
-use virtqueue::{Setup, Token};
+use virtqueue::{Setup, Single, Token};
 
 /// Where the used index stands in a split ring's device area (virtio 1.3, 2.7.8).
 const USED_IDX: usize = 2;
@@ -68,6 +70,16 @@ impl Queue for NetQueue {
     fn vring_mut(&mut self) -> &mut Vring {
         &mut self.vring
     }
+}
+
+/// Where the buffers of a batch are, on their way into the cache; `None` where one is not in one region.
+#[inline(always)]
+pub(crate) fn spans<'a>(memory: &'a GuestMemory, singles: &[Single]) -> [Option<Span<'a>>; BURST] {
+    let mut spans = [None; BURST];
+    for (span, Single { buffer, .. }) in spans.iter_mut().zip(singles) {
+        *span = memory.in_one_region(buffer.address, buffer.len as usize).inspect(Span::prefetch);
+    }
+    spans
 }
 
 /// Where to go on without an inflight region. A ring is drained whenever it stops, so what was used is what was taken; and after a

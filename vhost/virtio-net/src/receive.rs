@@ -1,18 +1,26 @@
 //! From the guest: chains of its transmit ring become packets.
 
 use crate::FRAMING;
-use crate::queue::NetQueue;
-use guest_memory::GuestMemory;
-use packet::{Burst, DATA_ROOM, Packet, Pool};
+use crate::queue::{NetQueue, spans};
+use guest_memory::{GuestAddress, GuestMemory, Span};
+use packet::{BURST, Burst, DATA_ROOM, Packet, Pool};
 use port::PortStats;
 use vhost_device::Fault;
-use virtio_spec::net::{HEADER_LEN, Header, feature, gso};
-use virtqueue::Descriptor;
+use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
+use virtqueue::{Access, Descriptor, QueueError, Single};
 
 /// Fewest bytes of a frame: an Ethernet header.
 const MIN_FRAME: u64 = 14;
 /// Most bytes of a frame: the largest IP packet.
 const MAX_FRAME: u64 = 65535 + FRAMING as u64;
+
+/// What was received, to be counted once a burst.
+#[derive(Default)]
+struct Received {
+    bytes: u64,
+    invalid: u64,
+    no_buffer: u64,
+}
 
 /// Why a chain did not become a packet.
 enum Dropped {
@@ -27,41 +35,82 @@ impl NetQueue {
     #[inline]
     pub(crate) fn receive(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, stats: &PortStats) -> Result<(), Fault> {
         let before = burst.len();
-        let (mut bytes, mut invalid) = (0, 0);
-        let mut result = Ok(());
-        while !burst.is_full() {
-            match self.vring.ring.pop(&mut self.vring.chain) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    result = Err(error.into());
-                    break;
-                }
+        let mut received = Received::default();
+        let mut more = Ok(true);
+        // Bounded whatever a guest sends: what is invalid does not fill the burst.
+        for _ in 0..BURST {
+            if burst.is_full() || !matches!(more, Ok(true)) {
+                break;
             }
-            let token = self.vring.chain.token();
-            match self.read_packet(pool, mtu) {
-                Ok(packet) => {
-                    bytes += packet.len() as u64;
-                    burst.push(packet);
-                }
-                Err(Dropped::Invalid) => invalid += 1,
-                Err(Dropped::NoBuffer) => {
-                    self.vring.ring.unpop(token);
-                    PortStats::add(&stats.rx_no_buffer, 1);
-                    break;
-                }
+            if !self.receive_singles(pool, mtu, burst, &mut received) {
+                more = self.receive_chain(pool, mtu, burst, &mut received);
             }
-            self.vring.ring.complete(token, 0);
         }
         PortStats::add(&stats.rx_packets, (burst.len() - before) as u64);
-        PortStats::add(&stats.rx_bytes, bytes);
-        PortStats::add(&stats.rx_invalid, invalid);
-        result
+        PortStats::add(&stats.rx_bytes, received.bytes);
+        PortStats::add(&stats.rx_invalid, received.invalid);
+        PortStats::add(&stats.rx_no_buffer, received.no_buffer);
+        Ok(more.map(drop)?)
+    }
+
+    /// Takes the chains of one buffer that come next. `false` when there were none, or no buffer for one.
+    #[inline]
+    fn receive_singles(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, received: &mut Received) -> bool {
+        let mut singles = [Single::default(); BURST];
+        let count = self.vring.ring.pop_singles(Access::Read, &mut singles[..burst.remaining_capacity()]);
+        let singles = &singles[..count];
+        let spans = spans(self.vring.ring.memory(), singles);
+        let (mut buffers, mut done) = (Burst::new(), 0);
+        pool.take(&mut buffers, count);
+        for ((packet, single), span) in buffers.drain(..).zip(singles).zip(&spans) {
+            match self.read_single(packet, &single.buffer, *span, pool, mtu) {
+                Ok(packet) => {
+                    received.bytes += packet.len() as u64;
+                    burst.push(packet);
+                }
+                Err(Dropped::Invalid) => received.invalid += 1,
+                Err(Dropped::NoBuffer) => break,
+            }
+            done += 1;
+        }
+        self.vring.ring.complete_read(&singles[..done]);
+        singles[done..].iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
+        done > 0
+    }
+
+    /// Takes the next chain, of any kind. `false` when there is none, or no buffer for it.
+    fn receive_chain(
+        &mut self,
+        pool: &Pool,
+        mtu: u16,
+        burst: &mut Burst,
+        received: &mut Received,
+    ) -> Result<bool, QueueError> {
+        let vring = &mut self.vring;
+        if !vring.ring.pop(&mut vring.chain)? {
+            return Ok(false);
+        }
+        let (token, chain) = (self.vring.chain.token(), self.vring.chain.readable());
+        let packet = pool.take_one().ok_or(Dropped::NoBuffer);
+        match packet.and_then(|packet| self.read_packet(packet, chain, pool, mtu)) {
+            Ok(packet) => {
+                received.bytes += packet.len() as u64;
+                burst.push(packet);
+            }
+            Err(Dropped::Invalid) => received.invalid += 1,
+            Err(Dropped::NoBuffer) => {
+                self.vring.ring.unpop(token);
+                received.no_buffer += 1;
+                return Ok(false);
+            }
+        }
+        self.vring.ring.complete(token, 0);
+        Ok(true)
     }
 
     /// Takes chains of a disabled ring and throws them away (vhost-user, "Ring states").
     pub(crate) fn discard(&mut self) -> Result<(), Fault> {
-        for _ in 0..packet::BURST {
+        for _ in 0..BURST {
             if !self.vring.ring.pop(&mut self.vring.chain)? {
                 break;
             }
@@ -70,25 +119,63 @@ impl NetQueue {
         Ok(())
     }
 
-    /// Copies the popped chain into a packet.
+    /// Copies a chain of one buffer into `packet`, which is empty: as [`read_packet`](Self::read_packet), which gets what is not of
+    /// the usual size or in one region.
     #[inline]
-    fn read_packet(&self, pool: &Pool, mtu: u16) -> Result<Packet, Dropped> {
-        let (memory, chain) = (self.vring.ring.memory(), self.vring.chain.readable());
+    fn read_single(
+        &self,
+        mut packet: Packet,
+        buffer: &Descriptor,
+        span: Option<Span<'_>>,
+        pool: &Pool,
+        mtu: u16,
+    ) -> Result<Packet, Dropped> {
+        let longest = DATA_ROOM.min(mtu.saturating_add(FRAMING as u16));
+        let usual = self.header_len + MIN_FRAME as usize..=self.header_len + usize::from(longest);
+        let Some(span) = span.filter(|span| usual.contains(&span.len())) else {
+            return self.read_packet(packet, std::slice::from_ref(buffer), pool, mtu);
+        };
+        let mut header = [0; HEADER_LEN];
+        span.read(0, &mut header[..self.header_len]);
+        let frame = packet.append(span.len() - self.header_len).ok_or(Dropped::NoBuffer)?;
+        span.read(self.header_len, frame);
+        self.take_header(packet, &header)
+    }
+
+    /// Copies a chain into `packet`, which is empty.
+    #[inline]
+    fn read_packet(&self, mut packet: Packet, chain: &[Descriptor], pool: &Pool, mtu: u16) -> Result<Packet, Dropped> {
         // At most 32,768 descriptors of 32 bits: no overflow.
         let total: u64 = chain.iter().map(|d| u64::from(d.len)).sum();
         let len = total.checked_sub(self.header_len as u64).filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len));
         let len = len.ok_or(Dropped::Invalid)?;
-        let mut packet = read_frame(Cursor { rest: chain, offset: 0 }, memory, self.header_len, len as usize, pool)?;
+        let mut cursor = Cursor { rest: chain, offset: 0, memory: self.vring.ring.memory() };
         // A legacy header is shorter by the last field, which only the device fills in.
-        let header = Header::parse(packet.data().first_chunk::<HEADER_LEN>().ok_or(Dropped::Invalid)?);
-        packet.trim_front(self.header_len);
-        if !self.may_be_segmented(header.gso_type)
-            || (header.gso_type == gso::NONE && len > u64::from(mtu) + FRAMING as u64)
-        {
+        let mut header = [0; HEADER_LEN];
+        cursor.read(&mut header[..self.header_len])?;
+        cursor.read_frame(&mut packet, len as usize, pool)?;
+        if header[1] == gso::NONE && len > u64::from(mtu) + FRAMING as u64 {
             return Err(Dropped::Invalid);
         }
-        packet.set_vnet_header(&header).map_err(|_| Dropped::Invalid)?;
+        self.take_header(packet, &header)
+    }
+
+    /// Notes what the driver left undone: nothing, mostly.
+    #[inline(always)]
+    fn take_header(&self, mut packet: Packet, header: &[u8; HEADER_LEN]) -> Result<Packet, Dropped> {
+        let [flags, gso_type, ..] = *header;
+        if flags & flag::NEEDS_CSUM != 0 || gso_type != gso::NONE {
+            self.take_offloads(&mut packet, &Header::parse(header))?;
+        }
         Ok(packet)
+    }
+
+    #[inline(never)]
+    fn take_offloads(&self, packet: &mut Packet, header: &Header) -> Result<(), Dropped> {
+        if !self.may_be_segmented(header.gso_type) {
+            return Err(Dropped::Invalid);
+        }
+        packet.set_vnet_header(header).map_err(|_| Dropped::Invalid)
     }
 
     /// Whether the driver negotiated to leave this kind of segmentation to us.
@@ -104,51 +191,43 @@ impl NetQueue {
     }
 }
 
-/// Copies a header and `len` bytes behind it into buffers of `pool`, in one go where they lie in one: the header into the
-/// headroom.
-#[inline]
-fn read_frame(
-    mut cursor: Cursor<'_>,
-    memory: &GuestMemory,
-    header_len: usize,
-    len: usize,
-    pool: &Pool,
-) -> Result<Packet, Dropped> {
-    let mut packet = pool.take_one().ok_or(Dropped::NoBuffer)?;
-    let mut left = len;
-    let first = left.min(usize::from(DATA_ROOM));
-    packet.append(first).ok_or(Dropped::NoBuffer)?;
-    cursor.read(memory, packet.prepend(header_len).ok_or(Dropped::NoBuffer)?)?;
-    left -= first;
-    while left > 0 {
-        let mut segment = pool.take_one().ok_or(Dropped::NoBuffer)?;
-        let run = left.min(usize::from(DATA_ROOM));
-        cursor.read(memory, segment.append(run).ok_or(Dropped::NoBuffer)?)?;
-        if !packet.chain(segment) {
-            return Err(Dropped::Invalid);
-        }
-        left -= run;
-    }
-    Ok(packet)
-}
-
 /// A place in a chain.
 struct Cursor<'a> {
     rest: &'a [Descriptor],
     /// In the first one.
     offset: u32,
+    memory: &'a GuestMemory,
 }
 
 impl Cursor<'_> {
+    /// Copies the next `len` bytes into `packet`, which is empty, and into further buffers of `pool` where they do not fit.
+    #[inline]
+    fn read_frame(&mut self, packet: &mut Packet, len: usize, pool: &Pool) -> Result<(), Dropped> {
+        let mut left = len;
+        let run = left.min(usize::from(DATA_ROOM));
+        self.read(packet.append(run).ok_or(Dropped::NoBuffer)?)?;
+        left -= run;
+        while left > 0 {
+            let mut segment = pool.take_one().ok_or(Dropped::NoBuffer)?;
+            let run = left.min(usize::from(DATA_ROOM));
+            self.read(segment.append(run).ok_or(Dropped::NoBuffer)?)?;
+            if !packet.chain(segment) {
+                return Err(Dropped::Invalid);
+            }
+            left -= run;
+        }
+        Ok(())
+    }
+
     /// Copies the next bytes, over as many descriptors as it takes.
     #[inline]
-    fn read(&mut self, memory: &GuestMemory, mut bytes: &mut [u8]) -> Result<(), Dropped> {
+    fn read(&mut self, mut bytes: &mut [u8]) -> Result<(), Dropped> {
         while !bytes.is_empty() {
             let Some((first, rest)) = self.rest.split_first() else { return Err(Dropped::Invalid) };
             let run = (first.len - self.offset).min(bytes.len() as u32);
             let (now, later) = bytes.split_at_mut(run as usize);
             let address = first.address.0.checked_add(u64::from(self.offset)).ok_or(Dropped::Invalid)?;
-            memory.read(guest_memory::GuestAddress(address), now).map_err(|_| Dropped::Invalid)?;
+            self.memory.read(GuestAddress(address), now).map_err(|_| Dropped::Invalid)?;
             self.offset += run;
             if self.offset == first.len {
                 (self.rest, self.offset) = (rest, 0);

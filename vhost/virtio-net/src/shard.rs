@@ -96,13 +96,19 @@ impl PortShard for Shard {
             burst.clear();
             return;
         }
-        for packet in burst.drain(..) {
-            let choice = if ready == 1 { 0 } else { flow_hash(&packet) as usize % ready };
+        let queue_of = |packet: &Packet| if ready == 1 { 0 } else { flow_hash(packet) as usize % ready };
+        let mut rest = &mut burst[..];
+        while let [first, ..] = rest {
+            let choice = queue_of(first);
+            let same = if ready == 1 { rest.len() } else { rest.iter().take_while(|p| queue_of(p) == choice).count() };
+            let (run, later) = rest.split_at_mut(same);
+            rest = later;
             let Some(queue) = queues.iter_mut().filter(|queue| is_ready(queue)).nth(choice) else { continue };
-            if let Err(fault) = queue.transmit(packet, mtu, &self.pool, &self.stats) {
+            if let Err(fault) = queue.transmit(run, mtu, &self.pool, &self.stats) {
                 self.state.health.quarantine(&mut queue.vring, fault);
             }
         }
+        packet::free(burst);
     }
 
     fn can_tx(&self) -> bool {

@@ -86,6 +86,53 @@ proptest! {
     }
 }
 
+/// A burst at a time, of frames and buffers of which some are not for the fast path: too long, in two pieces, too small.
+#[test]
+fn odd_frames_and_buffers_in_the_middle_of_a_burst_keep_the_order() {
+    for layout in LAYOUTS {
+        let mut guest = Guest::new(layout | feature::VERSION_1 | net::MRG_RXBUF | net::HOST_TSO4 | net::CSUM, 256);
+        let frames: Vec<_> = (0..32).map(|at| frame(at, 60 + at)).collect();
+        for (at, frame) in frames.iter().enumerate() {
+            let cuts: &[usize] = if at % 5 == 3 { &[12] } else { &[] };
+            assert!(guest.send(&Header::default(), frame, cuts, at % 10 == 3));
+            assert!(guest.post_rx(if at % 7 == 2 { 40 } else { 200 }, cuts, at % 10 == 3));
+        }
+        (0..8).for_each(|_| assert!(guest.post_rx(200, &[], false)));
+        let mut got = Vec::new();
+        guest.device_receives(&mut got);
+        assert_eq!(got, frames);
+        assert_eq!(guest.reclaim(), 32);
+        guest.device_sends(&got);
+        assert_eq!(guest.received().into_iter().map(|(_, frame)| frame).collect::<Vec<_>>(), frames);
+        let counters = guest.counters();
+        let bytes = frames.iter().map(Vec::len).sum::<usize>() as u64;
+        assert_eq!(
+            (counters.rx_packets, counters.rx_bytes, counters.tx_packets, counters.tx_bytes),
+            (32, bytes, 32, bytes)
+        );
+        guest.end();
+    }
+}
+
+#[test]
+fn a_pool_that_empties_in_the_middle_of_a_burst_leaves_the_rest_in_the_ring() {
+    for layout in LAYOUTS {
+        let mut guest = Guest::new(layout | feature::VERSION_1, 32);
+        let held: Vec<_> = std::iter::from_fn(|| guest.pool.take_one()).take(27).collect();
+        let frames: Vec<_> = (0..20).map(|at| frame(at, 100)).collect();
+        frames.iter().for_each(|frame| assert!(guest.send(&Header::default(), frame, &[], false)));
+        let mut burst = Burst::new();
+        guest.shard.rx(&mut burst);
+        guest.shard.flush();
+        assert_eq!((burst.len(), guest.reclaim(), guest.counters().rx_no_buffer), (5, 5, 1));
+        drop(held);
+        let mut got: Vec<_> = burst.drain(..).map(|packet| crate::guest::bytes_of(&packet)).collect();
+        guest.device_receives(&mut got);
+        assert_eq!((&got, guest.reclaim()), (&frames, 15));
+        guest.end();
+    }
+}
+
 #[test]
 fn a_frame_without_enough_buffers_leaves_the_ring_as_it_was() {
     for layout in LAYOUTS {

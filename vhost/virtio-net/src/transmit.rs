@@ -1,13 +1,17 @@
 //! To the guest: packets become used buffers of its receive ring.
 
 use crate::FRAMING;
-use crate::queue::NetQueue;
+use crate::queue::{NetQueue, spans};
 use guest_memory::{AccessError, GuestAddress};
-use packet::{L4Checksum, Offload, Packet, Pool, offload_flag};
+use packet::{BURST, L4Checksum, Offload, Packet, Pool, offload_flag};
 use port::PortStats;
 use vhost_device::Fault;
 use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
-use virtqueue::{Descriptor, QueueError};
+use virtqueue::{Access, Descriptor, QueueError, Single};
+
+/// Headers of packets with nothing left to do, in one buffer: unknown whether the checksum is right, or known.
+const PLAIN: [u8; HEADER_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+const CHECKED: [u8; HEADER_LEN] = [flag::DATA_VALID, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
 /// What became of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,21 +24,69 @@ enum Sent {
 }
 
 impl NetQueue {
-    /// Sends a packet, in segments where the guest does not take it whole.
+    /// Sends packets.
     #[inline]
     pub(crate) fn transmit(
         &mut self,
-        mut packet: Packet,
+        mut packets: &mut [Packet],
         mtu: u16,
         pool: &Pool,
         stats: &PortStats,
     ) -> Result<(), Fault> {
+        loop {
+            let sent = self.transmit_singles(packets, mtu, stats);
+            let Some((first, rest)) = packets[sent..].split_first_mut() else { return Ok(()) };
+            self.transmit_any(first, mtu, pool, stats)?;
+            packets = rest;
+        }
+    }
+
+    /// Sends the packets that come next for as long as they are plain, of one segment and with nothing left to do, and each fits
+    /// the guest's next buffer. Returns how many.
+    #[inline]
+    fn transmit_singles(&mut self, packets: &[Packet], mtu: u16, stats: &PortStats) -> usize {
+        let longest = usize::from(mtu) + FRAMING;
+        let is_plain =
+            |packet: &&Packet| packet.segment_count() == 1 && packet.offload().is_none() && packet.len() <= longest;
+        let plain = packets.iter().take(BURST).take_while(is_plain).count();
+        let mut singles = [Single::default(); BURST];
+        let count = self.vring.ring.pop_singles(Access::Write, &mut singles[..plain]);
+        let spans = spans(self.vring.ring.memory(), &singles[..count]);
+        let (mut done, mut bytes) = (0, 0);
+        for ((packet, single), span) in packets.iter().zip(&mut singles[..count]).zip(&spans) {
+            let (header, data) = (&self.plain_header(packet)[..self.header_len], packet.data());
+            let len = header.len() + data.len();
+            let Some(span) = span.filter(|span| span.len() >= len) else { break };
+            span.write(0, header);
+            span.write(header.len(), data);
+            self.log(single.buffer.address, len);
+            single.written = len as u32;
+            bytes += data.len() as u64;
+            done += 1;
+        }
+        self.vring.ring.complete_written(&singles[..done]);
+        singles[done..count].iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
+        PortStats::add(&stats.tx_packets, done as u64);
+        PortStats::add(&stats.tx_bytes, bytes);
+        done
+    }
+
+    /// The header of a packet with nothing left to do, in one buffer.
+    #[inline(always)]
+    fn plain_header(&self, packet: &Packet) -> &'static [u8; HEADER_LEN] {
+        let checked = packet.flags() & offload_flag::RX_L4_CKSUM_GOOD != 0 && self.has(feature::GUEST_CSUM);
+        if checked { &CHECKED } else { &PLAIN }
+    }
+
+    /// Sends a packet, in segments where the guest does not take it whole.
+    fn transmit_any(&mut self, packet: &mut Packet, mtu: u16, pool: &Pool, stats: &PortStats) -> Result<(), Fault> {
         let offload = packet.offload();
         if offload.is_none() {
-            return self.transmit_one(packet, Header::default(), mtu, stats);
+            let header = Header::parse(self.plain_header(packet));
+            return self.transmit_one(packet, header, mtu, stats);
         }
         if offload.segment_size != 0 && !self.takes_segments(&offload) {
-            return self.transmit_segmented(&packet, mtu, pool, stats);
+            return self.transmit_segmented(packet, mtu, pool, stats);
         }
         if !self.has(feature::GUEST_CSUM) || offload.checksum == Some(L4Checksum::Sctp) {
             packet.complete_checksum();
@@ -54,7 +106,7 @@ impl NetQueue {
                 segment.complete_checksum();
             }
             let header = segment.vnet_header();
-            self.transmit_one(segment, header, mtu, stats)?;
+            self.transmit_one(&segment, header, mtu, stats)?;
         }
         PortStats::add(&stats.tx_no_buffer, segments.left() as u64);
         Ok(())
@@ -71,11 +123,10 @@ impl NetQueue {
         self.has(feature::GUEST_CSUM | kind)
     }
 
-    #[inline]
-    fn transmit_one(&mut self, mut packet: Packet, header: Header, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
+    fn transmit_one(&mut self, packet: &Packet, header: Header, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
         let len = packet.len();
         let oversized = len > usize::from(mtu) + FRAMING && header.gso_type == gso::NONE;
-        let counter = match if oversized { Sent::Invalid } else { self.put(&mut packet, header)? } {
+        let counter = match if oversized { Sent::Invalid } else { self.put(packet, header)? } {
             Sent::Yes => {
                 PortStats::add(&stats.tx_bytes, len as u64);
                 &stats.tx_packets
@@ -87,45 +138,27 @@ impl NetQueue {
         Ok(())
     }
 
-    /// Copies a packet into the guest's buffers.
-    #[inline]
-    fn put(&mut self, packet: &mut Packet, mut header: Header) -> Result<Sent, QueueError> {
-        if !self.vring.ring.pop(&mut self.vring.chain)? {
-            return Ok(Sent::Full);
-        }
-        header.num_buffers = 1;
-        if header.flags == 0 && packet.flags() & offload_flag::RX_L4_CKSUM_GOOD != 0 && self.has(feature::GUEST_CSUM) {
-            header.flags = flag::DATA_VALID;
-        }
-        let header = header.to_bytes();
-        // The usual case: one buffer takes all.
-        if let &[Descriptor { address, len }, ..] = self.vring.chain.writable()
-            && packet.segment_count() == 1
-            && len as usize >= self.header_len + packet.len()
-            && let Some(data) = packet.prepend(self.header_len)
-        {
-            data[..self.header_len].copy_from_slice(&header[..self.header_len]);
-            let token = self.vring.chain.token();
-            let written = self.write(address, data);
-            self.vring.ring.complete(token, if written.is_ok() { data.len() as u32 } else { 0 });
-            return Ok(if written.is_ok() { Sent::Yes } else { Sent::Invalid });
-        }
-        self.put_scattered(packet, header)
-    }
-
     /// Writes to guest memory, and to the log of such writes.
     #[inline(always)]
     fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
-        let ring = &self.vring.ring;
-        ring.memory().write(address, bytes)?;
-        if let Some(log) = ring.log() {
-            log.mark(address, bytes.len() as u64);
-        }
+        self.vring.ring.memory().write(address, bytes)?;
+        self.log(address, bytes.len());
         Ok(())
     }
 
-    /// Copies a packet into several descriptors, or several buffers where the guest takes that. The first one is popped.
-    fn put_scattered(&mut self, packet: &Packet, mut header: [u8; HEADER_LEN]) -> Result<Sent, QueueError> {
+    /// Notes a write for the front-end, if it wants that.
+    #[inline(always)]
+    fn log(&self, address: GuestAddress, len: usize) {
+        if let Some(log) = self.vring.ring.log() {
+            log.mark(address, len as u64);
+        }
+    }
+
+    /// Copies a packet into the guest's buffers: several descriptors, or several chains where the guest takes that.
+    fn put(&mut self, packet: &Packet, header: Header) -> Result<Sent, QueueError> {
+        if !self.vring.ring.pop(&mut self.vring.chain)? {
+            return Ok(Sent::Full);
+        }
         let mut place = Scatter { header_left: self.header_len, ..Scatter::new(packet) };
         self.taken.clear();
         loop {
@@ -149,7 +182,7 @@ impl NetQueue {
                 }
             }
         }
-        header[10..].copy_from_slice(&(self.taken.len() as u16).to_le_bytes());
+        let header = Header { num_buffers: self.taken.len() as u16, ..header }.to_bytes();
         let mut bytes = &header[..self.header_len];
         for &Descriptor { address, len } in &place.header_at[..place.header_pieces] {
             let (now, later) = bytes.split_at(len as usize);

@@ -59,7 +59,9 @@ impl PortShard for Shard {
             return burst.clear();
         };
         let mut sender = Sender { queue, pool: &self.pool, stats: &self.stats, max_frame: self.max_frame };
-        if burst.iter().all(|packet| sender.takes(packet)) {
+        if burst.iter().all(|packet| sender.is_plain(packet)) {
+            sender.send_ready(burst);
+        } else if burst.iter().all(|packet| sender.takes(packet)) {
             sender.send(burst);
         } else {
             sender.adapt_and_send(burst);
@@ -107,6 +109,15 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
+    /// Whether any device sends the packet as it is.
+    #[inline(always)]
+    fn is_plain(&self, packet: &Packet) -> bool {
+        packet.segment_count() == 1
+            && packet.is_foreign()
+            && !dpdk::leaves_work(packet)
+            && packet.len() <= self.max_frame
+    }
+
     /// Whether the device sends the packet as it is.
     #[inline]
     fn takes(&self, packet: &Packet) -> bool {
@@ -146,7 +157,7 @@ impl Sender<'_> {
         PortStats::add(&self.stats.tx_packets, packets - full);
         PortStats::add(&self.stats.tx_bytes, all - bytes(burst));
         PortStats::add(&self.stats.tx_full, full);
-        burst.clear();
+        packet::free(burst);
     }
 
     /// Sends all, each as the device takes it.
