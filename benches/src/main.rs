@@ -23,6 +23,7 @@ use measure::Plan;
 use report::Report;
 use std::path::PathBuf;
 use std::time::Duration;
+use switch::Datapath;
 
 /// Measures Sluice alone and against its peers, and writes a report.
 #[derive(Parser)]
@@ -61,6 +62,8 @@ enum Part {
     Fio,
     /// The initiators, alone, against libiscsi and, with --spdk, against SPDK's
     Initiators,
+    /// A hop over vhost-user against testpmd
+    Hop,
     /// The flow cache against OVS-DPDK
     Switch,
 }
@@ -79,6 +82,7 @@ fn main() -> Result<()> {
     let out = options.out.canonicalize()?;
     let mut report = Report::new(out.clone(), "Sluice measured")?;
     report.text(&machine(options.quick)?);
+    let mut datapath = None;
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     for part in Part::value_variants().iter().copied().filter(|part| wanted(*part)) {
         match part {
@@ -88,7 +92,8 @@ fn main() -> Result<()> {
             Part::Idle => idle::run(&plan, &mut report),
             Part::Fio => fio::run(&plan, &out, &mut report),
             Part::Initiators => initiators::run(&plan, options.spdk.as_deref(), &mut report),
-            Part::Switch => switch::run(&plan, &mut report),
+            Part::Hop => Datapath::started(&mut datapath, &plan).and_then(|it| switch::hops(&plan, it, &mut report)),
+            Part::Switch => Datapath::started(&mut datapath, &plan).and_then(|it| switch::run(&plan, it, &mut report)),
         }
         .with_context(|| format!("{part:?}"))?;
     }

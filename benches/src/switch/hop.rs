@@ -5,6 +5,7 @@ use crate::measure::{Measurement, Plan, RealTime};
 use anyhow::{Context, Result, ensure};
 use clock::Cycles;
 use crossbeam::channel::{Receiver, bounded};
+use dpdk::Mempool;
 use engine::Source;
 use hwtests::Process;
 use packet::{BURST, Burst, Pool};
@@ -16,16 +17,20 @@ use virtio_net::{EventSink, NetController, NetParams, Role};
 
 /// Bursts that go round, each way: as testpmd's `start tx_first 8`.
 const BURSTS: usize = 8;
+/// Buffers of either side.
+pub(super) const BUFFERS: u32 = 16_384;
 /// Bytes of testpmd's packets.
 const FRAME: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the driver negotiates.
-pub(super) const LAYOUTS: [(&str, &str); 4] = [
+pub(super) const LAYOUTS: [(&str, &str); 6] = [
     ("split", "packed_vq=0,in_order=0,mrg_rxbuf=1"),
     ("split in order", "packed_vq=0,in_order=1,mrg_rxbuf=1"),
+    ("split, not mergeable", "packed_vq=0,in_order=0,mrg_rxbuf=0"),
     ("packed", "packed_vq=1,in_order=0,mrg_rxbuf=1"),
     ("packed in order", "packed_vq=1,in_order=1,mrg_rxbuf=1"),
+    ("packed, not mergeable", "packed_vq=1,in_order=0,mrg_rxbuf=0"),
 ];
 
 fn driver(socket: &Path, layout: &str) -> String {
@@ -33,11 +38,11 @@ fn driver(socket: &Path, layout: &str) -> String {
 }
 
 /// Cycles a hop, the driver's and the back-end's together, with ours as the back-end.
-pub(super) fn ours(plan: &Plan, sluice: &Sluice, layout: &str) -> Result<Measurement> {
+pub(super) fn ours(plan: &Plan, sluice: &Sluice, mempool: &Mempool, layout: &str) -> Result<Measurement> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("hop");
     let worker = &sluice.engine.workers()[0];
-    let pool = sluice.pool.packets().clone();
+    let pool = mempool.packets().clone();
     let params = NetParams {
         name: "hop".to_owned(),
         socket: socket.clone(),
@@ -55,7 +60,7 @@ pub(super) fn ours(plan: &Plan, sluice: &Sluice, layout: &str) -> Result<Measure
     let (send, driver_comes) = bounded(1);
     let ring = Ring { guest: controller.open_shard(worker)?, driver: None, driver_comes, pool, burst: Burst::new() };
     let id = worker.add("hop", Box::new(ring));
-    let port = sluice.open(&driver(&socket, layout))?;
+    let port = sluice.open(&driver(&socket, layout), mempool)?;
     send.send(port.open_shard(worker)?).ok().context("the worker is gone")?;
     let hops = || {
         let counters: Counters = controller.stats().iter().map(AsRef::as_ref).sum();
@@ -146,7 +151,7 @@ pub(super) fn testpmd(plan: &Plan, layout: &str) -> Result<Measurement> {
     ]);
     command.args(["--lcores", &format!("0@{},1@{}", plan.client_cpu, plan.backend_cpu)]);
     command.arg("--vdev").arg(format!("net_vhost0,iface={},queues=1", socket.display()));
-    command.args(["--", "-i", "--total-num-mbufs=16384"]);
+    command.args(["--", "-i", &format!("--total-num-mbufs={BUFFERS}")]);
     let mut testpmd = Process::spawn("dpdk-testpmd", &command)?;
     testpmd.wait_for("Done", PATIENCE)?;
     for line in [&format!("port attach {}", driver(&socket, layout)), "port start 1", "set fwd io", "start tx_first 8"]

@@ -9,6 +9,7 @@ mod upcalls;
 use crate::measure::{Measurement, Plan};
 use crate::report::{Bars, Report, Table};
 use anyhow::Result;
+use dpdk::Mempool;
 use ours::{Cost, Sluice};
 use ovs::Ovs;
 use std::path::Path;
@@ -41,21 +42,35 @@ const ROUTE: &str = "set(eth(src=02:00:00:00:00:03,dst=02:00:00:00:00:04)),set(i
 const TRANSLATE: &str =
     "set(eth(src=02:00:00:00:00:03,dst=02:00:00:00:00:04)),set(ipv4(src=192.0.2.1,ttl=63)),set(udp(src=4096)),";
 
-pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
-    let _hugepages = Hugepages::reserve(1024)?;
-    let sluice = Sluice::start(plan)?;
-    hops(plan, &sluice, report)?;
-    let sides = Sides { plan, peer: Ovs::start(plan)?, sluice, directory: tempfile::tempdir()? };
+/// DPDK in this process, with its memory: it starts once.
+pub(crate) struct Datapath {
+    sluice: Sluice,
+    _hugepages: Hugepages,
+}
+
+impl Datapath {
+    /// Starts it, unless it runs.
+    pub(crate) fn started<'a>(datapath: &'a mut Option<Datapath>, plan: &Plan) -> Result<&'a Datapath> {
+        if datapath.is_none() {
+            let hugepages = Hugepages::reserve(1024)?;
+            *datapath = Some(Datapath { sluice: Sluice::start(plan)?, _hugepages: hugepages });
+        }
+        Ok(datapath.as_ref().expect("just made"))
+    }
+}
+
+pub(crate) fn run(plan: &Plan, datapath: &Datapath, report: &mut Report) -> Result<()> {
+    let sides = Sides { plan, peer: Ovs::start(plan)?, sluice: &datapath.sluice, directory: tempfile::tempdir()? };
     sides.look_ups(report)?;
     sides.rewrites(report)?;
-    upcalls::run(plan, &sides.sluice, &sides.peer, report)
+    upcalls::run(plan, sides.sluice, &sides.peer, report)
 }
 
 /// Both sides, from a pcap source to a null sink.
 struct Sides<'a> {
     plan: &'a Plan,
     peer: Ovs,
-    sluice: Sluice,
+    sluice: &'a Sluice,
     directory: tempfile::TempDir,
 }
 
@@ -169,10 +184,12 @@ impl Sides<'_> {
 /// What stands in a table for [`Figures`].
 const FIGURES: [&str; 5] = ["devices alone", "Sluice", "OVS, EMC", "OVS, dpcls", "ratio"];
 
-fn hops(plan: &Plan, sluice: &Sluice, report: &mut Report) -> Result<()> {
+pub(crate) fn hops(plan: &Plan, datapath: &Datapath, report: &mut Report) -> Result<()> {
+    let sluice = &datapath.sluice;
+    let mempool = Mempool::new(&sluice.eal, "hop", hop::BUFFERS, None)?;
     let mut table = Table::new(["layout", "Sluice", "testpmd", "ratio"]);
     for (name, layout) in hop::LAYOUTS {
-        let (ours, testpmd) = (hop::ours(plan, sluice, layout)?, hop::testpmd(plan, layout)?);
+        let (ours, testpmd) = (hop::ours(plan, sluice, &mempool, layout)?, hop::testpmd(plan, layout)?);
         let ratio = testpmd.median() / ours.median();
         table.push(vec![name.to_owned(), ours.show(0), testpmd.show(0), format!("{ratio:.2}")]);
     }

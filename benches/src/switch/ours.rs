@@ -23,8 +23,8 @@ const SINK: u32 = 2;
 
 /// DPDK and a worker in this process.
 pub(crate) struct Sluice {
-    eal: Eal,
-    pub(super) pool: Mempool,
+    pub(super) eal: Eal,
+    pool: Mempool,
     pub(super) engine: Engine,
 }
 
@@ -49,13 +49,13 @@ impl Sluice {
         Ok(Sluice { eal, pool, engine })
     }
 
-    pub(super) fn open(&self, devargs: &str) -> Result<Arc<EthdevPort>> {
-        Ok(Arc::new(EthdevPort::open(&self.eal, &EthdevParams::new(devargs, &self.pool, 1))?))
+    pub(super) fn open(&self, devargs: &str, pool: &Mempool) -> Result<Arc<EthdevPort>> {
+        Ok(Arc::new(EthdevPort::open(&self.eal, &EthdevParams::new(devargs, pool, 1))?))
     }
 
     fn ports(&self, pcap: &Path) -> Result<[Arc<EthdevPort>; 2]> {
-        let source = self.open(&format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display()))?;
-        Ok([source, self.open("net_null0,no-rx=1")?])
+        let source = self.open(&format!("net_pcap0,rx_pcap={},infinite_rx=1", pcap.display()), &self.pool)?;
+        Ok([source, self.open("net_null0,no-rx=1", &self.pool)?])
     }
 
     /// Cycles a packet of the devices alone: what is received is sent.
