@@ -180,7 +180,7 @@ fn lio(linux: &mut LinuxTarget, setup: Setup) -> Result<Target<'_>> {
     let at = linux.address();
     linux.run(&format!(
         "cd /sys/kernel/config/target/iscsi/{LINUX_IQN}/tpgt_1 && echo -n {} >auth/userid && echo -n {} >auth/password && \
-         echo {} >attrib/authentication && echo 1 >/sys/kernel/config/target/core/fileio_0/disk/attrib/emulate_tpu",
+         echo {} >attrib/authentication",
         USER.0,
         USER.1,
         u8::from(setup.chap)
