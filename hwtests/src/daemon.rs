@@ -13,16 +13,22 @@ use crate::process::Process;
 /// `sluiced` with an RPC socket, a state directory and a socket directory of its own.
 pub struct Daemon {
     dir: TempDir,
-    workers: String,
+    options: Vec<String>,
     process: Process,
 }
 
 impl Daemon {
     /// Starts the daemon built beside this test (or `$SLUICED`) on the CPUs `workers` and waits until it answers.
     pub fn start(workers: &str) -> Result<Self> {
+        Self::start_with(workers, &[])
+    }
+
+    /// As [`start`](Self::start), with further options.
+    pub fn start_with(workers: &str, options: &[&str]) -> Result<Self> {
+        let options: Vec<String> = ["--workers", workers].iter().chain(options).map(|&o| o.to_owned()).collect();
         let dir = tempfile::tempdir()?;
-        let process = spawn(dir.path(), workers)?;
-        let daemon = Self { dir, workers: workers.to_owned(), process };
+        let process = spawn(dir.path(), &options)?;
+        let daemon = Self { dir, options, process };
         daemon.rpc("spdk_get_version", json!({}))?;
         Ok(daemon)
     }
@@ -110,14 +116,17 @@ impl Daemon {
     /// SIGKILL, then a new process over the same state; returns when it answers.
     pub fn kill_and_restart(&mut self) -> Result<()> {
         self.process.kill()?;
-        self.process = spawn(self.dir.path(), &self.workers)?;
+        self.process = spawn(self.dir.path(), &self.options)?;
         self.rpc("spdk_get_version", json!({})).map(drop)
     }
 }
 
-fn spawn(dir: &Path, workers: &str) -> Result<Process> {
-    let mut command = Command::new(binary()?);
-    command.args(["--workers", workers]);
+fn spawn(dir: &Path, options: &[String]) -> Result<Process> {
+    let binary = binary()?;
+    let mut command = Command::new(&binary);
+    command.args(options);
+    // Where the drivers are that were built with it.
+    command.env("LD_LIBRARY_PATH", binary.with_file_name("deps"));
     command.arg("--rpc-socket").arg(dir.join("rpc"));
     command.arg("--state-dir").arg(dir.join("state"));
     command.arg("--vhost-dir").arg(dir);

@@ -25,7 +25,7 @@ pub struct Offloader {
 }
 
 enum Message {
-    AddPort(PortNo, FlowPort),
+    AddPort(PortNo, FlowPort, u16),
     RemovePort(PortNo),
     Offer(Box<Offer>),
     Withdraw(u128),
@@ -79,7 +79,7 @@ fn run(inbox: &Receiver<Message>, totals: &Mutex<Totals>) {
         let mut offers = HashMap::new();
         for message in first.into_iter().chain(inbox.try_iter().take(MESSAGES)) {
             match message {
-                Message::AddPort(number, port) => table.add_port(number, port),
+                Message::AddPort(number, port, switch_domain) => table.add_port(number, port, switch_domain),
                 Message::RemovePort(number) => table.remove_port(number),
                 Message::Offer(offer) => drop(offers.insert(offer.flow.ufid, *offer)),
                 Message::Withdraw(ufid) => {
@@ -100,10 +100,11 @@ fn run(inbox: &Receiver<Message>, totals: &Mutex<Totals>) {
 }
 
 impl Offload for Offloader {
-    fn add_port(&self, number: PortNo, port: &dyn Port) {
-        if let Some(port) = port.flow_port() {
-            self.tell(Message::AddPort(number, port));
-        }
+    fn add_port(&self, number: PortNo, port: &dyn Port) -> bool {
+        let port = port.flow_port().and_then(|port| Some((port.switch_domain()?, port)));
+        let has_switch = port.is_some();
+        port.into_iter().for_each(|(domain, port)| self.tell(Message::AddPort(number, port, domain)));
+        has_switch
     }
 
     fn remove_port(&self, number: PortNo) {

@@ -32,9 +32,6 @@ pub enum Refusal {
     /// The flow leads from or to this port.
     #[error("port {0}: it is not of the device")]
     Port(PortNo),
-    /// The flow leads from this port.
-    #[error("port {0}: its device has no switch")]
-    NoSwitch(PortNo),
     /// The device's own words.
     #[error("{0}")]
     Device(String),
@@ -46,7 +43,7 @@ impl Refusal {
         match self {
             Refusal::Match(_) => "match",
             Refusal::Action { .. } => "action",
-            Refusal::Port(_) | Refusal::NoSwitch(_) => "port",
+            Refusal::Port(_) => "port",
             Refusal::Device(_) => "device",
         }
     }

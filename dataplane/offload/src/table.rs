@@ -16,9 +16,6 @@ pub trait RulePort: Send {
     /// The device's number for it.
     fn number(&self) -> u16;
 
-    /// The device's switch, where it has one.
-    fn switch_domain(&self) -> Option<u16>;
-
     /// Puts a rule into the device.
     fn place(&self, rule: &Rule, priority: u32) -> Result<Self::Placed, FlowError>;
 }
@@ -40,10 +37,6 @@ impl RulePort for FlowPort {
 
     fn number(&self) -> u16 {
         self.port_id()
-    }
-
-    fn switch_domain(&self) -> Option<u16> {
-        FlowPort::switch_domain(self)
     }
 
     fn place(&self, rule: &Rule, priority: u32) -> Result<FlowRule, FlowError> {
@@ -106,7 +99,8 @@ struct Entry<R> {
 
 /// The flows in hardware, of all devices.
 pub struct Table<P: RulePort> {
-    ports: HashMap<PortNo, P>,
+    /// Each with the switch of its device: rules lead between ports of the same one.
+    ports: HashMap<PortNo, (P, u16)>,
     entries: HashMap<u128, Entry<P::Placed>>,
     /// Rules that a device did not let go of yet.
     leaving: Vec<P::Placed>,
@@ -133,9 +127,9 @@ impl<P: RulePort> Table<P> {
         Totals { flows: self.entries.len() as u64, leaving: self.leaving.len() as u64, ..self.totals.clone() }
     }
 
-    /// A port that rules may lead from and to.
-    pub fn add_port(&mut self, number: PortNo, port: P) {
-        self.ports.insert(number, port);
+    /// A port that rules may lead from and to, with the switch of its device.
+    pub fn add_port(&mut self, number: PortNo, port: P, switch_domain: u16) {
+        self.ports.insert(number, (port, switch_domain));
     }
 
     /// A port is gone, and rules from it with it.
@@ -162,18 +156,17 @@ impl<P: RulePort> Table<P> {
     fn take(&mut self, offer: &Offer, now: Cycles, victims: &mut Option<Vec<Victim>>) -> Result<(), Refusal> {
         let flow = &offer.flow;
         let in_port = flow.key.get(flow::field::IN_PORT) as PortNo;
-        let port = self.ports.get(&in_port).ok_or(Refusal::Port(in_port))?;
-        let domain = port.switch_domain().ok_or(Refusal::NoSwitch(in_port))?;
+        let domain = self.ports.get(&in_port).ok_or(Refusal::Port(in_port))?.1;
         let of_device = |number| {
-            let port = self.ports.get(&number).filter(|port| port.switch_domain() == Some(domain));
-            port.map(RulePort::number)
+            let found = self.ports.get(&number).filter(|(_, of)| *of == domain);
+            found.map(|(port, _)| port.number())
         };
         let rule = Rule::of(&flow.key, &flow.mask, &flow.actions, of_device)?;
         // The rule that is there goes on until the new one is there as well.
         let priority = self.entries.get(&flow.ufid).map_or(0, |old| 1 - old.priority);
         loop {
             let began = Cycles::now();
-            match self.ports[&in_port].place(&rule, priority) {
+            match self.ports[&in_port].0.place(&rule, priority) {
                 Ok(placed) => {
                     self.totals.insertions += 1;
                     self.totals.insertion_cycles += Cycles::now().since(began).0;
@@ -260,7 +253,7 @@ impl<P: RulePort> Table<P> {
                     entry.looks += 1;
                     self.totals.add(seen);
                 }
-                Err(FlowError::Gone { .. }) => reset.extend(self.ports.get(&entry.port).and_then(P::switch_domain)),
+                Err(FlowError::Gone { .. }) => reset.extend(self.ports.get(&entry.port).map(|(_, domain)| *domain)),
                 Err(FlowError::Lost { .. }) => lost.push(*ufid),
                 // Its counters may come with the next look.
                 Err(_) => {}
@@ -274,7 +267,7 @@ impl<P: RulePort> Table<P> {
 
     /// A device was reset: it has none of its rules any more. Its flows are offered again as soon as the workers see them.
     fn lose(&mut self, domain: u16) {
-        let of_device = |port: PortNo| self.ports.get(&port).and_then(P::switch_domain) == Some(domain);
+        let of_device = |port: PortNo| self.ports.get(&port).is_some_and(|(_, of)| *of == domain);
         let lost: Vec<u128> =
             self.entries.iter().filter(|(_, entry)| of_device(entry.port)).map(|(ufid, _)| *ufid).collect();
         lost.into_iter().for_each(|ufid| self.forget(ufid));

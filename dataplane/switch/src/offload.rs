@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex};
 
 /// Hardware that does the work of flows. No call waits for it.
 pub trait Offload: Send + Sync {
-    /// The switch has this port now.
-    fn add_port(&self, number: PortNo, port: &dyn Port);
+    /// The switch has this port now. Returns whether flows from it are wanted.
+    fn add_port(&self, number: PortNo, port: &dyn Port) -> bool;
 
     /// The switch has this port no more, nor any flow that leads from or to it.
     fn remove_port(&self, number: PortNo);
@@ -96,7 +96,9 @@ impl HardwareShare {
 
 impl State {
     pub(crate) fn set_offload(&mut self, offload: Arc<dyn Offload>) {
-        self.ports.iter().for_each(|(number, state)| offload.add_port(*number, &*state.port));
+        for (number, state) in &mut self.ports {
+            state.has_hardware = offload.add_port(*number, &*state.port);
+        }
         self.offload = Some(offload);
     }
 
@@ -113,14 +115,15 @@ impl State {
         }
     }
 
-    /// Whether nothing is done to the flow's packets but what the flow says: limits and captures are the workers' work.
+    /// Whether the flow's packets come from hardware, and nothing is done to them but what the flow says: limits and captures are
+    /// the workers' work.
     fn may_leave(&self, record: &Record) -> bool {
         let state = |port| self.ports.get(&port);
         let outputs = record.translation.actions.iter().filter_map(|action| match action {
             Action::Output(port) => Some(*port),
             _ => None,
         });
-        state(record.port).is_some_and(|port| port.limit == RateLimit::default()) && { outputs }
+        state(record.port).is_some_and(|port| port.has_hardware && port.limit == RateLimit::default()) && { outputs }
             .chain([record.port])
             .all(|port| state(port).is_some_and(|port| !port.captured))
     }

@@ -27,6 +27,8 @@ pub(crate) struct PortState {
     pub(crate) limit: RateLimit,
     /// Somebody looks at its packets.
     pub(crate) captured: bool,
+    /// Hardware may do the work of flows from it.
+    pub(crate) has_hardware: bool,
     /// What each worker counts.
     pub(crate) counters: Vec<Arc<crate::stats::PathCounters>>,
     /// What it costs each worker.

@@ -70,17 +70,18 @@ impl State {
             });
             drop(worker.send(Message::AddPort(number, slot)));
         }
+        let has_hardware = self.offload.as_ref().is_some_and(|offload| offload.add_port(number, &*port));
         let state = PortState {
             name: name.to_owned(),
             port,
             bridge: None,
             limit: RateLimit::default(),
             captured: false,
+            has_hardware,
             counters,
             loads,
             drops: HashMap::new(),
         };
-        self.offload.iter().for_each(|offload| offload.add_port(number, &*state.port));
         self.ports.insert(number, state);
         Ok(number)
     }

@@ -71,10 +71,6 @@ impl RulePort for Port {
         self.1
     }
 
-    fn switch_domain(&self) -> Option<u16> {
-        Some(1)
-    }
-
     fn place(&self, rule: &Rule, priority: u32) -> Result<Placed, FlowError> {
         let mut state = self.0.state();
         let device = "fake".to_owned();
@@ -130,7 +126,7 @@ fn mac(station: usize) -> [u8; 6] {
 
 fn table(device: &Device) -> Table<Port> {
     let mut table = Table::default();
-    (1..=3).for_each(|n| table.add_port(n, Port(device.clone(), n as u16 + 10)));
+    (1..=3).for_each(|n| table.add_port(n, Port(device.clone(), n as u16 + 10), 1));
     table
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Hardware that takes all.
+/// Hardware that takes all, but what comes from port 4.
 #[derive(Default)]
 struct Hardware {
     ports: Mutex<Vec<PortNo>>,
@@ -17,8 +17,9 @@ struct Hardware {
 }
 
 impl Offload for Hardware {
-    fn add_port(&self, number: PortNo, _port: &dyn Port) {
+    fn add_port(&self, number: PortNo, _port: &dyn Port) -> bool {
         self.ports.lock().unwrap().push(number);
+        number != 4
     }
 
     fn remove_port(&self, number: PortNo) {
@@ -84,6 +85,18 @@ fn a_busy_flow_is_offered_and_a_quiet_one_is_not() {
     stream(&mut net, 1);
     net.sweep_after(SECOND);
     assert_eq!(hardware.flows.lock().unwrap().values().next().unwrap().packets, before);
+}
+
+#[test]
+fn flows_from_ports_without_hardware_are_not_offered() {
+    let (mut net, hardware) = busy();
+    assert_eq!(net.add_port(any()), 4);
+    for _ in 0..100 {
+        net.send(4, &frame(mac(4), mac(2), None));
+        net.settle();
+    }
+    net.sweep_after(SECOND);
+    assert_eq!(hardware.flows.lock().unwrap().len(), 1);
 }
 
 #[test]
