@@ -2,7 +2,7 @@
 //!
 //! [`Rule::of`] projects a megaflow on items and actions, or says which clause of it no rule can express ([`Refusal`]). It never
 //! says more than the flow does: every packet that the rule matches, the flow matches too, and whatever the rule leaves out goes to
-//! the workers. A [`Table`] keeps track of which flows are in a device: it takes in those that see most, takes out others for them
+//! the workers. A `Table` keeps track of which flows are in a device: it takes in those that see most, takes out others for them
 //! when the device is full, counts what the device counts, and forgets what a reset took away. The [`Offloader`] is the thread that
 //! does this for the switch.
 //!
@@ -16,7 +16,7 @@ mod table;
 
 pub use offloader::Offloader;
 pub use rule::{Refusal, Rule};
-pub use table::{PlacedRule, RulePort, Table, Totals};
+pub use table::Totals;
 
 #[cfg(test)]
 mod tests {

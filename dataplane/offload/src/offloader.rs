@@ -1,6 +1,7 @@
 //! The thread that puts rules into devices.
 
-use crate::{Table, Totals};
+use crate::Totals;
+use crate::table::Table;
 use clock::Cycles;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
 use dpdk::flow::FlowPort;
@@ -26,7 +27,7 @@ pub struct Offloader {
 
 enum Message {
     AddPort(PortNo, FlowPort, u16),
-    RemovePort(PortNo),
+    RemovePort(PortNo, Sender<()>),
     Offer(Box<Offer>),
     Withdraw(u128),
     Settle(Sender<()>),
@@ -49,8 +50,13 @@ impl Offloader {
 
     /// Waits until all that was said before is done, and looks at the counters once more.
     pub fn settle(&self) {
-        let (reply, answer) = channel::bounded::<()>(1);
-        self.tell(Message::Settle(reply));
+        self.ask(Message::Settle);
+    }
+
+    /// Says something and waits until it is done.
+    fn ask(&self, message: impl FnOnce(Sender<()>) -> Message) {
+        let (reply, answer) = channel::bounded(1);
+        self.tell(message(reply));
         // The thread answers by dropping its end.
         answer.into_iter().for_each(|()| ());
     }
@@ -80,7 +86,7 @@ fn run(inbox: &Receiver<Message>, totals: &Mutex<Totals>) {
         for message in first.into_iter().chain(inbox.try_iter().take(MESSAGES)) {
             match message {
                 Message::AddPort(number, port, switch_domain) => table.add_port(number, port, switch_domain),
-                Message::RemovePort(number) => table.remove_port(number),
+                Message::RemovePort(number, _reply) => table.remove_port(number),
                 Message::Offer(offer) => drop(offers.insert(offer.flow.ufid, *offer)),
                 Message::Withdraw(ufid) => {
                     offers.remove(&ufid);
@@ -108,7 +114,7 @@ impl Offload for Offloader {
     }
 
     fn remove_port(&self, number: PortNo) {
-        self.tell(Message::RemovePort(number));
+        self.ask(|reply| Message::RemovePort(number, reply));
     }
 
     fn offer(&self, offer: Offer) {

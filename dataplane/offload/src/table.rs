@@ -9,7 +9,7 @@ use std::sync::Arc;
 use switch::{HardwareShare, Offer};
 
 /// A port of a device that takes rules.
-pub trait RulePort: Send {
+pub(crate) trait RulePort: Send {
     /// A rule in the device.
     type Placed: PlacedRule;
 
@@ -21,7 +21,7 @@ pub trait RulePort: Send {
 }
 
 /// A rule in a device.
-pub trait PlacedRule: Send {
+pub(crate) trait PlacedRule: Send {
     /// What it has counted.
     fn count(&self) -> Result<FlowCount, FlowError>;
 
@@ -98,7 +98,7 @@ struct Entry<R> {
 }
 
 /// The flows in hardware, of all devices.
-pub struct Table<P: RulePort> {
+pub(crate) struct Table<P: RulePort> {
     /// Each with the switch of its device: rules lead between ports of the same one.
     ports: HashMap<PortNo, (P, u16)>,
     entries: HashMap<u128, Entry<P::Placed>>,
@@ -118,22 +118,22 @@ impl<P: RulePort> Default for Table<P> {
 
 impl<P: RulePort> Table<P> {
     /// Nothing is in hardware, so there is nothing to look at.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty() && self.leaving.is_empty()
     }
 
     /// What was done so far.
-    pub fn totals(&self) -> Totals {
+    pub(crate) fn totals(&self) -> Totals {
         Totals { flows: self.entries.len() as u64, leaving: self.leaving.len() as u64, ..self.totals.clone() }
     }
 
     /// A port that rules may lead from and to, with the switch of its device.
-    pub fn add_port(&mut self, number: PortNo, port: P, switch_domain: u16) {
+    pub(crate) fn add_port(&mut self, number: PortNo, port: P, switch_domain: u16) {
         self.ports.insert(number, (port, switch_domain));
     }
 
     /// A port is gone, and rules from it with it.
-    pub fn remove_port(&mut self, number: PortNo) {
+    pub(crate) fn remove_port(&mut self, number: PortNo) {
         self.ports.remove(&number);
         let of_port = |(ufid, entry): (&u128, &Entry<P::Placed>)| (entry.port == number).then_some(*ufid);
         let gone: Vec<u128> = self.entries.iter().filter_map(of_port).collect();
@@ -141,7 +141,7 @@ impl<P: RulePort> Table<P> {
     }
 
     /// Takes in what was offered, as far as there is room: those that see most first.
-    pub fn offer(&mut self, mut offers: Vec<Offer>, now: Cycles) {
+    pub(crate) fn offer(&mut self, mut offers: Vec<Offer>, now: Cycles) {
         offers.sort_by_key(|offer| std::cmp::Reverse(offer.packets));
         let mut victims = None;
         for offer in offers {
@@ -215,7 +215,7 @@ impl<P: RulePort> Table<P> {
     }
 
     /// A flow is to be done by the workers alone.
-    pub fn withdraw(&mut self, ufid: u128, now: Cycles) {
+    pub(crate) fn withdraw(&mut self, ufid: u128, now: Cycles) {
         if let Some(entry) = self.entries.remove(&ufid) {
             entry.share.set_placed(false);
             self.take_out(entry, now);
@@ -241,7 +241,7 @@ impl<P: RulePort> Table<P> {
     }
 
     /// Looks at what every flow has seen.
-    pub fn look(&mut self, now: Cycles) {
+    pub(crate) fn look(&mut self, now: Cycles) {
         std::mem::take(&mut self.leaving).into_iter().for_each(|rule| self.remove(rule));
         let mut lost = Vec::new();
         let mut reset = Vec::new();

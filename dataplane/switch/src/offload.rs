@@ -14,12 +14,12 @@ use port::Port;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Hardware that does the work of flows. No call waits for it.
+/// Hardware that does the work of flows. No call waits for it, but that which takes a port away.
 pub trait Offload: Send + Sync {
     /// The switch has this port now. Returns whether flows from it are wanted.
     fn add_port(&self, number: PortNo, port: &dyn Port) -> bool;
 
-    /// The switch has this port no more, nor any flow that leads from or to it.
+    /// The switch has this port no more, nor any flow that leads from or to it. Nothing of the port is held when it returns.
     fn remove_port(&self, number: PortNo);
 
     /// A flow that is worth it. One that was offered before is to do now what it says here.
@@ -71,6 +71,11 @@ impl HardwareShare {
         *self.refused.lock().expect("no panic under this lock") = None;
     }
 
+    /// The hardware neither does it nor cannot.
+    fn is_open(&self) -> bool {
+        !self.is_placed() && self.refused.lock().expect("no panic under this lock").is_none()
+    }
+
     /// Why the hardware cannot do it.
     pub fn refused(&self) -> Option<String> {
         self.refused.lock().expect("no panic under this lock").clone()
@@ -110,7 +115,7 @@ impl State {
         }
         let Some(record) = self.flows.get_mut(ufid) else { return };
         let share = record.hardware.get_or_insert_default().clone();
-        if !share.is_placed() && share.refused().is_none() {
+        if share.is_open() {
             offload.offer(Offer { flow: record.megaflow(ufid), packets, share });
         }
     }

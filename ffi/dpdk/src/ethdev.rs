@@ -44,12 +44,14 @@ impl Port {
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // SAFETY: no queue is left, so nobody is in the device. Both calls are fine with a device that is stopped or gone.
+        // SAFETY: no queue is left, so nobody is in the port. Both calls are fine with a device that is stopped or gone.
         unsafe {
             if self.running {
                 sys::rte_eth_dev_stop(self.id);
             }
-            sys::rte_eth_dev_close(self.id);
+            if !attach::give_back(self) {
+                sys::rte_eth_dev_close(self.id);
+            }
         }
     }
 }

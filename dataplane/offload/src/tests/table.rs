@@ -1,6 +1,7 @@
 //! The table before a device that can be full, refuse, hold on, and be reset.
 
-use crate::{PlacedRule, Rule, RulePort, Table};
+use crate::Rule;
+use crate::table::{PlacedRule, RulePort, Table};
 use clock::Cycles;
 use dpdk::Errno;
 use dpdk::flow::{Clause, FlowAction, FlowCount, FlowError};

@@ -1,6 +1,6 @@
 //! Attaching devices by `devargs` and removing them again.
 
-use super::{EthDev, name};
+use super::{EthDev, Port, name};
 use crate::{Eal, Errno, log};
 use dpdk_sys as sys;
 use std::collections::BTreeMap;
@@ -58,6 +58,17 @@ struct Unclaimed {
     port: u16,
     /// Gone with the last port that somebody has.
     device: Weak<Device>,
+}
+
+/// Keeps a stopped port for whoever asks for it by its name, as long as somebody has another one of its device. Returns false for
+/// the last: it goes with the device.
+pub(super) fn give_back(port: &Port) -> bool {
+    let mut unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+    let is_shared = Arc::strong_count(&port.device) > 1;
+    if is_shared {
+        unclaimed.insert(port.name.clone(), Unclaimed { port: port.id, device: Arc::downgrade(&port.device) });
+    }
+    is_shared
 }
 
 /// A device on its bus. Removed when its last port goes.
