@@ -1,5 +1,7 @@
 //! What a rule does to a packet.
 
+use std::sync::Arc;
+
 /// Which of two: source or destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -49,7 +51,7 @@ pub enum Action {
     /// One hop less. A packet that would end here goes to the host untouched.
     DecrementTtl,
     /// Headers in front. Their lengths and IPv4 checksum are set for each packet.
-    Encapsulate(Vec<u8>),
+    Encapsulate(Box<[u8]>),
     /// The packet out of its VXLAN tunnel.
     DecapsulateVxlan,
     /// Bytes away from the front.
@@ -63,7 +65,7 @@ pub enum Action {
     /// Fate: a receive queue of the port.
     Queue(u16),
     /// Fate: one of several receive queues of the port.
-    Spread(Rss),
+    Spread(Arc<Rss>),
     /// Fate: the rules of another group.
     Jump(u32),
 }

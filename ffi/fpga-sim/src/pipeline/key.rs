@@ -36,7 +36,7 @@ impl Field {
         Field { offset: PREAMBLE + offset, len, layered: true }
     }
 
-    fn range(self, layer: Layer) -> std::ops::Range<usize> {
+    pub(crate) fn range(self, layer: Layer) -> std::ops::Range<usize> {
         let inner = self.layered && layer == Layer::Inner;
         let start = self.offset + if inner { LAYER } else { 0 };
         start..start + self.len
@@ -143,6 +143,19 @@ impl Default for Key {
 }
 
 impl Key {
+    /// Words of eight bytes in it.
+    pub(super) const WORDS: usize = LEN / 8;
+
+    pub(super) fn word(&self, at: usize) -> u64 {
+        u64::from_ne_bytes(self.0.as_chunks().0[at])
+    }
+
+    /// All its bytes, to put values where [`Field::range`] says.
+    #[cfg(feature = "dpdk")]
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8; LEN] {
+        &mut self.0
+    }
+
     /// A field's bytes.
     pub fn get(&self, layer: Layer, field: Field) -> &[u8] {
         &self.0[field.range(layer)]

@@ -6,21 +6,28 @@
 //! through a port passes its *egress* rules, then the transfer rules, and goes by default to what the port stands for.
 
 pub mod action;
+mod ageing;
 pub mod edit;
 pub mod key;
 pub mod parse;
-pub mod table;
+mod rule;
+mod table;
 pub mod toeplitz;
 
 pub use action::{Action, End, Rss};
 pub use edit::{Frame, Unfit};
 pub use key::{Key, Layer, Pattern};
+pub use rule::{Age, Blank, Counters, Entry, Rule};
 pub use table::RuleId;
 
+use ageing::Deadlines;
 use key::{field, source};
-use std::collections::{BTreeMap, HashMap};
+use rule::Kind;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::time::Duration;
-use table::Table;
+use table::{Format, FormatId, Formats};
 
 /// Which packets a rule sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,36 +69,6 @@ pub enum Destination {
     Nowhere,
 }
 
-/// Ageing of a rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Age {
-    /// So long without a packet, it has aged.
-    pub timeout: Duration,
-    /// The application's name for it, if not its number.
-    pub context: Option<u64>,
-}
-
-/// A rule.
-#[derive(Clone)]
-pub struct Rule {
-    /// The port through which the application put it in.
-    pub owner: u16,
-    /// Which packets see it.
-    pub domain: Domain,
-    /// Its group.
-    pub group: u32,
-    /// Its priority; 0 is the highest.
-    pub priority: u32,
-    /// What it matches.
-    pub pattern: Pattern,
-    /// What it does, in this order.
-    pub actions: Vec<Action>,
-    /// Whether it counts.
-    pub counts: bool,
-    /// Whether it ages.
-    pub age: Option<Age>,
-}
-
 /// Sizes of the device, and its troubles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -131,15 +108,8 @@ pub enum InsertError {
     ExactFull,
     /// The masked table has no room.
     MaskedFull,
-}
-
-/// What a rule has counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets.
-    pub packets: u64,
-    /// Their bytes.
-    pub bytes: u64,
+    /// The application's table has as many rules as it was to have, or is closed.
+    TableFull,
 }
 
 /// How a port receives what no ingress rule wants.
@@ -162,57 +132,34 @@ pub struct Totals {
     pub unfit: u64,
 }
 
-/// Which table a rule is in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Exact,
-    Masked,
+/// A table of the application's: rules of a few forms, so many at most.
+pub type TableId = u32;
+
+struct RuleTable {
+    owner: u16,
+    priority: u32,
+    limit: u32,
+    used: u32,
+    formats: Vec<FormatId>,
 }
 
-struct Entry {
-    rule: Rule,
-    kind: Kind,
-    counters: Counters,
-    /// The counters as they are shown, and in which period of the delay they were brought up to date.
-    shown: (Counters, u128),
-    last_hit: Duration,
-}
+/// Rules by number. Numbers follow each other, which is hash enough.
+type Rules = HashMap<RuleId, Box<Entry>, BuildHasherDefault<NumberHasher>>;
 
-impl Entry {
-    fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
-        self.show(now, delay);
-        self.counters.packets += 1;
-        self.counters.bytes += bytes as u64;
-        self.last_hit = now;
-    }
-
-    /// What is shown now.
-    fn show(&mut self, now: Duration, delay: Duration) -> Counters {
-        let Some(period) = now.as_nanos().checked_div(delay.as_nanos()) else { return self.counters };
-        if period != self.shown.1 {
-            self.shown = (self.counters, period);
-        }
-        self.shown.0
-    }
-
-    fn has_aged(&self, now: Duration) -> bool {
-        self.rule.age.is_some_and(|age| now.saturating_sub(self.last_hit) >= age.timeout)
-    }
-}
-
-/// The two tables of a group.
 #[derive(Default)]
-struct Group {
-    exact: Table,
-    masked: Table,
-}
+struct NumberHasher(u64);
 
-impl Group {
-    fn table(&mut self, kind: Kind) -> &mut Table {
-        match kind {
-            Kind::Exact => &mut self.exact,
-            Kind::Masked => &mut self.masked,
-        }
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 << 8 | u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
     }
 }
 
@@ -226,14 +173,18 @@ enum Walk {
 /// The pipeline.
 pub struct Pipeline {
     limits: Limits,
-    groups: HashMap<(Domain, u32), Group>,
-    rules: BTreeMap<RuleId, Entry>,
+    formats: Formats,
+    rules: Rules,
+    tables: Vec<Option<RuleTable>>,
     modes: HashMap<u16, PortMode>,
-    /// Rules in use, and key formats.
+    /// Rules in use, and key formats of the exact-match table.
     exact: usize,
     masked: usize,
-    formats: HashMap<(Domain, u32, Key), usize>,
+    exact_formats: usize,
     last_id: RuleId,
+    deadlines: Deadlines,
+    /// Rules that have aged, by the port that they were put in through.
+    aged: BTreeMap<u16, BTreeSet<RuleId>>,
     totals: Totals,
 }
 
@@ -242,13 +193,16 @@ impl Pipeline {
     pub fn new(limits: Limits) -> Pipeline {
         Pipeline {
             limits,
-            groups: HashMap::new(),
-            rules: BTreeMap::new(),
+            formats: Formats::default(),
+            rules: Rules::default(),
+            tables: Vec::new(),
             modes: HashMap::new(),
             exact: 0,
             masked: 0,
-            formats: HashMap::new(),
+            exact_formats: 0,
             last_id: 0,
+            deadlines: Deadlines::default(),
+            aged: BTreeMap::new(),
             totals: Totals::default(),
         }
     }
@@ -275,20 +229,16 @@ impl Pipeline {
 
     /// Whether a rule would be taken now.
     pub fn check(&self, rule: &Rule) -> Result<(), InsertError> {
-        self.place(rule).map(|_| ())
+        let format = self.formats.find(rule.domain, rule.group, &rule.pattern);
+        self.place(format, rule.pattern.is_whole(), rule.pattern.value(), rule.priority).map(|_| ())
     }
 
-    fn place(&self, rule: &Rule) -> Result<Kind, InsertError> {
-        let contains = |group: &Group| {
-            let contains = |table: &Table| table.contains(&rule.pattern, rule.priority);
-            contains(&group.exact) || contains(&group.masked)
-        };
-        if self.groups.get(&(rule.domain, rule.group)).is_some_and(contains) {
+    fn place(&self, format: Option<&Format>, whole: bool, value: &Key, priority: u32) -> Result<Kind, InsertError> {
+        if format.is_some_and(|format| format.contains(value, priority, |id| value_of(&self.rules, id))) {
             return Err(InsertError::Exists);
         }
-        let format = (rule.domain, rule.group, *rule.pattern.mask());
-        let has_format = self.formats.contains_key(&format) || self.formats.len() < self.limits.exact_formats;
-        let whole = rule.pattern.is_whole();
+        let has_format =
+            format.is_some_and(|format| format.exact > 0) || self.exact_formats < self.limits.exact_formats;
         if whole && has_format && self.exact < self.limits.exact {
             return Ok(Kind::Exact);
         }
@@ -301,65 +251,133 @@ impl Pipeline {
 
     /// Puts a rule in.
     pub fn insert(&mut self, rule: Rule, now: Duration) -> Result<RuleId, InsertError> {
-        let kind = self.place(&rule)?;
-        self.last_id += 1;
-        let id = self.last_id;
-        let group = self.groups.entry((rule.domain, rule.group)).or_default();
-        group.table(kind).insert(&rule.pattern, rule.priority, id);
-        match kind {
+        let Rule { owner, domain, group, priority, pattern, actions, counts, age } = rule;
+        let format = self.formats.hold(domain, group, &pattern);
+        let id = self.reserve_ids(1).start;
+        let blank = Blank { owner, table: None, format, priority };
+        let inserted = self.insert_filled(id, blank.fill(*pattern.value(), actions, counts, age), now);
+        self.formats.release(format);
+        inserted.map(|()| id)
+    }
+
+    /// Numbers for rules to come.
+    pub fn reserve_ids(&mut self, count: u64) -> Range<RuleId> {
+        let first = self.last_id + 1;
+        self.last_id += count;
+        first..first + count
+    }
+
+    /// Opens a table for so many rules, each with one of these patterns' masks.
+    pub fn open_table(
+        &mut self,
+        owner: u16,
+        (domain, group, priority): (Domain, u32, u32),
+        patterns: &[Pattern],
+        limit: u32,
+    ) -> TableId {
+        let formats = patterns.iter().map(|pattern| self.formats.hold(domain, group, pattern)).collect();
+        self.tables.push(Some(RuleTable { owner, priority, limit, used: 0, formats }));
+        (self.tables.len() - 1) as TableId
+    }
+
+    /// Closes a table that has no rules. Says whether it has none.
+    pub fn close_table(&mut self, table: TableId) -> bool {
+        let Some(place) = self.tables.get_mut(table as usize) else { return true };
+        if place.as_ref().is_some_and(|table| table.used > 0) {
+            return false;
+        }
+        for format in place.take().into_iter().flat_map(|table| table.formats) {
+            self.formats.release(format);
+        }
+        true
+    }
+
+    /// What rules of a table have in common that have this one of its patterns.
+    pub fn blank(&self, table: TableId, pattern: usize) -> Option<Blank> {
+        let of = self.tables.get(table as usize)?.as_ref()?;
+        Some(Blank { owner: of.owner, table: Some(table), format: *of.formats.get(pattern)?, priority: of.priority })
+    }
+
+    /// Puts a rule in under a number of its own.
+    pub fn insert_filled(&mut self, id: RuleId, mut entry: Box<Entry>, now: Duration) -> Result<(), InsertError> {
+        let Blank { table, format, priority, .. } = entry.blank;
+        if table.is_some_and(|table| self.table(table).is_none_or(|table| table.used >= table.limit)) {
+            return Err(InsertError::TableFull);
+        }
+        let there = self.formats.get(format);
+        entry.kind = self.place(there, there.is_some_and(|format| format.whole), &entry.value, priority)?;
+        let Some(format) = self.formats.get_mut(format) else { return Err(InsertError::TableFull) };
+        format.insert(&entry.value, priority, id);
+        match entry.kind {
+            Kind::Masked => self.masked += 1,
             Kind::Exact => {
                 self.exact += 1;
-                *self.formats.entry((rule.domain, rule.group, *rule.pattern.mask())).or_default() += 1;
+                self.exact_formats += usize::from(format.exact == 0);
+                format.exact += 1;
             }
-            Kind::Masked => self.masked += 1,
         }
-        let entry = Entry { rule, kind, counters: Counters::default(), shown: Default::default(), last_hit: now };
+        if let Some(table) = table.and_then(|table| self.table(table)) {
+            table.used += 1;
+        }
+        entry.last_hit = now;
+        if let Some(deadline) = entry.deadline() {
+            self.deadlines.add(deadline, id);
+        }
         self.rules.insert(id, entry);
-        Ok(id)
+        Ok(())
+    }
+
+    fn table(&mut self, id: TableId) -> Option<&mut RuleTable> {
+        self.tables.get_mut(id as usize)?.as_mut()
     }
 
     /// Takes a rule out; says whether it was there.
     pub fn remove(&mut self, id: RuleId) -> bool {
-        let Some(Entry { rule, kind, .. }) = self.rules.remove(&id) else { return false };
-        if let Some(group) = self.groups.get_mut(&(rule.domain, rule.group)) {
-            group.table(kind).remove(&rule.pattern, id);
-        }
-        match kind {
-            Kind::Masked => self.masked -= 1,
-            Kind::Exact => {
-                self.exact -= 1;
-                let format = (rule.domain, rule.group, *rule.pattern.mask());
-                if let Some(users) = self.formats.get_mut(&format) {
-                    *users -= 1;
-                    if *users == 0 {
-                        self.formats.remove(&format);
-                    }
+        let Some(entry) = self.rules.remove(&id) else { return false };
+        let Blank { owner, table, format: format_id, .. } = entry.blank;
+        if let Some(format) = self.formats.get_mut(format_id) {
+            format.remove(&entry.value, id);
+            match entry.kind {
+                Kind::Masked => self.masked -= 1,
+                Kind::Exact => {
+                    self.exact -= 1;
+                    format.exact -= 1;
+                    self.exact_formats -= usize::from(format.exact == 0);
                 }
             }
+        }
+        self.formats.tidy(format_id);
+        if let Some(table) = table.and_then(|table| self.table(table)) {
+            table.used -= 1;
+        }
+        if entry.aged {
+            self.aged.entry(owner).or_default().remove(&id);
+        } else if entry.age.is_some() {
+            self.deadlines.forget_one(|id| self.rules.contains_key(&id));
         }
         true
     }
 
     /// Takes out the rules that were put in through a port.
     pub fn remove_of(&mut self, owner: u16) {
-        let of_port = |(&id, entry): (&RuleId, &Entry)| (entry.rule.owner == owner).then_some(id);
+        let of_port = |(&id, entry): (&RuleId, &Box<Entry>)| (entry.blank.owner == owner).then_some(id);
         let ids: Vec<RuleId> = self.rules.iter().filter_map(of_port).collect();
         for id in ids {
             self.remove(id);
         }
     }
 
-    /// Forgets every rule, as a device does that is reset. Numbers are not used again.
+    /// Forgets every rule, as a device does that is reset. Numbers are not used again; tables stay open.
     pub fn reset(&mut self) {
-        self.groups.clear();
-        self.rules.clear();
-        self.formats.clear();
-        (self.exact, self.masked) = (0, 0);
+        let ids: Vec<RuleId> = self.rules.keys().copied().collect();
+        for id in ids {
+            self.remove(id);
+        }
     }
 
     /// A rule, if it is there.
-    pub fn rule(&self, id: RuleId) -> Option<&Rule> {
-        self.rules.get(&id).map(|entry| &entry.rule)
+    pub fn rule(&self, id: RuleId) -> Option<&Entry> {
+        self.rules.get(&id).map(Box::as_ref)
     }
 
     /// What a rule has counted, as the device shows it now.
@@ -371,7 +389,7 @@ impl Pipeline {
     /// Starts a rule's counters again at zero.
     pub fn reset_counters(&mut self, id: RuleId) {
         if let Some(entry) = self.rules.get_mut(&id) {
-            (entry.counters, entry.shown.0) = Default::default();
+            entry.reset_counters();
         }
     }
 
@@ -380,10 +398,31 @@ impl Pipeline {
         self.rules.get(&id).map(|entry| (now.saturating_sub(entry.last_hit), entry.has_aged(now)))
     }
 
+    /// Lists the rules that have aged since it was asked last. Returns the ports they were put in through, one for each rule.
+    pub fn expire(&mut self, now: Duration) -> Vec<u16> {
+        let mut owners = Vec::new();
+        while let Some(id) = self.deadlines.next(now) {
+            let Some(entry) = self.rules.get_mut(&id) else {
+                self.deadlines.found_gone();
+                continue;
+            };
+            match entry.deadline() {
+                Some(deadline) if deadline > now => self.deadlines.add(deadline, id),
+                _ => {
+                    entry.aged = true;
+                    self.aged.entry(entry.blank.owner).or_default().insert(id);
+                    owners.push(entry.blank.owner);
+                }
+            }
+        }
+        owners
+    }
+
     /// The rules of a port that have aged, with the application's name for each if it gave one.
-    pub fn aged(&self, owner: u16, now: Duration) -> impl Iterator<Item = (RuleId, Option<u64>)> {
-        let aged = self.rules.iter().filter(move |(_, entry)| entry.rule.owner == owner && entry.has_aged(now));
-        aged.map(|(&id, entry)| (id, entry.rule.age.and_then(|age| age.context)))
+    pub fn aged(&mut self, owner: u16, now: Duration) -> impl Iterator<Item = (RuleId, Option<u64>)> {
+        self.expire(now);
+        let context = |id| self.rules.get(&id).and_then(|entry: &Box<Entry>| entry.age).and_then(|age| age.context);
+        self.aged.get(&owner).into_iter().flatten().map(move |&id| (id, context(id)))
     }
 
     /// Takes a packet to where it goes.
@@ -429,7 +468,7 @@ impl Pipeline {
         let mode = self.modes.get(&port).cloned().unwrap_or_default();
         let rss = match self.walk(Domain::Ingress(port), frame, from, &mut mark, now) {
             Walk::Fate(Action::Queue(queue)) => return Destination::Host { port, queue, mark, hash: None },
-            Walk::Fate(Action::Spread(rss)) => Some(rss),
+            Walk::Fate(Action::Spread(rss)) => Some((*rss).clone()),
             Walk::Fate(_) => return Destination::Nowhere,
             Walk::Unfit => return self.unfit(),
             Walk::Miss if mode.isolated => return Destination::Nowhere,
@@ -460,17 +499,21 @@ impl Pipeline {
     ) -> Walk {
         let mut group = 0;
         loop {
-            let Some(tables) = self.groups.get(&(domain, group)) else { return Walk::Miss };
+            if !self.formats.has_group(domain, group) {
+                return Walk::Miss;
+            }
             let key = key_of(frame.bytes(), from);
-            let best = tables.exact.lookup(&key).into_iter().chain(tables.masked.lookup(&key)).min();
-            let Some(entry) = best.and_then(|(_, id)| self.rules.get_mut(&id)) else { return Walk::Miss };
-            let actions = &entry.rule.actions;
+            let best = self.formats.lookup(domain, group, &key, |id| value_of(&self.rules, id));
+            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get_mut(&id)?))) else {
+                return Walk::Miss;
+            };
+            let actions = &entry.actions;
             if actions.contains(&Action::DecrementTtl) && edit::ttl(frame.bytes()).is_some_and(|ttl| ttl <= 1) {
                 return Walk::Miss;
             }
             let mut fate = None;
             let bytes = frame.total_len();
-            for action in actions {
+            for action in actions.iter() {
                 match apply(action, frame, mark) {
                     Ok(()) => {}
                     Err(Unfit) => return Walk::Unfit,
@@ -478,6 +521,10 @@ impl Pipeline {
                 fate = action.is_fate().then(|| action.clone());
             }
             entry.count(bytes, now, self.limits.counter_delay);
+            if std::mem::take(&mut entry.aged) {
+                self.aged.entry(entry.blank.owner).or_default().remove(&id);
+                entry.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
+            }
             match fate {
                 Some(Action::Jump(next)) => group = next,
                 Some(fate) => return Walk::Fate(fate),
@@ -486,6 +533,10 @@ impl Pipeline {
             }
         }
     }
+}
+
+fn value_of(rules: &Rules, id: RuleId) -> Option<&Key> {
+    rules.get(&id).map(|entry| &entry.value)
 }
 
 fn key_of(bytes: &[u8], from: Source) -> Key {

@@ -1,71 +1,172 @@
-//! A match table: rules by mask, then by value. The best is the one of lowest priority number, and of those the oldest.
+//! Rules by what they have in common: one hash table for each mask in a group of a domain. The best of the rules that match
+//! is the one of lowest priority number, and of those the oldest.
 
+use super::Domain;
 use super::key::{Key, Pattern};
+use hashbrown::HashTable;
 use std::collections::HashMap;
 
 /// A rule's number; later ones are greater.
 pub type RuleId = u64;
 
-/// Rules of one group.
+/// Where a format is among the others.
+pub(super) type FormatId = u32;
+
+/// The formats of the device.
 #[derive(Default)]
-pub struct Table {
-    tuples: Vec<Tuple>,
+pub(super) struct Formats {
+    slots: Vec<Option<Format>>,
+    by_mask: HashMap<(Domain, u32, Key), FormatId>,
+    groups: HashMap<(Domain, u32), Vec<FormatId>>,
 }
 
-/// The rules that have one mask.
-struct Tuple {
+/// The rules of one group that have one mask.
+pub(super) struct Format {
+    group: (Domain, u32),
     mask: Key,
-    rules: HashMap<Key, Vec<(u32, RuleId)>>,
+    /// The words of a key that the mask leaves something of.
+    words: Vec<usize>,
+    /// Whether every field is wanted whole or not at all.
+    pub whole: bool,
+    /// Rules of it that are in the exact-match table.
+    pub exact: usize,
+    holders: usize,
+    rules: HashTable<Place>,
 }
 
-impl Table {
-    /// Whether a rule is there with this pattern and priority.
-    pub fn contains(&self, pattern: &Pattern, priority: u32) -> bool {
-        let same_value = |tuple: &Tuple| tuple.rules.get(pattern.value()).is_some_and(|rules| has(rules, priority));
-        self.tuple(pattern.mask()).is_some_and(same_value)
+struct Place {
+    hash: u64,
+    priority: u32,
+    id: RuleId,
+}
+
+impl Formats {
+    /// The format of such rules, if it is there.
+    pub(super) fn find(&self, domain: Domain, group: u32, pattern: &Pattern) -> Option<&Format> {
+        self.get(*self.by_mask.get(&(domain, group, *pattern.mask()))?)
     }
 
-    /// Whether a rule is there with this mask.
-    pub fn has_mask(&self, mask: &Key) -> bool {
-        self.tuple(mask).is_some()
+    pub(super) fn get(&self, id: FormatId) -> Option<&Format> {
+        self.slots.get(id as usize)?.as_ref()
     }
 
-    fn tuple(&self, mask: &Key) -> Option<&Tuple> {
-        self.tuples.iter().find(|tuple| tuple.mask == *mask)
+    pub(super) fn get_mut(&mut self, id: FormatId) -> Option<&mut Format> {
+        self.slots.get_mut(id as usize)?.as_mut()
     }
 
-    /// Puts a rule in.
-    pub fn insert(&mut self, pattern: &Pattern, priority: u32, id: RuleId) {
-        let at = self.tuples.iter().position(|tuple| tuple.mask == *pattern.mask()).unwrap_or_else(|| {
-            self.tuples.push(Tuple { mask: *pattern.mask(), rules: HashMap::new() });
-            self.tuples.len() - 1
+    /// The format of such rules, which stays until it is released, and as long as it has rules.
+    pub(super) fn hold(&mut self, domain: Domain, group: u32, pattern: &Pattern) -> FormatId {
+        let id = *self.by_mask.entry((domain, group, *pattern.mask())).or_insert_with(|| {
+            let id = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+                self.slots.push(None);
+                self.slots.len() - 1
+            });
+            self.slots[id] = Some(Format::new((domain, group), pattern));
+            self.groups.entry((domain, group)).or_default().push(id as FormatId);
+            id as FormatId
         });
-        self.tuples[at].rules.entry(*pattern.value()).or_default().push((priority, id));
+        if let Some(format) = self.get_mut(id) {
+            format.holders += 1;
+        }
+        id
     }
 
-    /// Takes a rule out.
-    pub fn remove(&mut self, pattern: &Pattern, id: RuleId) {
-        let Some(at) = self.tuples.iter().position(|tuple| tuple.mask == *pattern.mask()) else { return };
-        let tuple = &mut self.tuples[at];
-        if let Some(rules) = tuple.rules.get_mut(pattern.value()) {
-            rules.retain(|&(_, other)| other != id);
-            if rules.is_empty() {
-                tuple.rules.remove(pattern.value());
+    /// The opposite of [`hold`](Self::hold).
+    pub(super) fn release(&mut self, id: FormatId) {
+        if let Some(format) = self.get_mut(id) {
+            format.holders -= 1;
+        }
+        self.tidy(id);
+    }
+
+    /// Forgets a format that nobody holds and no rule has.
+    pub(super) fn tidy(&mut self, id: FormatId) {
+        let Some(place) = self.slots.get_mut(id as usize) else { return };
+        let Some(format) = place.take_if(|format| format.holders == 0 && format.rules.is_empty()) else { return };
+        let (domain, group) = format.group;
+        self.by_mask.remove(&(domain, group, format.mask));
+        if let Some(formats) = self.groups.get_mut(&format.group) {
+            formats.retain(|&other| other != id);
+            if formats.is_empty() {
+                self.groups.remove(&format.group);
             }
         }
-        if tuple.rules.is_empty() {
-            self.tuples.swap_remove(at);
-        }
     }
 
-    /// The best rule for a packet, with its priority.
-    pub fn lookup(&self, key: &Key) -> Option<(u32, RuleId)> {
-        self.tuples.iter().filter_map(|tuple| tuple.rules.get(&key.masked(&tuple.mask))?.iter().min().copied()).min()
+    /// Whether there are rules, or tables for them, in a group.
+    pub(super) fn has_group(&self, domain: Domain, group: u32) -> bool {
+        self.groups.contains_key(&(domain, group))
+    }
+
+    /// The best rule for a packet.
+    pub(super) fn lookup<'a>(
+        &self,
+        domain: Domain,
+        group: u32,
+        key: &Key,
+        value: impl Fn(RuleId) -> Option<&'a Key> + Copy,
+    ) -> Option<RuleId> {
+        let formats = self.groups.get(&(domain, group))?;
+        let best = formats.iter().filter_map(|&id| self.get(id)?.lookup(key, value)).min();
+        best.map(|(_, id)| id)
     }
 }
 
-fn has(rules: &[(u32, RuleId)], priority: u32) -> bool {
-    rules.iter().any(|&(other, _)| other == priority)
+impl Format {
+    fn new(group: (Domain, u32), pattern: &Pattern) -> Format {
+        let mask = *pattern.mask();
+        let words = (0..Key::WORDS).filter(|&at| mask.word(at) != 0).collect();
+        let (whole, rules) = (pattern.is_whole(), HashTable::new());
+        Format { group, mask, words, whole, exact: 0, holders: 0, rules }
+    }
+
+    fn hash(&self, key: &Key) -> u64 {
+        const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+        let fold =
+            |hash: u64, &at: &usize| (hash.rotate_left(5) ^ key.word(at) & self.mask.word(at)).wrapping_mul(MULTIPLIER);
+        let hash = self.words.iter().fold(0, fold);
+        // The low bits of a product know the low bits of its factors alone.
+        hash ^ hash >> 32
+    }
+
+    fn matches(&self, value: &Key, key: &Key) -> bool {
+        self.words.iter().all(|&at| value.word(at) == key.word(at) & self.mask.word(at))
+    }
+
+    /// Whether a rule is there with this value and priority; `value` knows those of rules.
+    pub(super) fn contains<'a>(
+        &self,
+        wanted: &Key,
+        priority: u32,
+        value: impl Fn(RuleId) -> Option<&'a Key> + Copy,
+    ) -> bool {
+        let hash = self.hash(wanted);
+        let same = |place: &Place| {
+            place.hash == hash && place.priority == priority && value(place.id).is_some_and(|value| value == wanted)
+        };
+        self.rules.find(hash, same).is_some()
+    }
+
+    pub(super) fn insert(&mut self, value: &Key, priority: u32, id: RuleId) {
+        let hash = self.hash(value);
+        self.rules.insert_unique(hash, Place { hash, priority, id }, |place| place.hash);
+    }
+
+    pub(super) fn remove(&mut self, value: &Key, id: RuleId) {
+        let hash = self.hash(value);
+        if let Ok(place) = self.rules.find_entry(hash, |place| place.id == id) {
+            place.remove();
+        }
+    }
+
+    fn lookup<'a>(&self, key: &Key, value: impl Fn(RuleId) -> Option<&'a Key> + Copy) -> Option<(u32, RuleId)> {
+        let hash = self.hash(key);
+        let matching = self
+            .rules
+            .iter_hash(hash)
+            .filter(|place| place.hash == hash && value(place.id).is_some_and(|value| self.matches(value, key)));
+        matching.map(|place| (place.priority, place.id)).min()
+    }
 }
 
 #[cfg(test)]
@@ -99,32 +200,52 @@ mod tests {
     }
 
     proptest! {
-        /// The table finds what a walk over all rules finds.
+        /// The formats find what a walk over all rules finds, and none is left when no rule is.
         #[test]
         fn lookup_is_that_of_a_linear_walk(steps in steps()) {
-            let mut table = Table::default();
-            let mut rules: Vec<(u32, RuleId, [u8; 4], [u8; 4])> = Vec::new();
+            const GROUP: (Domain, u32) = (Domain::Transfer, 3);
+            let mut formats = Formats::default();
+            let mut rules: HashMap<RuleId, (u32, Pattern)> = HashMap::new();
             for (step, id) in steps.iter().zip(1..) {
                 match *step {
                     Step::Insert { mask, value, priority } => {
-                        table.insert(&pattern(value, mask), priority, id);
-                        rules.push((priority, id, value, mask));
+                        let pattern = pattern(value, mask);
+                        let format = formats.hold(GROUP.0, GROUP.1, &pattern);
+                        formats.get_mut(format).unwrap().insert(pattern.value(), priority, id);
+                        formats.release(format);
+                        rules.insert(id, (priority, pattern));
                     }
                     Step::Remove(index) if !rules.is_empty() => {
-                        let (_, id, value, mask) = rules.remove(index % rules.len());
-                        table.remove(&pattern(value, mask), id);
+                        let id = *rules.keys().nth(index % rules.len()).unwrap();
+                        let (_, pattern) = rules.remove(&id).unwrap();
+                        let format = formats.hold(GROUP.0, GROUP.1, &pattern);
+                        formats.get_mut(format).unwrap().remove(pattern.value(), id);
+                        formats.release(format);
                     }
                     Step::Remove(_) => {}
                     Step::Lookup(packet) => {
                         let mut key = Key::default();
                         key.set(Layer::Outer, field::IPV4_SRC, &packet);
-                        let matches = |value: &[u8; 4], mask: &[u8; 4]| (0..4).all(|i| (packet[i] ^ value[i]) & mask[i] == 0);
-                        let best = rules.iter().filter(|(_, _, value, mask)| matches(value, mask)).map(|rule| (rule.0, rule.1)).min();
-                        prop_assert_eq!(table.lookup(&key), best);
+                        let matching = rules.iter().filter(|(_, (_, pattern))| key.masked(pattern.mask()) == *pattern.value());
+                        let best = matching.map(|(&id, &(priority, _))| (priority, id)).min().map(|(_, id)| id);
+                        let value = |id| rules.get(&id).map(|(_, pattern)| pattern.value());
+                        prop_assert_eq!(formats.lookup(GROUP.0, GROUP.1, &key, value), best);
+                        prop_assert_eq!(formats.lookup(GROUP.0, 0, &key, value), None);
                     }
                 }
             }
-            prop_assert!(rules.iter().all(|&(priority, _, value, mask)| table.contains(&pattern(value, mask), priority)));
+            for (id, (priority, pattern)) in &rules {
+                let value = |id| rules.get(&id).map(|(_, pattern)| pattern.value());
+                let format = formats.find(GROUP.0, GROUP.1, pattern).unwrap();
+                prop_assert!(format.contains(pattern.value(), *priority, value));
+                prop_assert!(!format.contains(pattern.value(), 9, value), "{}", id);
+            }
+            for (id, (_, pattern)) in &rules {
+                let format = formats.hold(GROUP.0, GROUP.1, pattern);
+                formats.get_mut(format).unwrap().remove(pattern.value(), *id);
+                formats.release(format);
+            }
+            prop_assert!(formats.by_mask.is_empty() && formats.groups.is_empty());
         }
     }
 }

@@ -64,6 +64,7 @@ fn complete(bytes: &mut [u8]) {
 
 fn rule(actions: Vec<Action>) -> Rule {
     let pattern = Pattern::default();
+    let actions = actions.into();
     Rule { owner: 0, domain: Domain::Transfer, group: 0, priority: 0, pattern, actions, counts: true, age: None }
 }
 
@@ -144,6 +145,54 @@ fn counters_are_as_old_as_the_delay_and_rules_age() {
 }
 
 #[test]
+fn an_aged_rule_is_listed_until_it_has_a_packet_or_is_gone() {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let aging = |priority, timeout| {
+        let age = Some(Age { timeout: at(timeout), context: None });
+        Rule { age, priority, ..rule(vec![Action::Drop]) }
+    };
+    let hit = pipeline.insert(aging(0, 5), at(0)).unwrap();
+    let idle = pipeline.insert(aging(1, 5), at(0)).unwrap();
+    let gone = pipeline.insert(aging(2, 5), at(0)).unwrap();
+    let aged = |pipeline: &mut Pipeline, now| pipeline.aged(0, at(now)).map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(pipeline.expire(at(4)), []);
+    assert_eq!(pipeline.expire(at(6)), [0, 0, 0], "each is told of once");
+    assert_eq!((pipeline.expire(at(7)), aged(&mut pipeline, 7)), (vec![], vec![hit, idle, gone]));
+    pipeline.remove(gone);
+    pipeline.process(&mut packet(4, protocol::TCP, b""), Source::Represented(0), at(8));
+    assert_eq!(aged(&mut pipeline, 12), [idle]);
+    assert_eq!(pipeline.expire(at(13)), [0]);
+    assert_eq!(aged(&mut pipeline, 13), [hit, idle]);
+}
+
+#[test]
+fn a_table_takes_as_many_rules_as_it_is_opened_for() {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pattern = Pattern::default();
+    pattern.want(Layer::Outer, field::IPV4_DST, &[0; 4], &[0xff; 4]);
+    let table = pipeline.open_table(7, (Domain::Transfer, 0, 3), &[pattern], 2);
+    let blank = pipeline.blank(table, 0).unwrap();
+    assert!(pipeline.blank(table, 1).is_none());
+    let filled = |address: u8| {
+        let mut value = Key::default();
+        value.set(Layer::Outer, field::IPV4_DST, &[10, 0, 0, address]);
+        blank.fill(value, [Action::ToRepresented(1)].into(), true, None)
+    };
+    let ids: Vec<RuleId> = pipeline.reserve_ids(4).collect();
+    assert_eq!(pipeline.insert_filled(ids[0], filled(2), at(0)), Ok(()));
+    assert_eq!(pipeline.insert_filled(ids[1], filled(2), at(0)), Err(InsertError::Exists));
+    assert_eq!(pipeline.insert_filled(ids[1], filled(3), at(0)), Ok(()));
+    assert_eq!(pipeline.insert_filled(ids[2], filled(4), at(0)), Err(InsertError::TableFull));
+    let bytes = &mut packet(4, protocol::UDP, b"");
+    assert_eq!(pipeline.process(bytes, Source::Represented(0), at(0)), Destination::Represented(1));
+    assert!(!pipeline.close_table(table));
+    pipeline.remove_of(7);
+    assert_eq!(pipeline.rule_counts(), (0, 0));
+    assert!(pipeline.close_table(table) && pipeline.blank(table, 0).is_none());
+    assert_eq!(pipeline.insert_filled(ids[3], filled(2), at(0)), Err(InsertError::TableFull), "the table is closed");
+}
+
+#[test]
 fn vlan_tags_come_change_and_go() {
     let plain = packet(4, protocol::UDP, b"x");
     let tag = [Action::PushVlan { tpid: 0x8100 }, Action::SetVlanId(100), Action::SetVlanPriority(5)];
@@ -171,7 +220,7 @@ fn a_tunnel_is_put_on_and_taken_off() {
     let mut front = packet(4, protocol::UDP, b"");
     front[36..38].copy_from_slice(&VXLAN_PORT.to_be_bytes());
     front.extend([8, 0, 0, 0, 0, 0, 42, 0]);
-    let outer = acted(&[Action::Encapsulate(front)], inner.clone());
+    let outer = acted(&[Action::Encapsulate(front.into())], inner.clone());
     let mut expected = outer.clone();
     complete(&mut expected);
     assert_eq!(outer[..40], expected[..40], "the IPv4 checksum is right");

@@ -203,8 +203,9 @@ impl State {
             return;
         }
         self.age_check = now;
-        for (index, port) in self.ports.iter_mut().enumerate() {
-            if !port.aged_told && self.pipeline.aged(port.id, now).next().is_some() {
+        for owner in self.pipeline.expire(now) {
+            let owner = self.ports.iter_mut().enumerate().find(|(_, port)| port.id == owner && !port.aged_told);
+            if let Some((index, port)) = owner {
                 port.aged_told = true;
                 self.events.aged.push(index);
             }

@@ -49,6 +49,7 @@ fn not_inserted(error: InsertError) -> Refusal {
         InsertError::Exists => unspecified(libc::EEXIST, c"a rule of the same pattern and priority is there"),
         InsertError::ExactFull => unspecified(libc::ENOSPC, c"the exact-match table is full, and the masked table too"),
         InsertError::MaskedFull => unspecified(libc::ENOSPC, c"the masked table is full"),
+        InsertError::TableFull => unspecified(libc::ENOSPC, c"the template table is full"),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::pipeline::toeplitz::{DEFAULT_KEY, KEY_LEN};
 use crate::pipeline::{Action, Age, Domain, End, Rss};
 use dpdk_sys as sys;
 use std::ffi::CStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes that an encapsulation puts in front at most: the room that DPDK leaves there.
@@ -197,7 +198,7 @@ impl Reader<'_> {
         // No types: as the port does it.
         let ports =
             if rss.types == 0 { self.context.rss.is_some_and(|rss| rss.ports) } else { rss.types & RSS_PORTS != 0 };
-        Ok(Action::Spread(Rss { queues, key, ports }))
+        Ok(Action::Spread(Arc::new(Rss { queues, key, ports })))
     }
 
     fn check_ingress(&self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
@@ -301,7 +302,7 @@ impl Reader<'_> {
                 let conf = unsafe { conf::<sys::rte_flow_action_vxlan_encap>(action)? };
                 // SAFETY: as the caller promises.
                 let front = unsafe { encap::vxlan(conf.definition) };
-                front.map(Action::Encapsulate).map_err(|message| bad_conf(action, message))
+                front.map(|front| Action::Encapsulate(front.into())).map_err(|message| bad_conf(action, message))
             }
             sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP => {
                 // SAFETY: as the caller promises.
@@ -314,7 +315,9 @@ impl Reader<'_> {
                 }
                 // SAFETY: `data` has `size` bytes.
                 let front = unsafe { copy(conf.data.cast(), conf.size) };
-                front.map(Action::Encapsulate).ok_or_else(|| bad_conf(action, c"RAW_ENCAP: no data"))
+                front
+                    .map(|front| Action::Encapsulate(front.into()))
+                    .ok_or_else(|| bad_conf(action, c"RAW_ENCAP: no data"))
             }
             _ => {
                 // SAFETY: as the caller promises.

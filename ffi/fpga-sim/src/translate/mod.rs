@@ -84,7 +84,7 @@ pub(crate) unsafe fn rule(
         group: attributes.group,
         priority: attributes.priority,
         pattern: matched.pattern,
-        actions: done.actions,
+        actions: done.actions.into(),
         counts: done.counts,
         age: done.age,
     })

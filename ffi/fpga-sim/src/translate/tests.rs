@@ -138,7 +138,7 @@ fn actions_become_ours_in_their_order() {
         action(sys::RTE_FLOW_ACTION_TYPE_MARK, &mark),
     ];
     let rule = translated(&ingress(), &[], &actions, &[]).unwrap();
-    assert_eq!((rule.actions, rule.counts), (vec![Action::Mark(77), Action::Queue(3)], true));
+    assert_eq!((&rule.actions[..], rule.counts), (&[Action::Mark(77), Action::Queue(3)][..], true));
     let actions = [
         action(sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_DST, &address),
         plain(sys::RTE_FLOW_ACTION_TYPE_DEC_TTL),
@@ -146,7 +146,7 @@ fn actions_become_ours_in_their_order() {
     ];
     let rule = translated(&ingress(), &[bare(sys::RTE_FLOW_ITEM_TYPE_IPV4)], &actions, &[]).unwrap();
     let set = Action::SetIpv4(End::Destination, [1, 2, 3, 4]);
-    assert_eq!(rule.actions, [set, Action::DecrementTtl, Action::Drop]);
+    assert_eq!(rule.actions[..], [set, Action::DecrementTtl, Action::Drop]);
 }
 
 #[test]

@@ -1,0 +1,133 @@
+//! A rule, as it is asked for and as the device holds it.
+
+use super::action::Action;
+use super::key::{Key, Pattern};
+use super::table::FormatId;
+use super::{Domain, TableId};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Ageing of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Age {
+    /// So long without a packet, it has aged.
+    pub timeout: Duration,
+    /// The application's name for it, if not its number.
+    pub context: Option<u64>,
+}
+
+/// A rule that is asked for.
+#[derive(Clone)]
+pub struct Rule {
+    /// The port through which the application put it in.
+    pub owner: u16,
+    /// Which packets see it.
+    pub domain: Domain,
+    /// Its group.
+    pub group: u32,
+    /// Its priority; 0 is the highest.
+    pub priority: u32,
+    /// What it matches.
+    pub pattern: Pattern,
+    /// What it does, in this order.
+    pub actions: Arc<[Action]>,
+    /// Whether it counts.
+    pub counts: bool,
+    /// Whether it ages.
+    pub age: Option<Age>,
+}
+
+/// What a rule has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A rule of a table without its values.
+#[derive(Clone, Copy, Debug)]
+pub struct Blank {
+    pub(super) owner: u16,
+    pub(super) table: Option<TableId>,
+    pub(super) format: FormatId,
+    pub(super) priority: u32,
+}
+
+impl Blank {
+    /// The rule with its values, which are zero where the pattern of the table does not look.
+    pub fn fill(self, value: Key, actions: Arc<[Action]>, counts: bool, age: Option<Age>) -> Box<Entry> {
+        Box::new(Entry {
+            blank: self,
+            value,
+            actions,
+            counts,
+            age,
+            kind: Kind::Masked,
+            aged: false,
+            counters: Counters::default(),
+            shown: (Counters::default(), 0),
+            last_hit: Duration::ZERO,
+        })
+    }
+}
+
+/// Which table of the device a rule is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Exact,
+    Masked,
+}
+
+/// A rule in the device, or on its way there.
+pub struct Entry {
+    pub(super) blank: Blank,
+    pub(super) value: Key,
+    pub(super) actions: Arc<[Action]>,
+    /// Whether it counts.
+    pub counts: bool,
+    /// Whether it ages.
+    pub age: Option<Age>,
+    pub(super) kind: Kind,
+    /// It has aged, and is listed as such.
+    pub(super) aged: bool,
+    pub(super) counters: Counters,
+    /// The counters as they are shown, and in which period of the delay they were brought up to date.
+    shown: (Counters, u64),
+    pub(super) last_hit: Duration,
+}
+
+impl Entry {
+    pub(super) fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
+        self.show(now, delay);
+        self.counters.packets += 1;
+        self.counters.bytes += bytes as u64;
+        self.last_hit = now;
+    }
+
+    /// What is shown now.
+    pub(super) fn show(&mut self, now: Duration, delay: Duration) -> Counters {
+        if delay.is_zero() {
+            return self.counters;
+        }
+        let period = (now.as_nanos() / delay.as_nanos()) as u64;
+        if period != self.shown.1 {
+            self.shown = (self.counters, period);
+        }
+        self.shown.0
+    }
+
+    pub(super) fn reset_counters(&mut self) {
+        (self.counters, self.shown.0) = Default::default();
+    }
+
+    /// When it ages if no packet comes.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        self.age.map(|age| self.last_hit + age.timeout)
+    }
+
+    pub(super) fn has_aged(&self, now: Duration) -> bool {
+        self.deadline().is_some_and(|deadline| now >= deadline)
+    }
+}
