@@ -12,7 +12,7 @@ use dpdk_sys as sys;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// An Ethernet device of DPDK. Dropped, it is stopped and removed, as soon as its queues are gone too.
 pub struct EthDev {
@@ -28,6 +28,8 @@ pub(crate) struct Port {
     running: bool,
     /// What it receives into.
     pool: Option<Mempool>,
+    /// What its flow queue holds, as long as nobody has the queue.
+    flow_queue: Mutex<Option<u32>>,
     /// Removed after its last port.
     device: Arc<Device>,
 }
@@ -39,6 +41,11 @@ impl Port {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What its flow queue holds. Whoever takes it has the queue until it is given back.
+    pub(crate) fn flow_queue(&self) -> MutexGuard<'_, Option<u32>> {
+        self.flow_queue.lock().expect("no panic under this lock")
     }
 }
 
@@ -167,7 +174,7 @@ pub enum DeviceError {
 impl EthDev {
     fn new(id: u16, device: Arc<Device>) -> EthDev {
         let name = name(id);
-        let port = Arc::new(Port { id, name, running: false, pool: None, device });
+        let port = Arc::new(Port { id, name, running: false, pool: None, flow_queue: Mutex::default(), device });
         EthDev { port, one_thread: PhantomData }
     }
 

@@ -2,19 +2,28 @@
 //!
 //! What a device can is found out by [`FlowPort::validate`], never by its name. A [`FlowRule`] is destroyed when it is
 //! dropped. A device does not stop while one of its rules lives.
+//!
+//! Where the driver has templates, a [`FlowQueue`] puts many rules in at once and waits for none of them. It owns its rules and
+//! the template tables that they are in. [`FlowPort::listen`] tells of rules that have aged and of resets.
 
 mod action;
+mod event;
 mod item;
 mod lower;
+mod queue;
+mod template;
 
 pub use action::{FlowAction, SetField};
+pub use event::{FlowEvent, FlowEvents};
 pub use item::{Eth, FlowItem, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
+pub(crate) use queue::configure;
+pub use queue::{Completion, FlowQueue, Operation, RuleId};
 
 use crate::Errno;
 use crate::ethdev::{DeviceError, EthDev, Port, text};
 use dpdk_sys as sys;
 use lower::Lowered;
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null};
 use std::sync::Arc;
 
 /// What a rule is applied to.
@@ -107,6 +116,20 @@ pub enum FlowError {
         /// The device.
         device: String,
         /// The driver's words.
+        said: String,
+    },
+    /// Its queue has no room: operations are to complete first.
+    #[error("{device}: its flow queue is full")]
+    Busy {
+        /// The device.
+        device: String,
+    },
+    /// No template table takes such a rule.
+    #[error("{device}: no template for such a rule: {said}")]
+    NoTemplate {
+        /// The device.
+        device: String,
+        /// Why there is none.
         said: String,
     },
     /// The rule is not there any more: a reset of the device took it, or somebody else.
@@ -224,6 +247,25 @@ impl FlowPort {
         }
     }
 
+    /// Adds the contexts of rules that have aged ([`FlowAction::Age`]), of all rules that the port's driver keeps. One that is still
+    /// there when this is called again may come again.
+    pub fn aged(&self, contexts: &mut Vec<u64>) -> Result<(), FlowError> {
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: asks for their number.
+        let count = unsafe { sys::rte_flow_get_aged_flows(self.proxy, std::ptr::null_mut(), 0, &raw mut error) };
+        Errno::check(count).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut found = vec![std::ptr::null_mut(); count as usize];
+        // SAFETY: there is room for so many; more are not written.
+        let returned =
+            unsafe { sys::rte_flow_get_aged_flows(self.proxy, found.as_mut_ptr(), found.len() as u32, &raw mut error) };
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+        contexts.extend(found.iter().take(returned as usize).map(|context| context.addr() as u64));
+        Ok(())
+    }
+
     fn taker(&self, attributes: &FlowAttributes) -> u16 {
         match attributes.direction {
             Direction::Transfer => self.proxy,
@@ -251,20 +293,7 @@ impl FlowRule {
     /// What it has counted; nothing where it has no [`FlowAction::Count`].
     pub fn query(&self) -> Result<FlowCount, FlowError> {
         let Some(raw) = self.raw.filter(|_| self.counts) else { return Ok(FlowCount::default()) };
-        let count = FlowAction::Count;
-        let lowered = Lowered::new(&[], std::slice::from_ref(&count));
-        let mut error = sys::rte_flow_error::default();
-        let mut data = sys::rte_flow_query_count::default();
-        // SAFETY: the rule is in the device; the driver fills `data`, which is what a query of COUNT is answered with.
-        let returned = unsafe {
-            let (port, action) = (self.taker, lowered.actions.as_ptr());
-            sys::rte_flow_query(port, raw.as_ptr(), action, (&raw mut data).cast(), &raw mut error)
-        };
-        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
-        Ok(FlowCount {
-            packets: (data.hits_set() != 0).then_some(data.hits),
-            bytes: (data.bytes_set() != 0).then_some(data.bytes),
-        })
+        count(&self.port, self.taker, raw)
     }
 
     /// The device has lost the rule, by a reset or at the hands of somebody else: nothing is left to destroy.
@@ -298,6 +327,23 @@ impl std::fmt::Debug for FlowRule {
     }
 }
 
+/// What a rule has counted, which is in the device.
+fn count(port: &Port, taker: u16, rule: NonNull<sys::rte_flow>) -> Result<FlowCount, FlowError> {
+    let conf = sys::rte_flow_action_count::default();
+    let count = sys::rte_flow_action { type_: sys::RTE_FLOW_ACTION_TYPE_COUNT, conf: (&raw const conf).cast() };
+    let actions = [count, sys::rte_flow_action { type_: sys::RTE_FLOW_ACTION_TYPE_END, conf: null() }];
+    let mut error = sys::rte_flow_error::default();
+    let mut data = sys::rte_flow_query_count::default();
+    // SAFETY: the rule is in the device; the driver fills `data`, which is what a query of COUNT is answered with.
+    let returned =
+        unsafe { sys::rte_flow_query(taker, rule.as_ptr(), actions.as_ptr(), (&raw mut data).cast(), &raw mut error) };
+    Errno::check(returned).map_err(|errno| refused(port.name(), errno, &error, None))?;
+    Ok(FlowCount {
+        packets: (data.hits_set() != 0).then_some(data.hits),
+        bytes: (data.bytes_set() != 0).then_some(data.bytes),
+    })
+}
+
 fn refused(device: &str, errno: Errno, error: &sys::rte_flow_error, lowered: Option<&Lowered>) -> FlowError {
     let device = device.to_owned();
     let clause = lowered.map_or(Clause::Rule, |lowered| lowered.clause(error));
@@ -311,6 +357,7 @@ fn refused(device: &str, errno: Errno, error: &sys::rte_flow_error, lowered: Opt
         libc::EEXIST => FlowError::Exists { device, said },
         libc::ENOSPC | libc::ENOMEM => FlowError::Full { device, said },
         libc::ENODEV | libc::EIO => FlowError::Gone { device },
+        libc::EAGAIN => FlowError::Busy { device },
         _ => FlowError::Failed { device, clause, errno, said },
     }
 }

@@ -5,7 +5,7 @@
 //!   [`packet::Mbuf`] to the byte (the crate does not compile otherwise), so a burst passes without a look at its packets.
 //! - [`EthDev`]: a port that `devargs` name, attached and removed at run time. Started, it gives its [`RxQueue`]s and
 //!   [`TxQueue`]s away; each belongs to one worker at a time, and the device runs until the last is back.
-//! - [`flow`]: rules in a device (`rte_flow`), typed.
+//! - [`flow`]: rules in a device (`rte_flow`), typed; by templates and a queue, where the driver has them.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,7 +1,7 @@
 //! Configuring and starting a device, which gives its queues; and stopping it, which wants them back.
 
 use super::{DeviceError, EthDev, Port};
-use crate::{Errno, Mempool, RxQueue, TxCapabilities, TxQueue, log};
+use crate::{Errno, Mempool, RxQueue, TxCapabilities, TxQueue, flow, log};
 use dpdk_sys as sys;
 use std::ptr::null;
 use std::sync::Arc;
@@ -95,6 +95,7 @@ impl EthDev {
         let info = self.raw_info()?;
         self.check_config(config, &info)?;
         self.configure(config, &info)?;
+        *self.port.flow_queue() = flow::configure(self.port.id);
         let (mut rx, mut tx) = (config.rx_descriptors, config.tx_descriptors);
         let id = self.port.id;
         // SAFETY: changes the two numbers to what the driver can.

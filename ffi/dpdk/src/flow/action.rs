@@ -19,8 +19,13 @@ pub enum FlowAction {
     RepresentedPort(u16),
     /// Goes on in another group.
     Jump(u32),
-    /// Reports the rule when nothing matched for so many seconds.
-    Age(u32),
+    /// Reports the rule when nothing matched for a time: [`super::FlowPort::aged`].
+    Age {
+        /// The time.
+        seconds: u32,
+        /// What it is reported by; not 0.
+        context: u64,
+    },
     /// Sets a field.
     Set(SetField),
     /// Takes one from the time to live or hop limit.

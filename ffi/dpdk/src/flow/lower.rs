@@ -3,8 +3,8 @@
 use super::{Clause, Direction, FlowAction, FlowAttributes, FlowItem, Match, SetField};
 use super::{Eth, Icmp, Ipv4, Ipv6, L4Ports, Tcp, Vlan};
 use dpdk_sys as sys;
-use std::any::Any;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::ptr::null;
 
 pub(super) fn attributes(from: &FlowAttributes) -> sys::rte_flow_attr {
@@ -18,41 +18,82 @@ pub(super) fn attributes(from: &FlowAttributes) -> sys::rte_flow_attr {
 }
 
 /// A pattern and its actions, each ended by an END.
+#[derive(Default)]
 pub(super) struct Lowered {
     pub(super) items: Vec<sys::rte_flow_item>,
     pub(super) actions: Vec<sys::rte_flow_action>,
-    _kept: Kept,
+    kept: Kept,
 }
 
-/// What the lists lead to, each at a place of its own.
+// SAFETY: its pointers lead to what it owns, or to nothing.
+unsafe impl Send for Lowered {}
+
+/// What the lists lead to, each at a place of its own, until it is cleared. Its memory is used again.
 #[derive(Default)]
-struct Kept(Vec<Box<dyn Any>>);
+struct Kept {
+    /// Written through pointers alone: their lengths stay 0.
+    chunks: Vec<Vec<MaybeUninit<Word>>>,
+    /// Words of the last chunk that are taken.
+    used: usize,
+}
+
+/// The alignment of every place.
+type Word = u128;
 
 impl Kept {
-    fn keep<T: 'static>(&mut self, value: T) -> &mut T {
-        self.0.push(Box::new(value));
-        let last = self.0.last_mut().and_then(|kept| kept.downcast_mut());
-        last.expect("just put there")
+    const CHUNK: usize = 128;
+
+    /// Room for values of plain C.
+    fn room<T: Copy>(&mut self, count: usize) -> *mut T {
+        const { assert!(align_of::<T>() <= align_of::<Word>()) };
+        let words = (count * size_of::<T>()).div_ceil(size_of::<Word>());
+        if self.chunks.last().is_none_or(|chunk| chunk.capacity() - self.used < words) {
+            self.chunks.push(Vec::with_capacity(words.max(Self::CHUNK)));
+            self.used = 0;
+        }
+        let chunk = self.chunks.last_mut().expect("there is one by now");
+        // SAFETY: within its capacity.
+        let place = unsafe { chunk.as_mut_ptr().add(self.used) };
+        self.used += words;
+        place.cast()
     }
 
     /// The place of one value.
-    fn lend<T: 'static>(&mut self, value: T) -> *const c_void {
-        (&raw const *self.keep(value)).cast()
+    fn lend<T: Copy>(&mut self, value: T) -> *const c_void {
+        self.list(&[value]).cast_const().cast()
     }
 
     /// The place of the first of a list.
-    fn list<T: 'static>(&mut self, values: Vec<T>) -> *mut T {
-        self.keep(values).as_mut_ptr()
+    fn list<T: Copy>(&mut self, values: &[T]) -> *mut T {
+        let place = self.room(values.len());
+        // SAFETY: there is room for them, which nobody else has.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place, values.len()) };
+        place
+    }
+
+    fn clear(&mut self) {
+        self.chunks.truncate(1);
+        self.used = 0;
     }
 }
 
 impl Lowered {
     pub(super) fn new(pattern: &[FlowItem], actions: &[FlowAction]) -> Lowered {
-        let mut kept = Kept::default();
-        let items = items(pattern, &mut kept);
-        let mut actions: Vec<_> = actions.iter().map(|from| action(from, &mut kept)).collect();
-        actions.push(bare(sys::RTE_FLOW_ACTION_TYPE_END));
-        Lowered { items, actions, _kept: kept }
+        let mut lowered = Lowered::default();
+        lowered.lower(pattern, actions);
+        lowered
+    }
+
+    /// Becomes this rule, in the memory that it has.
+    pub(super) fn lower(&mut self, pattern: &[FlowItem], actions: &[FlowAction]) {
+        let Lowered { items, actions: lowered, kept } = self;
+        items.clear();
+        lowered.clear();
+        kept.clear();
+        items.extend(pattern.iter().map(|from| item(from, kept)));
+        items.push(END);
+        lowered.extend(actions.iter().map(|from| action(from, kept)));
+        lowered.push(bare(sys::RTE_FLOW_ACTION_TYPE_END));
     }
 
     /// What an error points to.
@@ -74,11 +115,8 @@ impl Lowered {
     }
 }
 
-fn items(pattern: &[FlowItem], kept: &mut Kept) -> Vec<sys::rte_flow_item> {
-    let mut items: Vec<_> = pattern.iter().map(|from| item(from, kept)).collect();
-    items.push(sys::rte_flow_item { type_: sys::RTE_FLOW_ITEM_TYPE_END, spec: null(), last: null(), mask: null() });
-    items
-}
+const END: sys::rte_flow_item =
+    sys::rte_flow_item { type_: sys::RTE_FLOW_ITEM_TYPE_END, spec: null(), last: null(), mask: null() };
 
 fn item(from: &FlowItem, kept: &mut Kept) -> sys::rte_flow_item {
     match from {
@@ -100,7 +138,7 @@ fn item(from: &FlowItem, kept: &mut Kept) -> sys::rte_flow_item {
     }
 }
 
-fn matching<T, R: 'static>(
+fn matching<T, R: Copy>(
     type_: sys::rte_flow_item_type,
     fields: &Match<T>,
     raw: impl Fn(&T) -> R,
@@ -212,23 +250,24 @@ fn action(from: &FlowAction, kept: &mut Kept) -> sys::rte_flow_action {
         FlowAction::Jump(group) => {
             raw(sys::RTE_FLOW_ACTION_TYPE_JUMP, kept.lend(sys::rte_flow_action_jump { group: *group }))
         }
-        FlowAction::Age(seconds) => {
-            let mut conf = sys::rte_flow_action_age::default();
+        FlowAction::Age { seconds, context } => {
+            let context = std::ptr::without_provenance_mut(*context as usize);
+            let mut conf = sys::rte_flow_action_age { context, ..Default::default() };
             conf.set_timeout((*seconds).min(0xff_ffff));
             raw(sys::RTE_FLOW_ACTION_TYPE_AGE, kept.lend(conf))
         }
         FlowAction::VxlanEncap(headers) => {
-            let headers = items(headers, kept);
-            let definition = kept.list(headers);
+            let headers: Vec<_> = headers.iter().map(|from| item(from, kept)).chain([END]).collect();
+            let definition = kept.list(&headers);
             raw(sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP, kept.lend(sys::rte_flow_action_vxlan_encap { definition }))
         }
         FlowAction::RawEncap(bytes) => {
-            let (data, size) = (kept.list(bytes.clone()), bytes.len());
+            let (data, size) = (kept.list(bytes), bytes.len());
             let conf = sys::rte_flow_action_raw_encap { data, preserve: std::ptr::null_mut(), size };
             raw(sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP, kept.lend(conf))
         }
         FlowAction::RawDecap(bytes) => {
-            let (data, size) = (kept.list(bytes.clone()), bytes.len());
+            let (data, size) = (kept.list(bytes), bytes.len());
             raw(sys::RTE_FLOW_ACTION_TYPE_RAW_DECAP, kept.lend(sys::rte_flow_action_raw_decap { data, size }))
         }
         FlowAction::PushVlan(ethertype) => {
@@ -271,7 +310,7 @@ fn set(field: &SetField, kept: &mut Kept) -> sys::rte_flow_action {
 
 /// Over `queues`, by the hash that the device has.
 fn rss(queues: &[u16], kept: &mut Kept) -> *const c_void {
-    let (queue, queue_num) = (kept.list(queues.to_vec()), queues.len() as u32);
+    let (queue, queue_num) = (kept.list(queues), queues.len() as u32);
     kept.lend(sys::rte_flow_action_rss { queue, queue_num, ..Default::default() })
 }
 
