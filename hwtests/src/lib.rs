@@ -10,6 +10,7 @@
 //! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
 //! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
 //! - [`iscsi_peers`]: tgt and istgt; [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest. The crates nvme and iscsi test with them.
+//! - [`Ovs`]: Debian's OVS-DPDK, a peer and a client of DPDK drivers. [`Namespace`]: somebody at the other end of a veth pair.
 //! - [`Relay`]: a network path that can be lost.
 //! - [`fio`]: job files and results.
 //!
@@ -21,6 +22,8 @@ pub mod fio;
 pub mod iscsi_peers;
 mod json_socket;
 mod linux_target;
+mod namespace;
+mod ovs;
 mod process;
 mod qemu;
 mod qmp;
@@ -35,7 +38,9 @@ use anyhow::{Context, Result, ensure};
 
 pub use daemon::Daemon;
 pub use linux_target::{LinuxTarget, Protocol};
-pub use process::Process;
+pub use namespace::Namespace;
+pub use ovs::Ovs;
+pub use process::{Process, run};
 pub use qemu::{Card, Disk, Firmware, Qemu, QemuConfig};
 pub use qmp::Qmp;
 pub use relay::Relay;

@@ -4,7 +4,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 /// A child process whose output (both streams, in the order of arrival) is kept and can be waited on.
 /// It is killed when dropped, and by the kernel when the thread that started it ends in any way.
@@ -126,6 +126,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _already_gone = self.kill();
     }
+}
+
+/// Runs a command to its end and returns what it writes.
+pub fn run(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(output.status.success(), "{command:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    Ok(said)
 }
 
 fn watch(name: &str, stream: impl Read + Send + 'static, output: Arc<Output>) {

@@ -1,54 +1,12 @@
 //! The daemon on a card with rte_flow: the model of an FPGA, between two network namespaces.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hwtests::Daemon;
+use hwtests::{Daemon, Namespace};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A network namespace with one end of a veth pair in it, gone with the value.
-struct Namespace {
-    name: String,
-    /// The other end, in the host's namespace.
-    cable: String,
-}
-
-impl Namespace {
-    fn new(side: &str, address: &str) -> Result<Self> {
-        let name = format!("sl{}{side}", std::process::id());
-        let (namespace, inner) = (Self { cable: format!("{name}h"), name: name.clone() }, format!("{name}n"));
-        run(&format!("ip netns add {name}"))?;
-        run(&format!("ip link add {} type veth peer name {inner} netns {name}", namespace.cable))?;
-        run(&format!("ip link set {} up", namespace.cable))?;
-        run(&format!("ip -n {name} addr add {address} dev {inner}"))?;
-        run(&format!("ip -n {name} link set {inner} up"))?;
-        Ok(namespace)
-    }
-
-    /// Echo requests, each as soon as the last one is answered. All have to be.
-    fn ping(&self, address: &str, count: u32) -> Result<()> {
-        let said = run(&format!("ip netns exec {} busybox ping -A -W 5 -q -c {count} {address}", self.name))?;
-        ensure!(said.contains(" 0% packet loss"), "{said}");
-        Ok(())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        drop(run(&format!("ip netns del {}", self.name)));
-    }
-}
-
-fn run(line: &str) -> Result<String> {
-    let mut words = line.split_whitespace();
-    let output = Command::new(words.next().context("a program")?).args(words).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    ensure!(output.status.success(), "{line}: {said}{}", String::from_utf8_lossy(&output.stderr));
-    Ok(said)
-}
 
 fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
@@ -70,7 +28,7 @@ fn flows_between_ports_of_a_card_go_into_it() -> Result<()> {
     let (left, right) = (Namespace::new("l", "10.98.0.1/24")?, Namespace::new("r", "10.98.0.2/24")?);
     let daemon =
         Daemon::start_with("0", &["--eal=-d librte_net_fpgasim.so --no-huge -m 256", "--packet-buffers=32768"])?;
-    let (wire, function) = (&left.cable, &right.cable);
+    let (wire, function) = (left.cable(), right.cable());
     let card = format!("net_fpgasim0,wire=(net_af_packet0,iface={wire}),function=(net_af_packet1,iface={function})");
     daemon.rpc("bridge_create", json!({"name": "br"}))?;
     let plug = |name: &str, devargs: &str| {
