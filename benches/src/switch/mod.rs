@@ -120,7 +120,11 @@ impl Sides<'_> {
         let [emc, dpcls] = self.peer.measure(self.plan, pcap, load)?;
         let figures = Figures { popularity, floor, ours, emc, dpcls };
         let [ours, best] = figures.above();
-        eprintln!("{load:?} {popularity:?}: {ours:.0} cycles against {best:.0}, {:.1}", figures.ratio());
+        let Load { flows, masks, rewrite } = load;
+        let (traffic, ratio) = (popularity.name(), figures.ratio());
+        eprintln!(
+            "{flows} flows, {masks} masks, {traffic}, actions {rewrite}output: {ours:.0} cycles against {best:.0}, {ratio:.1}"
+        );
         Ok(figures)
     }
 

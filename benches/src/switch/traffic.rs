@@ -46,7 +46,7 @@ pub(crate) struct Load {
 impl Load {
     /// Writes the packets of one round as a pcap file.
     pub(crate) fn write_pcap(&self, directory: &Path, popularity: Popularity) -> Result<PathBuf> {
-        let path = directory.join(format!("{}-{popularity:?}.pcap", self.flows));
+        let path = directory.join(format!("{}-{}.pcap", self.flows, popularity.name()));
         write_pcap(&path, self.order(popularity).into_iter().map(frame))?;
         Ok(path)
     }
