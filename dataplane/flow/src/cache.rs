@@ -1,10 +1,11 @@
 //! The flow cache of one worker.
 
-use crate::action::Action;
+use crate::action::{Action, PortNo};
 use crate::classifier::{Classifier, Limits, Work, set_bits};
 use crate::exact::{Emc, EmcEntry, Smc};
 use crate::execute::Unsupported;
-use crate::key::{Key, Mask, Miniflow, NARROW};
+use crate::key::{Key, Mask, Miniflow, NARROW, field};
+use crate::marks::{Marked, Marks};
 use crate::store::{Hasher, NewFlow, Store, lengthen, shorten};
 use clock::Cycles;
 use std::sync::Arc;
@@ -117,6 +118,8 @@ pub enum InsertError {
 /// How often each tier answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hits {
+    /// The mark that hardware gave the packet.
+    pub mark: u64,
     /// The exact-match tier.
     pub exact: u64,
     /// The signature tier.
@@ -131,11 +134,12 @@ pub struct Hits {
 ///
 /// The tiers, in order, for a batch of packets:
 ///
+/// 0. *Mark* ([`FlowCache::lookup_marked`]): hardware has looked the packet up, and its mark names the flow. It needs no key.
 /// 1. *Exact match*: the packet's narrow words, as far as any flow looks at them, compared with one cache line.
 /// 2. *Signature*: hash to flow, and the flow's own mask and key checked. Reaches further in the same memory.
 /// 3. *Megaflow*: the classifier, a few hash tables a port whatever the number of masks.
 ///
-/// The first two go by the union of all masks, not by the whole packet: what no flow looks at makes no new entry, so a million
+/// The two before the last go by the union of all masks, not by the whole packet: what no flow looks at makes no new entry, so a million
 /// connections under one flow need one entry. A hit is always right: flows are disjoint, and two packets that agree in the union
 /// of the masks match the same flow.
 ///
@@ -145,6 +149,7 @@ pub struct FlowCache {
     config: Config,
     hasher: Hasher,
     epoch: u32,
+    marks: Marks,
     emc: Emc,
     smc: Smc,
     classifier: Classifier,
@@ -160,6 +165,7 @@ impl FlowCache {
         FlowCache {
             hasher,
             epoch: 1,
+            marks: Marks::default(),
             emc: Emc::new(config.emc_entries),
             smc: Smc::new(config.smc_entries),
             classifier: Classifier::new(hasher, config.limits),
@@ -170,17 +176,79 @@ impl FlowCache {
         }
     }
 
+    /// From now on packets of this mark are of this flow: hardware gives it to all that the flow matches, and to no others. False
+    /// if the flow is gone, or is not of one port.
+    pub fn set_mark(&mut self, mark: u32, id: FlowId) -> bool {
+        let Some(flow) = self.store.index(id) else { return false };
+        if self.store.mask(flow).mask.get(field::IN_PORT) != field::IN_PORT.max() {
+            return false;
+        }
+        let port = self.store.key(flow).get(field::IN_PORT) as PortNo;
+        self.marks.insert(Marked { mark, port, epoch: self.store.epoch(flow), flow, generation: id.generation });
+        true
+    }
+
+    /// Whether flows have marks.
+    #[inline]
+    pub fn has_marks(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
+    /// Looks up packets that came in by a port with these marks, 0 for none; `found` gets the flow of each whose mark is good.
+    /// Returns a bit for each of those. The others are for [`FlowCache::lookup_unmarked`].
+    ///
+    /// # Panics
+    /// If there are more packets than [`BATCH`].
+    pub fn lookup_marked(&mut self, port: PortNo, marks: &[u32], found: &mut [Option<FlowId>; BATCH]) -> u32 {
+        assert!(marks.len() <= BATCH, "a batch of {} packets", marks.len());
+        marks.iter().for_each(|mark| self.marks.prefetch(*mark));
+        let mut named = 0;
+        for (i, mark) in marks.iter().enumerate() {
+            if let Some(&Marked { flow: index, generation, .. }) = self.marks.find(*mark, port, self.epoch) {
+                self.store.prefetch_hot(index);
+                found[i] = Some(FlowId { index, generation });
+                named |= 1 << i;
+            }
+        }
+        for i in set_bits(named) {
+            match found[i].and_then(|id| self.store.index(id)) {
+                Some(flow) => self.store.prefetch_actions(flow),
+                None => {
+                    found[i] = None;
+                    named &= !(1 << i);
+                }
+            }
+        }
+        self.hits.mark += u64::from(named.count_ones());
+        named
+    }
+
     /// Looks up to [`BATCH`] packets up; `found` gets the flow of each. Hits are counted with [`FlowCache::record`].
     ///
     /// # Panics
     /// If there are more packets than [`BATCH`].
     pub fn lookup_batch(&mut self, packets: &mut [Miniflow], found: &mut [Option<FlowId>; BATCH]) {
+        self.lookup_unmarked(packets, 0, found);
+    }
+
+    /// Looks up those of up to [`BATCH`] packets whose bit is not in `marked`, as [`FlowCache::lookup_batch`] does.
+    ///
+    /// # Panics
+    /// If there are more packets than [`BATCH`].
+    #[inline]
+    pub fn lookup_unmarked(&mut self, packets: &mut [Miniflow], marked: u32, found: &mut [Option<FlowId>; BATCH]) {
         assert!(packets.len() <= BATCH, "a batch of {} packets", packets.len());
         let mut flows = [0; BATCH];
-        let all = ((1u64 << packets.len()) - 1) as u32;
+        let all = ((1u64 << packets.len()) - 1) as u32 & !marked;
+        if all == 0 {
+            return;
+        }
         let ask_exact = self.emc.is_worth_asking();
         let (union, union_map) = self.store.union();
-        for packet in packets.iter_mut() {
+        for (i, packet) in packets.iter_mut().enumerate() {
+            if marked & 1 << i != 0 {
+                continue;
+            }
             packet.hash = self.hasher.hash(&packet.key, union, union_map);
             if ask_exact {
                 self.emc.prefetch(packet.hash);
@@ -191,12 +259,15 @@ impl FlowCache {
             missing &= !self.lookup_exact(packets, &mut flows);
         }
         let hits = (all & !missing).count_ones();
-        self.emc.count(packets.len() as u32, hits);
+        self.emc.count(all.count_ones(), hits);
         self.hits.exact += u64::from(hits);
         if missing != 0 {
             missing = self.lookup_slow(packets, missing, ask_exact, &mut flows);
         }
         for (i, (found, flow)) in found.iter_mut().zip(&flows[..packets.len()]).enumerate() {
+            if marked & 1 << i != 0 {
+                continue;
+            }
             *found = (missing & 1 << i == 0).then(|| self.store.id(*flow));
             self.store.prefetch_actions(*flow);
         }

@@ -93,7 +93,18 @@ pub fn extract(frame: &[u8], metadata: &Metadata<'_>, out: &mut Miniflow) {
     if let Some(rest) = metadata.rest {
         (FIRST_REST..WORDS).for_each(|i| out.put(i, rest.words[i]));
     }
-    if metadata.packet_type.is_none() && ipv4_common(frame, out) {
+    if metadata.packet_type.is_none()
+        && let Some((head, tcp_flags)) = ipv4_common(frame, out.len)
+    {
+        let words = &mut out.key.words;
+        words[1] = be64(head, 0) & !0xffff | u64::from(ethertype::IPV4);
+        words[2] = be64(head, 6) & !0xffff | u64::from(head[23]) << 8 | frag::NO;
+        words[3] = be64(head, 26);
+        words[4] = u64::from(be32(head, 34)) << 32
+            | u64::from(tcp_flags) << 16
+            | u64::from(head[15]) << 8
+            | u64::from(head[22]);
+        words[5] = 0;
         return;
     }
     let mut hot = Hot::default();
@@ -110,38 +121,40 @@ pub fn extract(frame: &[u8], metadata: &Metadata<'_>, out: &mut Miniflow) {
     words[5] = hot.vlans;
 }
 
-/// The whole key of an untagged IPv4 packet without options or fragments that carries TCP or UDP; false if it is anything else.
+/// What is counted of a packet whose flow is known: its length and its TCP flags. No more of `out` is good afterwards.
 #[inline]
-fn ipv4_common(frame: &[u8], out: &mut Miniflow) -> bool {
+pub fn extract_counted(frame: &[u8], metadata: &Metadata<'_>, out: &mut Miniflow) {
+    let len = if metadata.packet_len == 0 { frame.len() as u32 } else { metadata.packet_len };
+    match ipv4_common(frame, len) {
+        Some((_, tcp_flags)) if metadata.packet_type.is_none() => {
+            out.len = len;
+            out.key.set(field::TCP_FLAGS, tcp_flags.into());
+        }
+        _ => extract(frame, metadata, out),
+    }
+}
+
+/// The headers and TCP flags of an untagged IPv4 packet without options or fragments that carries TCP or UDP.
+#[inline]
+fn ipv4_common(frame: &[u8], len: u32) -> Option<(&[u8; 54], u16)> {
     const ETHERNET: usize = 14;
     const IPV4: usize = 20;
-    let Some(head) = frame.first_chunk::<{ ETHERNET + IPV4 + 20 }>() else { return false };
+    let head = frame.first_chunk::<{ ETHERNET + IPV4 + 20 }>()?;
     let total = usize::from(be16(head, 16));
     let packet_type_version = be32(head, 12) & 0xffff_ff00;
     let fragment = be16(head, 20) & 0x3fff;
-    if packet_type_version != 0x0800_4500 || fragment != 0 || total > (out.len as usize).saturating_sub(ETHERNET) {
-        return false;
+    if packet_type_version != 0x0800_4500 || fragment != 0 || total > (len as usize).saturating_sub(ETHERNET) {
+        return None;
     }
-    let protocol = head[23];
-    let tcp_flags = match protocol {
+    match head[23] {
         protocol::TCP => {
             let header = usize::from(head[46] >> 4) * 4;
-            if header < 20 || total < IPV4 + header || frame.len() < ETHERNET + IPV4 + header {
-                return false;
-            }
-            be16(head, 46) & 0xfff
+            let whole = header >= 20 && total >= IPV4 + header && frame.len() >= ETHERNET + IPV4 + header;
+            whole.then(|| (head, be16(head, 46) & 0xfff))
         }
-        protocol::UDP if total >= IPV4 + 8 => 0,
-        _ => return false,
-    };
-    let words = &mut out.key.words;
-    words[1] = be64(head, 0) & !0xffff | u64::from(ethertype::IPV4);
-    words[2] = be64(head, 6) & !0xffff | u64::from(protocol) << 8 | frag::NO;
-    words[3] = be64(head, 26);
-    words[4] =
-        u64::from(be32(head, 34)) << 32 | u64::from(tcp_flags) << 16 | u64::from(head[15]) << 8 | u64::from(head[22]);
-    words[5] = 0;
-    true
+        protocol::UDP if total >= IPV4 + 8 => Some((head, 0)),
+        _ => None,
+    }
 }
 
 fn layer_2(frame: &[u8], metadata: &Metadata<'_>, hot: &mut Hot, out: &mut Miniflow) {

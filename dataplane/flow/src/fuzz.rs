@@ -3,8 +3,9 @@
 use crate::action::Action;
 use crate::cache::{BATCH, Config, FlowCache, FlowId, InsertError, Megaflow};
 use crate::classifier::Limits;
-use crate::extract::{Metadata, extract};
+use crate::extract::{Metadata, extract, extract_counted};
 use crate::key::{Key, Mask, Miniflow, field};
+use crate::marks::MARK_PLACES;
 use crate::reference::{self, LinearClassifier};
 use crate::text::{Actions, FlowMatch, parse_actions};
 use clock::Cycles;
@@ -39,8 +40,12 @@ pub fn fuzz_extract(bytes: &[u8]) {
             packet_type: (control & 0x18 == 0x18).then_some(if control & 1 == 0 { 0x0800 } else { 0x86dd }),
             rest: (control & 0x20 != 0).then_some(&rest),
         };
-        extract(frame, &metadata, &mut miniflow);
         let expected = reference::extract(frame, &metadata);
+        extract_counted(frame, &metadata, &mut miniflow);
+        let counted = (miniflow.packet_len(), miniflow.tcp_flags());
+        assert_eq!(u64::from(counted.1), expected.get(field::TCP_FLAGS), "{frame:02x?} {metadata:?}");
+        extract(frame, &metadata, &mut miniflow);
+        assert_eq!(counted.0, miniflow.packet_len());
         assert_eq!(miniflow.key(), &expected, "{frame:02x?} {metadata:?}");
         assert_eq!(expected.bitmap() & !miniflow.bitmap(), 0, "a word that is not in the bitmap");
     }
@@ -82,18 +87,44 @@ fn small_mask(input: &mut Input<'_>) -> Mask {
     mask
 }
 
-/// Any sequence of insertions, removals, renewals and look-ups: the cache answers as a list of flows does. Returns how many
-/// look-ups found a flow.
-pub fn fuzz_cache(bytes: &[u8]) -> usize {
+/// Marks that were given, each with the match that hardware gives it by, and is late in forgetting.
+type Given = Vec<(u32, Key, Mask)>;
+
+/// Marks packets as hardware does that came in by a port, and makes them match what it has seen in them; some marks nobody gave.
+fn mark(input: &mut Input<'_>, given: &Given, port: u64, packets: &mut [Miniflow]) -> Vec<u32> {
+    let mark = |packet: &mut Miniflow| {
+        packet.key.set(field::IN_PORT, port);
+        let (choice, garbage) = (usize::from(input.byte()) % (2 * given.len() + 2), u32::from(input.byte()));
+        match given.get(choice) {
+            Some((mark, key, mask)) if key.get(field::IN_PORT) == port => {
+                let words = packet.key.words.iter_mut().zip(mask.words.iter().zip(&key.words));
+                words.for_each(|(word, (mask, value))| *word = *word & !mask | value & mask);
+                *mark
+            }
+            // The mark of another port's flow: no hardware that is sane gives it here.
+            Some((mark, ..)) => *mark,
+            None if choice & 1 == 0 => 0,
+            None => garbage | 1 << 31,
+        }
+    };
+    let marks = packets.iter_mut().map(mark).collect();
+    packets.iter_mut().for_each(|packet| *packet = Miniflow::from(&packet.key));
+    marks
+}
+
+/// Any sequence of insertions, removals, renewals, marks and look-ups: the cache answers as a list of flows does. Returns how many
+/// look-ups found a flow, and how many of those by a mark.
+pub fn fuzz_cache(bytes: &[u8]) -> (usize, u64) {
     let mut input = Input(bytes);
     let limits = Limits { merge_from: 2, tables: 6, chain: 3 };
     let config = Config { emc_entries: 4, smc_entries: 8, flow_limit: 64, limits };
     let mut cache = FlowCache::new(config);
     let mut linear: LinearClassifier<FlowId> = LinearClassifier::new();
     let mut flows: Vec<FlowId> = Vec::new();
+    let mut given = Given::new();
     let mut hits = 0;
     while !input.0.is_empty() {
-        match input.byte() % 8 {
+        match input.byte() % 10 {
             0..3 => {
                 let (key, mask) = (small_key(&mut input), small_mask(&mut input));
                 let overlap = linear.overlap(&key, &mask);
@@ -123,11 +154,23 @@ pub fn fuzz_cache(bytes: &[u8]) -> usize {
                 cache.age(Cycles(1), Cycles(0), 64, |_| ());
             }
             5 => cache.rank(),
+            6 if !flows.is_empty() => {
+                let id = flows[usize::from(input.byte()) % flows.len()];
+                // Few places, each of which has many marks one after the other.
+                let mark = given.len() as u32 % 5 + 1 + given.len() as u32 * MARK_PLACES;
+                let flow = cache.get(id).expect("the flow is there");
+                if cache.set_mark(mark, id) {
+                    given.push((mark, flow.key, flow.mask));
+                }
+            }
             _ => {
                 let count = usize::from(input.byte()) % BATCH + 1;
                 let mut packets: Vec<Miniflow> = (0..count).map(|_| Miniflow::from(&small_key(&mut input))).collect();
                 let mut found = [None; BATCH];
-                cache.lookup_batch(&mut packets, &mut found);
+                let port = u64::from(input.byte() & 3) << (field::IN_PORT.max().count_ones() - 4);
+                let marks = mark(&mut input, &given, port, &mut packets);
+                let marked = cache.lookup_marked(port as u32, &marks, &mut found);
+                cache.lookup_unmarked(&mut packets, marked, &mut found);
                 for (packet, found) in packets.iter().zip(found) {
                     assert_eq!(found, linear.lookup(packet.key()), "{packet:?}");
                     hits += usize::from(found.is_some());
@@ -136,7 +179,7 @@ pub fn fuzz_cache(bytes: &[u8]) -> usize {
         }
         assert_eq!(cache.len(), flows.len());
     }
-    hits
+    (hits, cache.hits().mark)
 }
 
 /// Any text: no parser panics, and what is read is printed in a form that reads as the same.

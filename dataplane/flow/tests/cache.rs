@@ -2,7 +2,8 @@
 
 use clock::Cycles;
 use flow::{
-    Action, BATCH, Config, FlowCache, FlowId, InsertError, Key, Limits, Mask, Megaflow, Miniflow, Stats, field,
+    Action, BATCH, Config, FlowCache, FlowId, Hits, InsertError, Key, Limits, MARK_PLACES, Mask, Megaflow, Miniflow,
+    Stats, field,
 };
 use std::sync::Arc;
 
@@ -253,4 +254,45 @@ fn tuple_space_explosion_is_bounded() {
         probes <= before * 2.0 && compared <= 4.0,
         "{before} before, {probes} and {compared} now, {narrowed} narrowed"
     );
+}
+
+/// What a packet with this mark, from this port, is found to be without a look at it.
+fn marked(cache: &mut FlowCache, port: u32, mark: u32) -> Option<FlowId> {
+    let mut found = [None; BATCH];
+    let known = cache.lookup_marked(port, &[0, mark], &mut found);
+    assert_eq!((known == 0b10, known), (found[1].is_some(), known & 0b10));
+    found[1]
+}
+
+#[test]
+fn a_mark_names_a_flow_of_its_port_while_that_lives() {
+    let mut cache = FlowCache::new(Config::default());
+    let id = cache.insert(flow(key(1, 0, 7, 0), mask())).expect("a flow");
+    assert!(!cache.has_marks());
+    assert!(cache.set_mark(5, id));
+    assert_eq!(marked(&mut cache, 1, 5), Some(id));
+    assert_eq!(marked(&mut cache, 2, 5), None, "of another port");
+    assert_eq!(marked(&mut cache, 1, 5 + MARK_PLACES), None, "of another generation");
+    assert_eq!(marked(&mut cache, 1, u32::MAX), None, "of nobody");
+    assert_eq!(cache.hits(), Hits { mark: 1, ..Hits::default() });
+    // The flow goes, and another one has its place: the mark is of neither.
+    cache.remove(id).expect("the flow");
+    assert_eq!(marked(&mut cache, 1, 5), None);
+    assert!(!cache.set_mark(6, id), "the flow is gone");
+    let next = cache.insert(flow(key(1, 0, 8, 0), mask())).expect("a flow");
+    assert_eq!(marked(&mut cache, 1, 5), None);
+    // The next mark of this place is of the new flow, and the old one of nobody.
+    assert!(cache.set_mark(5 + MARK_PLACES, next));
+    assert_eq!((marked(&mut cache, 1, 5), marked(&mut cache, 1, 5 + MARK_PLACES)), (None, Some(next)));
+    // Flows of an earlier epoch do not match, by whatever they are found.
+    cache.invalidate();
+    assert_eq!(marked(&mut cache, 1, 5 + MARK_PLACES), None);
+}
+
+#[test]
+fn a_flow_of_all_ports_has_no_mark() {
+    let mut cache = FlowCache::new(Config::default());
+    let id = cache.insert(flow(Key::EMPTY, Mask::EMPTY)).expect("a flow");
+    assert!(!cache.set_mark(5, id));
+    assert_eq!(marked(&mut cache, 0, 5), None);
 }

@@ -1,6 +1,6 @@
 //! A packet: a chain of segments that one owner has.
 
-use crate::mbuf::Mbuf;
+use crate::mbuf::{Mbuf, offload_flag};
 use crate::{Pool, pool};
 use std::ptr::NonNull;
 
@@ -253,6 +253,24 @@ impl Packet {
             to[at..at + segment.len()].copy_from_slice(segment);
             at += segment.len();
         }
+    }
+
+    /// Takes the mark that a rule of the receiving NIC gave it: good once, so that nobody behind takes it for that of another NIC.
+    #[inline(always)]
+    pub fn take_mark(&mut self) -> Option<u32> {
+        let mbuf = self.mbuf_mut();
+        if mbuf.ol_flags & offload_flag::RX_FDIR_ID == 0 {
+            return None;
+        }
+        mbuf.ol_flags &= !(offload_flag::RX_FDIR | offload_flag::RX_FDIR_ID);
+        Some(mbuf.mark)
+    }
+
+    /// Marks it, as a NIC does.
+    pub fn set_mark(&mut self, mark: u32) {
+        let mbuf = self.mbuf_mut();
+        mbuf.ol_flags |= offload_flag::RX_FDIR | offload_flag::RX_FDIR_ID;
+        mbuf.mark = mark;
     }
 
     /// Bits of [`crate::offload_flag`].

@@ -99,6 +99,18 @@ fn work_left_to_do_is_kept_as_dpdk_keeps_it() {
     assert!(packet.offload().is_none() && packet.flags() == 0);
 }
 
+#[test]
+fn a_mark_is_good_once_and_not_for_the_next_user_of_the_buffer() {
+    let pool = Pool::new(32, None).unwrap();
+    let all = |pool: &Pool| -> Vec<_> { std::iter::from_fn(|| pool.take_one()).collect() };
+    let mut packets = all(&pool);
+    assert!(packets.iter_mut().all(|packet| packet.take_mark().is_none()));
+    packets.iter_mut().for_each(|packet| packet.set_mark(77));
+    assert_eq!((packets[0].take_mark(), packets[0].take_mark()), (Some(77), None));
+    drop(packets);
+    assert!(all(&pool).iter_mut().all(|packet| packet.take_mark().is_none()));
+}
+
 proptest! {
     #[test]
     fn bytes_over_several_segments_stay_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..9000), cut in 0_usize..9000) {
