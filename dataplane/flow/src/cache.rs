@@ -228,25 +228,37 @@ impl FlowCache {
     /// # Panics
     /// If there are more packets than [`BATCH`].
     pub fn lookup_batch(&mut self, packets: &mut [Miniflow], found: &mut [Option<FlowId>; BATCH]) {
-        self.lookup_unmarked(packets, 0, found);
+        self.lookup::<false>(packets, 0, found);
     }
 
     /// Looks up those of up to [`BATCH`] packets whose bit is not in `marked`, as [`FlowCache::lookup_batch`] does.
     ///
     /// # Panics
     /// If there are more packets than [`BATCH`].
-    #[inline]
     pub fn lookup_unmarked(&mut self, packets: &mut [Miniflow], marked: u32, found: &mut [Option<FlowId>; BATCH]) {
+        match marked {
+            0 => self.lookup::<false>(packets, 0, found),
+            _ => self.lookup::<true>(packets, marked, found),
+        }
+    }
+
+    /// Twice, so that packets without marks do not pay for those with.
+    fn lookup<const MARKED: bool>(
+        &mut self,
+        packets: &mut [Miniflow],
+        marked: u32,
+        found: &mut [Option<FlowId>; BATCH],
+    ) {
         assert!(packets.len() <= BATCH, "a batch of {} packets", packets.len());
         let mut flows = [0; BATCH];
         let all = ((1u64 << packets.len()) - 1) as u32 & !marked;
-        if all == 0 {
+        if MARKED && all == 0 {
             return;
         }
         let ask_exact = self.emc.is_worth_asking();
         let (union, union_map) = self.store.union();
         for (i, packet) in packets.iter_mut().enumerate() {
-            if marked & 1 << i != 0 {
+            if MARKED && marked & 1 << i != 0 {
                 continue;
             }
             packet.hash = self.hasher.hash(&packet.key, union, union_map);
@@ -265,7 +277,7 @@ impl FlowCache {
             missing = self.lookup_slow(packets, missing, ask_exact, &mut flows);
         }
         for (i, (found, flow)) in found.iter_mut().zip(&flows[..packets.len()]).enumerate() {
-            if marked & 1 << i != 0 {
+            if MARKED && marked & 1 << i != 0 {
                 continue;
             }
             *found = (missing & 1 << i == 0).then(|| self.store.id(*flow));
