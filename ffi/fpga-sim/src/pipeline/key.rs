@@ -211,6 +211,12 @@ impl Pattern {
         self.value.0[at] = self.value.0[at] & !bit | if there { bit } else { 0 };
     }
 
+    /// The same with other values, which are zero where the mask is.
+    #[must_use]
+    pub fn with_value(self, value: Key) -> Pattern {
+        Pattern { value, ..self }
+    }
+
     /// The values, zero where the mask is.
     pub fn value(&self) -> &Key {
         &self.value

@@ -292,6 +292,15 @@ impl Pipeline {
         true
     }
 
+    /// Closes the tables that were opened through a port, those that have no rules.
+    pub fn close_tables_of(&mut self, owner: u16) {
+        for table in 0..self.tables.len() {
+            if self.tables[table].as_ref().is_some_and(|table| table.owner == owner) {
+                self.close_table(table as TableId);
+            }
+        }
+    }
+
     /// What rules of a table have in common that have this one of its patterns.
     pub fn blank(&self, table: TableId, pattern: usize) -> Option<Blank> {
         let of = self.tables.get(table as usize)?.as_ref()?;
@@ -360,8 +369,8 @@ impl Pipeline {
 
     /// Takes out the rules that were put in through a port.
     pub fn remove_of(&mut self, owner: u16) {
-        let of_port = |(&id, entry): (&RuleId, &Box<Entry>)| (entry.blank.owner == owner).then_some(id);
-        let ids: Vec<RuleId> = self.rules.iter().filter_map(of_port).collect();
+        let of_port = self.rules.iter().filter(|(_, entry)| entry.blank.owner == owner);
+        let ids: Vec<RuleId> = of_port.map(|(&id, _)| id).collect();
         for id in ids {
             self.remove(id);
         }
@@ -421,7 +430,7 @@ impl Pipeline {
     /// The rules of a port that have aged, with the application's name for each if it gave one.
     pub fn aged(&mut self, owner: u16, now: Duration) -> impl Iterator<Item = (RuleId, Option<u64>)> {
         self.expire(now);
-        let context = |id| self.rules.get(&id).and_then(|entry: &Box<Entry>| entry.age).and_then(|age| age.context);
+        let context = |id| self.rules.get(&id)?.age?.context;
         self.aged.get(&owner).into_iter().flatten().map(move |&id| (id, context(id)))
     }
 

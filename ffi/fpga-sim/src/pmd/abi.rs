@@ -152,10 +152,10 @@ pub(super) struct EthDevOps {
     pub from_ip_reassembly: [Nothing; 13],
 }
 
-type Attributes = *const sys::rte_flow_attr;
-type Items = *const sys::rte_flow_item;
-type Actions = *const sys::rte_flow_action;
-type Error = *mut sys::rte_flow_error;
+pub(super) type Attributes = *const sys::rte_flow_attr;
+pub(super) type Items = *const sys::rte_flow_item;
+pub(super) type Actions = *const sys::rte_flow_action;
+pub(super) type Error = *mut sys::rte_flow_error;
 
 /// `struct rte_flow_ops`
 #[repr(C)]
@@ -168,9 +168,84 @@ pub(super) struct FlowOps {
     pub isolate: Option<unsafe extern "C" fn(*mut EthDev, c_int, Error) -> c_int>,
     pub dev_dump: Nothing,
     pub get_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, *mut *mut c_void, u32, Error) -> c_int>,
-    pub from_get_q_aged_flows: [Nothing; 10],
+    pub get_q_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, u32, *mut *mut c_void, u32, Error) -> c_int>,
+    pub action_handle: [Nothing; 4],
+    pub tunnel: [Nothing; 5],
     pub pick_transfer_proxy: Option<unsafe extern "C" fn(*mut EthDev, *mut u16, Error) -> c_int>,
-    pub from_flex_item: [Nothing; 18],
+    pub flex_item: [Nothing; 2],
+    pub info_get: Option<
+        unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_port_info, *mut sys::rte_flow_queue_info, Error) -> c_int,
+    >,
+    pub configure: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *const sys::rte_flow_port_attr,
+            u16,
+            *mut *const sys::rte_flow_queue_attr,
+            Error,
+        ) -> c_int,
+    >,
+    pub pattern_template_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *const sys::rte_flow_pattern_template_attr,
+            Items,
+            Error,
+        ) -> *mut sys::rte_flow_pattern_template,
+    >,
+    pub pattern_template_destroy:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_pattern_template, Error) -> c_int>,
+    pub actions_template_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *const sys::rte_flow_actions_template_attr,
+            Actions,
+            Actions,
+            Error,
+        ) -> *mut sys::rte_flow_actions_template,
+    >,
+    pub actions_template_destroy:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_actions_template, Error) -> c_int>,
+    pub template_table_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *const sys::rte_flow_template_table_attr,
+            *mut *mut sys::rte_flow_pattern_template,
+            u8,
+            *mut *mut sys::rte_flow_actions_template,
+            u8,
+            Error,
+        ) -> *mut sys::rte_flow_template_table,
+    >,
+    pub template_table_destroy:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_template_table, Error) -> c_int>,
+    pub async_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *mut sys::rte_flow_template_table,
+            Items,
+            u8,
+            Actions,
+            u8,
+            *mut c_void,
+            Error,
+        ) -> *mut sys::rte_flow,
+    >,
+    pub async_destroy: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *mut sys::rte_flow,
+            *mut c_void,
+            Error,
+        ) -> c_int,
+    >,
+    pub push: Option<unsafe extern "C" fn(*mut EthDev, u32, Error) -> c_int>,
+    pub pull: Option<unsafe extern "C" fn(*mut EthDev, u32, *mut sys::rte_flow_op_result, u16, Error) -> c_int>,
+    pub async_action_handle: [Nothing; 4],
 }
 
 const _: () = {
@@ -191,7 +266,11 @@ const _: () = {
     assert!(offset_of!(EthDevOps, rx_queue_setup) == 328 && offset_of!(EthDevOps, tx_queue_setup) == 360);
     assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
     assert!(size_of::<FlowOps>() == 296 && offset_of!(FlowOps, get_aged_flows) == 56);
-    assert!(offset_of!(FlowOps, pick_transfer_proxy) == 144);
+    assert!(offset_of!(FlowOps, get_q_aged_flows) == 64 && offset_of!(FlowOps, action_handle) == 72);
+    assert!(offset_of!(FlowOps, tunnel) == 104 && offset_of!(FlowOps, pick_transfer_proxy) == 144);
+    assert!(offset_of!(FlowOps, info_get) == 168 && offset_of!(FlowOps, configure) == 176);
+    assert!(offset_of!(FlowOps, pattern_template_create) == 184 && offset_of!(FlowOps, async_create) == 232);
+    assert!(offset_of!(FlowOps, push) == 248 && offset_of!(FlowOps, pull) == 256);
 };
 
 // Not among the libraries that pkg-config names, as applications do not call it.

@@ -1,18 +1,13 @@
 //! Flow operations: each under the device's lock, each refusal with its clause.
 
-use super::abi::{EthDev, FlowOps};
+use super::abi::{Actions, Attributes, Error, EthDev, FlowOps, Items};
 use super::device::State;
-use super::{Port, port};
-use crate::pipeline::{InsertError, Rule};
+use super::{Port, port, queue, template};
+use crate::pipeline::InsertError;
 use crate::translate::{self, Context, Refusal};
 use dpdk_sys as sys;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut, without_provenance_mut};
-
-type Attributes = *const sys::rte_flow_attr;
-type Items = *const sys::rte_flow_item;
-type Actions = *const sys::rte_flow_action;
-type Error = *mut sys::rte_flow_error;
 
 pub(super) static OPS: FlowOps = FlowOps {
     validate: Some(validate),
@@ -23,18 +18,33 @@ pub(super) static OPS: FlowOps = FlowOps {
     isolate: Some(isolate),
     dev_dump: None,
     get_aged_flows: Some(get_aged_flows),
-    from_get_q_aged_flows: [None; 10],
+    get_q_aged_flows: Some(get_q_aged_flows),
+    action_handle: [None; 4],
+    tunnel: [None; 5],
     pick_transfer_proxy: Some(pick_transfer_proxy),
-    from_flex_item: [None; 18],
+    flex_item: [None; 2],
+    info_get: Some(queue::info_get),
+    configure: Some(queue::configure),
+    pattern_template_create: Some(template::pattern_create),
+    pattern_template_destroy: Some(template::pattern_destroy),
+    actions_template_create: Some(template::actions_create),
+    actions_template_destroy: Some(template::actions_destroy),
+    template_table_create: Some(template::table_create),
+    template_table_destroy: Some(template::table_destroy),
+    async_create: Some(queue::async_create),
+    async_destroy: Some(queue::async_destroy),
+    push: Some(queue::push),
+    pull: Some(queue::pull),
+    async_action_handle: [None; 4],
 };
 
 /// Tells why not. Returns what DPDK's function returns then, and sets `rte_errno`.
-fn refuse(error: Error, refusal: &Refusal) -> c_int {
+pub(super) fn refuse(error: Error, refusal: &Refusal) -> c_int {
     // SAFETY: `error` is null or the application's; the message is constant.
     unsafe { sys::rte_flow_error_set(error, refusal.errno, refusal.kind, refusal.cause, refusal.message.as_ptr()) }
 }
 
-fn unspecified(errno: i32, message: &'static CStr) -> Refusal {
+pub(super) fn unspecified(errno: i32, message: &'static CStr) -> Refusal {
     Refusal { errno, kind: sys::RTE_FLOW_ERROR_TYPE_UNSPECIFIED, cause: null(), message }
 }
 
@@ -53,30 +63,25 @@ fn not_inserted(error: InsertError) -> Refusal {
     }
 }
 
-/// Translates a rule for a port; `creating` is it when it is to be put in.
-///
-/// # Safety
-/// As for [`translate::rule`].
-unsafe fn translated(
+/// Calls with what a translation for the port depends on; `creating` is it when something is to be put in.
+pub(super) fn in_context<T>(
     port: &Port,
     state: &mut State,
     creating: bool,
-    (attributes, items, actions): (Attributes, Items, Actions),
-) -> Result<Rule, Refusal> {
+    call: impl FnOnce(&Context) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
     let (ids, rss) = (state.ids(), state.rss(port.index));
     let troubles = &port.device.troubles;
     let refuse: &[&[String]] =
         if creating { &[&troubles.refuse, &troubles.refuse_create] } else { &[&troubles.refuse] };
-    let context = Context {
+    call(&Context {
         port: ids[port.index],
         ports: &ids,
         rx_queues: state.ports[port.index].queues.len() as u16,
         rss: rss.as_ref(),
         limits: state.limits(),
         refuse,
-    };
-    // SAFETY: as the caller promises.
-    unsafe { translate::rule(&context, attributes, items, actions) }
+    })
 }
 
 unsafe extern "C" fn validate(
@@ -90,7 +95,8 @@ unsafe extern "C" fn validate(
     let port = unsafe { port(dev) };
     let mut state = port.device.lock();
     // SAFETY: as above.
-    let rule = unsafe { translated(port, &mut state, false, (attributes, items, actions)) };
+    let translate = |context: &Context| unsafe { translate::rule(context, attributes, items, actions) };
+    let rule = in_context(port, &mut state, false, translate);
     match rule.and_then(|rule| state.pipeline.check(&rule).map_err(not_inserted)) {
         Ok(()) => 0,
         Err(refusal) => refuse(error, &refusal),
@@ -112,7 +118,8 @@ unsafe extern "C" fn create(
     let now = port.device.now();
     let mut state = port.device.lock();
     // SAFETY: as above.
-    let rule = unsafe { translated(port, &mut state, true, (attributes, items, actions)) };
+    let translate = |context: &Context| unsafe { translate::rule(context, attributes, items, actions) };
+    let rule = in_context(port, &mut state, true, translate);
     match rule.and_then(|rule| state.pipeline.insert(rule, now).map_err(not_inserted)) {
         Ok(id) => without_provenance_mut(id as usize),
         Err(refusal) => {
@@ -203,6 +210,18 @@ unsafe extern "C" fn get_aged_flows(dev: *mut EthDev, contexts: *mut *mut c_void
         unsafe { *contexts.add(index) = without_provenance_mut(context as usize) };
     }
     count as c_int
+}
+
+/// The port's: queues have none of their own.
+unsafe extern "C" fn get_q_aged_flows(
+    dev: *mut EthDev,
+    _queue: u32,
+    contexts: *mut *mut c_void,
+    room: u32,
+    error: Error,
+) -> c_int {
+    // SAFETY: as for the port's.
+    unsafe { get_aged_flows(dev, contexts, room, error) }
 }
 
 /// Transfer rules may be put in through any port; the physical one is where they belong.

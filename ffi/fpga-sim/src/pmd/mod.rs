@@ -6,6 +6,8 @@ mod device;
 mod ethdev;
 mod flow;
 mod mbuf;
+mod queue;
+mod template;
 
 use crate::config::Config;
 use abi::{Driver, EthDev, Link, VdevDevice, VdevDriver};
@@ -13,8 +15,9 @@ use device::{Device, PortState};
 use dpdk_sys as sys;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use template::Engine;
 
 /// The DPDK whose driver interface `abi` has.
 const VERSION: (u32, u32) = (22, 11);
@@ -59,6 +62,14 @@ struct Port {
     device: Arc<Device>,
     index: usize,
     mac: sys::rte_ether_addr,
+    engine: Mutex<Engine>,
+}
+
+impl Port {
+    /// Its queues and templates. Who holds them may lock the device, and not the other way round.
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The port behind DPDK's structure.
@@ -168,7 +179,8 @@ unsafe fn add_port(vdev: *mut VdevDevice, device: &Arc<Device>, index: usize) ->
         let data = &mut *(*dev).data;
         let [high, low] = data.port_id.to_be_bytes();
         let mac = sys::rte_ether_addr { addr_bytes: [0x02, b'F', b'P', b'G', high, low] };
-        let port = Box::into_raw(Box::new(Port { device: device.clone(), index, mac }));
+        let port = Port { device: device.clone(), index, mac, engine: Mutex::default() };
+        let port = Box::into_raw(Box::new(port));
         data.dev_private = port.cast();
         data.mac_addrs = &raw mut (*port).mac;
         data.numa_node = (*vdev).device.numa_node;

@@ -1,380 +1,355 @@
-//! Actions: what each needs of the rule it stands in, and what the device makes of it.
+//! Actions: what each needs of the rule it stands in. What the device makes of their values is in [`value`](super::value).
 
 use super::item::Seen;
-use super::{Context, Refusal, copy, encap};
-use crate::pipeline::toeplitz::{DEFAULT_KEY, KEY_LEN};
-use crate::pipeline::{Action, Age, Domain, End, Rss};
+use super::value::{age_of, conf, conf_len, unsupported, value};
+use super::{Context, Refusal, copy};
+use crate::pipeline::{Action, Age, Domain};
 use dpdk_sys as sys;
 use std::ffi::CStr;
+use std::ptr::null;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// Bytes that an encapsulation puts in front at most: the room that DPDK leaves there.
-const MAX_ENCAP: usize = 128;
-/// What RSS can be asked to hash.
-pub(crate) const RSS_TYPES: u64 = (sys::RTE_ETH_RSS_IP | sys::RTE_ETH_RSS_TCP | sys::RTE_ETH_RSS_UDP) as u64;
-const RSS_PORTS: u64 = (sys::RTE_ETH_RSS_TCP | sys::RTE_ETH_RSS_UDP) as u64 & !(sys::RTE_ETH_RSS_IP as u64);
-
-/// What a rule's actions come to.
-pub(super) struct Done {
-    pub actions: Vec<Action>,
-    pub counts: bool,
-    pub age: Option<Age>,
+/// A list of actions, with the values that all rules have.
+pub(crate) struct ActionsTemplate {
+    /// The actions, END among them.
+    kinds: Vec<sys::rte_flow_action_type>,
+    values: Vec<Values>,
 }
 
-/// Actions as they are read.
-struct Reader<'a> {
-    context: &'a Context<'a>,
+/// Values of an action.
+enum Values {
+    /// It has none.
+    None,
+    Fixed(Action),
+    /// Each rule has its own.
+    Own,
+    /// Ageing, with the timeout if all rules have the same. Their contexts are their own.
+    Age(Option<u32>),
+}
+
+impl ActionsTemplate {
+    /// Reads a list. Where `masks` has zeros rules have values of their own; without it all is as it stands here.
+    ///
+    /// # Safety
+    /// As for [`rule`](super::rule); `masks` is like `actions`.
+    pub(super) unsafe fn read(
+        context: &Context,
+        actions: &[sys::rte_flow_action],
+        masks: Option<&[sys::rte_flow_action]>,
+    ) -> Result<ActionsTemplate, Refusal> {
+        let kinds = actions.iter().map(|action| action.type_).chain([sys::RTE_FLOW_ACTION_TYPE_END]).collect();
+        let read = actions.iter().enumerate().map(|(index, action)| {
+            let mask = masks.and_then(|masks| masks.get(index));
+            // SAFETY: as the caller promises.
+            let own = mask.is_some_and(|mask| unsafe { leaves_values(mask) });
+            // SAFETY: as the caller promises.
+            let value = unsafe {
+                match action.type_ {
+                    sys::RTE_FLOW_ACTION_TYPE_VOID | sys::RTE_FLOW_ACTION_TYPE_COUNT => Values::None,
+                    sys::RTE_FLOW_ACTION_TYPE_AGE if own || mask.is_none() => Values::Age(None),
+                    sys::RTE_FLOW_ACTION_TYPE_AGE => {
+                        Values::Age(Some(conf::<sys::rte_flow_action_age>(action)?.timeout()))
+                    }
+                    _ if own => Values::Own,
+                    _ => Values::Fixed(value(context, action)?),
+                }
+            };
+            Ok(value)
+        });
+        Ok(ActionsTemplate { kinds, values: read.collect::<Result<_, _>>()? })
+    }
+
+    /// Its actions, without END.
+    pub(super) fn kinds(&self) -> &[sys::rte_flow_action_type] {
+        &self.kinds[..self.values.len()]
+    }
+}
+
+/// Whether the device knows these actions, and is not asked to refuse them.
+pub(super) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
+    for action in actions.iter().filter(|action| action.type_ != sys::RTE_FLOW_ACTION_TYPE_VOID) {
+        let name = name(action.type_).ok_or_else(|| unsupported(action, c"the device does not know this action"))?;
+        if context.refuses(name) {
+            return Err(unsupported(action, c"this action is refused on demand (argument refuse or refuse-create)"));
+        }
+    }
+    Ok(())
+}
+
+/// The order in which the device does the actions of a list that may stand in a rule.
+pub(super) struct Order {
+    /// Their places in the list; the last says where packets go.
+    places: Vec<usize>,
+    counts: bool,
+    age: Option<usize>,
+}
+
+/// Actions as they are admitted.
+struct Admission<'a> {
     domain: Domain,
-    group: u32,
     seen: &'a Seen,
-    done: Done,
-    fate: Option<Action>,
+    /// The application's list, if it is at hand.
+    causes: Option<&'a [sys::rte_flow_action]>,
+    order: Order,
+    fate: Option<usize>,
     /// A tag is there, by the pattern or by an action.
     tagged: bool,
     /// The outer headers are not those that the pattern knows.
     tunnelled: bool,
 }
 
-/// Translates the actions.
-///
-/// # Safety
-/// As for [`rule`](super::rule).
-pub(super) unsafe fn actions(
-    context: &Context,
+/// Says whether such actions may stand in a rule of the domain behind such a pattern, whatever their values are.
+pub(super) fn admit(
     domain: Domain,
-    group: u32,
     seen: &Seen,
-    actions: &[sys::rte_flow_action],
-) -> Result<Done, Refusal> {
-    let done = Done { actions: Vec::new(), counts: false, age: None };
-    let mut reader = Reader { context, domain, group, seen, done, fate: None, tagged: seen.vlan, tunnelled: false };
-    for action in actions {
-        // SAFETY: as the caller promises.
-        unsafe { reader.read(action)? };
+    kinds: &[sys::rte_flow_action_type],
+    causes: Option<&[sys::rte_flow_action]>,
+) -> Result<Order, Refusal> {
+    let order = Order { places: Vec::new(), counts: false, age: None };
+    let mut admission = Admission { domain, seen, causes, order, fate: None, tagged: seen.vlan, tunnelled: false };
+    for (index, &kind) in kinds.iter().enumerate() {
+        admission.take(index, kind)?;
     }
-    if reader.fate.is_none() && !matches!(domain, Domain::Egress(_)) {
+    if admission.fate.is_none() && !matches!(domain, Domain::Egress(_)) {
         let message = c"no action says where packets go: DROP, JUMP, QUEUE, RSS, REPRESENTED_PORT or PORT_REPRESENTOR";
-        return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, actions.as_ptr(), message));
+        let cause = causes.map_or(null(), <[_]>::as_ptr);
+        return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, cause, message));
     }
-    reader.done.actions.extend(reader.fate);
-    Ok(reader.done)
+    admission.order.places.extend(admission.fate);
+    Ok(admission.order)
 }
 
-fn unsupported(action: &sys::rte_flow_action, message: &'static CStr) -> Refusal {
-    Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION, action, message)
+/// What rules do that have the same actions behind the same pattern.
+pub(crate) struct Plan {
+    kinds: Vec<sys::rte_flow_action_type>,
+    slots: Vec<Slot>,
+    /// What the slots come to, if none is a rule's own.
+    fixed: Option<Arc<[Action]>>,
+    pub counts: bool,
+    /// Where AGE is in the list, and the timeout if all rules have the same.
+    age: Option<(usize, Option<u32>)>,
+    group: u32,
 }
 
-fn bad_conf(action: &sys::rte_flow_action, message: &'static CStr) -> Refusal {
-    Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, action.conf, message)
+/// An action of the device.
+enum Slot {
+    Fixed(Action),
+    /// One whose values are in this action of the rule.
+    Own(usize),
 }
 
-/// An action's configuration.
-///
-/// # Safety
-/// It is null or a `T`.
-unsafe fn conf<T: Copy>(action: &sys::rte_flow_action) -> Result<T, Refusal> {
-    let missing = || Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION, action, c"the action has no configuration");
-    // SAFETY: as the caller promises; some of these structures have no alignment.
-    (!action.conf.is_null()).then(|| unsafe { action.conf.cast::<T>().read_unaligned() }).ok_or_else(missing)
+/// A rule's actions with their values.
+pub(crate) struct Done {
+    pub actions: Arc<[Action]>,
+    pub age: Option<Age>,
 }
 
-impl Reader<'_> {
+impl Plan {
+    /// What rules of a group do; `causes` is the application's list, if it is at hand.
+    pub(super) fn new(
+        group: u32,
+        order: &Order,
+        template: &ActionsTemplate,
+        causes: Option<&[sys::rte_flow_action]>,
+    ) -> Result<Plan, Refusal> {
+        let conf = |at: usize| causes.and_then(|causes| causes.get(at)).map_or(null(), |action| action.conf);
+        let slot = |at| match &template.values[at] {
+            Values::Fixed(action) => check_jump(group, action.clone(), conf(at)).map(Slot::Fixed),
+            _ => Ok(Slot::Own(at)),
+        };
+        let slots = order.places.iter().map(|&at| slot(at)).collect::<Result<Vec<_>, _>>()?;
+        let fixed = |slot: &Slot| if let Slot::Fixed(action) = slot { Some(action.clone()) } else { None };
+        let fixed = slots.iter().map(fixed).collect();
+        let timeout = |at| if let Values::Age(timeout) = template.values[at] { timeout } else { None };
+        let age = order.age.map(|at| (at, timeout(at)));
+        Ok(Plan { kinds: template.kinds.clone(), slots, fixed, counts: order.counts, age, group })
+    }
+
+    /// The actions with a rule's values.
+    ///
     /// # Safety
     /// As for [`rule`](super::rule).
-    unsafe fn read(&mut self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
-        if action.type_ == sys::RTE_FLOW_ACTION_TYPE_VOID {
-            return Ok(());
+    pub(crate) unsafe fn values(
+        &self,
+        context: &Context,
+        actions: *const sys::rte_flow_action,
+    ) -> Result<Done, Refusal> {
+        if actions.is_null() {
+            return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, actions, c"no actions"));
         }
-        let name = name(action.type_).ok_or_else(|| unsupported(action, c"the device does not know this action"))?;
-        if self.context.refuses(name) {
-            return Err(unsupported(action, c"this action is refused on demand (argument refuse or refuse-create)"));
+        for (index, &kind) in self.kinds.iter().enumerate() {
+            // SAFETY: the actions go on up to an END, and none of those before was one.
+            let action = unsafe { &*actions.add(index) };
+            if action.type_ != kind {
+                return Err(unsupported(action, c"the template has another action at this place"));
+            }
         }
+        // SAFETY: what the slots name is before the END.
+        let action = |at: usize| unsafe { &*actions.add(at) };
         // SAFETY: as the caller promises.
-        let read = unsafe {
-            match action.type_ {
-                sys::RTE_FLOW_ACTION_TYPE_COUNT => return self.count(action),
-                sys::RTE_FLOW_ACTION_TYPE_AGE => return self.age(action),
-                sys::RTE_FLOW_ACTION_TYPE_MARK => return self.mark(action),
-                sys::RTE_FLOW_ACTION_TYPE_DROP => Action::Drop,
-                sys::RTE_FLOW_ACTION_TYPE_JUMP => self.jump(action)?,
-                sys::RTE_FLOW_ACTION_TYPE_QUEUE => self.queue(action)?,
-                sys::RTE_FLOW_ACTION_TYPE_RSS => self.rss(action)?,
-                sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT => Action::ToRepresented(self.port(action)?),
-                sys::RTE_FLOW_ACTION_TYPE_PORT_REPRESENTOR => Action::ToRepresentor(self.port(action)?),
-                sys::RTE_FLOW_ACTION_TYPE_PORT_ID => Action::ToRepresented(self.port_id(action)?),
-                _ => self.change(action)?,
+        let age = self.age.map(|(at, timeout)| unsafe { age_of(action(at), timeout) }).transpose()?;
+        let actions = match &self.fixed {
+            Some(fixed) => fixed.clone(),
+            None => {
+                let taken = self.slots.iter().map(|slot| match slot {
+                    Slot::Fixed(action) => Ok(action.clone()),
+                    Slot::Own(at) => {
+                        // SAFETY: as the caller promises.
+                        check_jump(self.group, unsafe { value(context, action(*at))? }, action(*at).conf)
+                    }
+                });
+                taken.collect::<Result<_, _>>()?
             }
         };
-        match (&self.fate, read.is_fate()) {
-            (Some(_), true) => Err(unsupported(action, c"a second action that says where packets go")),
-            (Some(_), false) => Err(unsupported(action, c"changes stand before the action that says where packets go")),
-            (None, true) => {
-                self.fate = Some(read);
-                Ok(())
-            }
-            (None, false) => {
-                self.done.actions.push(read);
-                Ok(())
-            }
+        Ok(Done { actions, age })
+    }
+}
+
+/// A jump leads to a group of a higher number, so that every packet's way ends.
+fn check_jump(from: u32, action: Action, conf: *const std::ffi::c_void) -> Result<Action, Refusal> {
+    match action {
+        Action::Jump(to) if to <= from => {
+            let message = c"JUMP: to a group of a higher number than the rule's";
+            Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, conf, message))
         }
+        action => Ok(action),
+    }
+}
+
+impl Admission<'_> {
+    fn refuse(&self, index: usize, message: &'static CStr) -> Result<(), Refusal> {
+        let cause = self.causes.and_then(|causes| causes.get(index)).map_or(null(), std::ptr::from_ref);
+        Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION, cause, message))
     }
 
-    fn count(&mut self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
-        if self.done.counts {
-            return Err(unsupported(action, c"COUNT: once in a rule"));
+    fn take(&mut self, index: usize, kind: sys::rte_flow_action_type) -> Result<(), Refusal> {
+        match kind {
+            sys::RTE_FLOW_ACTION_TYPE_VOID => return Ok(()),
+            sys::RTE_FLOW_ACTION_TYPE_COUNT if self.order.counts => {
+                return self.refuse(index, c"COUNT: once in a rule");
+            }
+            sys::RTE_FLOW_ACTION_TYPE_COUNT => {
+                self.order.counts = true;
+                return Ok(());
+            }
+            sys::RTE_FLOW_ACTION_TYPE_AGE if self.order.age.is_some() => {
+                return self.refuse(index, c"AGE: once in a rule");
+            }
+            sys::RTE_FLOW_ACTION_TYPE_AGE => {
+                self.order.age = Some(index);
+                return Ok(());
+            }
+            _ => {}
         }
-        self.done.counts = true;
+        if let Err(message) = self.may_stand(kind) {
+            return self.refuse(index, message);
+        }
+        match (self.fate, is_fate(kind)) {
+            (None, true) => self.fate = Some(index),
+            (Some(_), true) => return self.refuse(index, c"a second action that says where packets go"),
+            // A mark is no change.
+            (Some(_), false) if kind != sys::RTE_FLOW_ACTION_TYPE_MARK => {
+                return self.refuse(index, c"changes stand before the action that says where packets go");
+            }
+            (_, false) => self.order.places.push(index),
+        }
         Ok(())
     }
 
-    unsafe fn age(&mut self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
-        // SAFETY: as the caller promises.
-        let age = unsafe { conf::<sys::rte_flow_action_age>(action)? };
-        if self.done.age.is_some() || age.timeout() == 0 {
-            return Err(bad_conf(action, c"AGE: once in a rule, with a timeout"));
+    fn may_stand(&mut self, kind: sys::rte_flow_action_type) -> Result<(), &'static CStr> {
+        match kind {
+            sys::RTE_FLOW_ACTION_TYPE_MARK if matches!(self.domain, Domain::Egress(_)) => {
+                Err(c"MARK: nobody receives what an egress rule sees")
+            }
+            sys::RTE_FLOW_ACTION_TYPE_MARK | sys::RTE_FLOW_ACTION_TYPE_DROP | sys::RTE_FLOW_ACTION_TYPE_JUMP => Ok(()),
+            sys::RTE_FLOW_ACTION_TYPE_QUEUE | sys::RTE_FLOW_ACTION_TYPE_RSS => match self.domain {
+                Domain::Ingress(_) => Ok(()),
+                _ => Err(c"QUEUE and RSS are for ingress rules: queues belong to a port"),
+            },
+            sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT
+            | sys::RTE_FLOW_ACTION_TYPE_PORT_REPRESENTOR
+            | sys::RTE_FLOW_ACTION_TYPE_PORT_ID => match self.domain {
+                Domain::Transfer => Ok(()),
+                _ => Err(c"an action that sends to a port is for transfer rules"),
+            },
+            sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN
+            | sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN
+            | sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_VID
+            | sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_PCP => self.vlan_may_stand(kind),
+            sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP
+            | sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP
+            | sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP
+            | sys::RTE_FLOW_ACTION_TYPE_RAW_DECAP => self.tunnel_may_stand(kind),
+            _ => self.rewrite_may_stand(kind),
         }
-        let context = (!age.context.is_null()).then_some(age.context.addr() as u64);
-        self.done.age = Some(Age { timeout: Duration::from_secs(age.timeout().into()), context });
+    }
+
+    fn vlan_may_stand(&mut self, kind: sys::rte_flow_action_type) -> Result<(), &'static CStr> {
+        match kind {
+            sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN => self.tagged = true,
+            _ if !self.tagged => {
+                return Err(c"no tag is sure to be there: match VLAN, or push one before");
+            }
+            sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN => self.tagged = false,
+            _ => {}
+        }
         Ok(())
     }
 
-    unsafe fn mark(&mut self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
-        if matches!(self.domain, Domain::Egress(_)) {
-            return Err(unsupported(action, c"MARK: nobody receives what an egress rule sees"));
-        }
-        // SAFETY: as the caller promises.
-        let mark = unsafe { conf::<sys::rte_flow_action_mark>(action)? };
-        self.done.actions.push(Action::Mark(mark.id));
-        Ok(())
-    }
-
-    unsafe fn jump(&self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
-        // SAFETY: as the caller promises.
-        let group = unsafe { conf::<sys::rte_flow_action_jump>(action)? }.group;
-        if group <= self.group || group >= self.context.limits.groups {
-            let message = c"JUMP: to a group of a higher number that the device has (argument groups)";
-            return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, action.conf, message));
-        }
-        Ok(Action::Jump(group))
-    }
-
-    unsafe fn queue(&self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
-        self.check_ingress(action)?;
-        // SAFETY: as the caller promises.
-        let queue = unsafe { conf::<sys::rte_flow_action_queue>(action)? }.index;
-        if queue >= self.context.rx_queues {
-            return Err(bad_conf(action, c"QUEUE: the port has no such receive queue"));
-        }
-        Ok(Action::Queue(queue))
-    }
-
-    unsafe fn rss(&self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
-        self.check_ingress(action)?;
-        // SAFETY: as the caller promises.
-        let rss = unsafe { conf::<sys::rte_flow_action_rss>(action)? };
-        if rss.level > 1 {
-            return Err(unsupported(action, c"RSS: outer headers are hashed (level 0 or 1)"));
-        }
-        if ![sys::RTE_ETH_HASH_FUNCTION_DEFAULT, sys::RTE_ETH_HASH_FUNCTION_TOEPLITZ].contains(&rss.func) {
-            return Err(unsupported(action, c"RSS: the hash is Toeplitz"));
-        }
-        if rss.types & !RSS_TYPES != 0 {
-            return Err(unsupported(action, c"RSS: IP, TCP and UDP can be hashed"));
-        }
-        // SAFETY: the lists have the lengths that stand beside them.
-        let (queues, key) = unsafe {
-            let queues = copy(rss.queue.cast(), rss.queue_num as usize * 2).unwrap_or_default();
-            (queues, copy(rss.key.cast(), rss.key_len as usize).filter(|key| !key.is_empty()))
-        };
-        let queues: Vec<u16> = queues.chunks(2).map(|queue| u16::from_ne_bytes([queue[0], queue[1]])).collect();
-        if queues.is_empty() || queues.iter().any(|&queue| queue >= self.context.rx_queues) {
-            return Err(bad_conf(action, c"RSS: queues of the port, one at least"));
-        }
-        let key = match key {
-            None => DEFAULT_KEY,
-            Some(key) => <[u8; KEY_LEN]>::try_from(key).map_err(|_| unsupported(action, c"RSS: a key has 40 bytes"))?,
-        };
-        // No types: as the port does it.
-        let ports =
-            if rss.types == 0 { self.context.rss.is_some_and(|rss| rss.ports) } else { rss.types & RSS_PORTS != 0 };
-        Ok(Action::Spread(Arc::new(Rss { queues, key, ports })))
-    }
-
-    fn check_ingress(&self, action: &sys::rte_flow_action) -> Result<(), Refusal> {
-        match self.domain {
-            Domain::Ingress(_) => Ok(()),
-            _ => Err(unsupported(action, c"QUEUE and RSS are for ingress rules: queues belong to a port")),
-        }
-    }
-
-    unsafe fn port(&self, action: &sys::rte_flow_action) -> Result<u16, Refusal> {
-        if self.domain != Domain::Transfer {
-            return Err(unsupported(action, c"REPRESENTED_PORT and PORT_REPRESENTOR are for transfer rules"));
-        }
-        // SAFETY: as the caller promises.
-        let port = unsafe { conf::<sys::rte_flow_action_ethdev>(action)? }.port_id;
-        self.check_port(action, port.into())
-    }
-
-    /// The old name of REPRESENTED_PORT, which Open vSwitch 3.1 uses.
-    unsafe fn port_id(&self, action: &sys::rte_flow_action) -> Result<u16, Refusal> {
-        // SAFETY: as the caller promises.
-        let conf = unsafe { conf::<sys::rte_flow_action_port_id>(action)? };
-        if self.domain != Domain::Transfer || conf.original() != 0 {
-            return Err(unsupported(action, c"PORT_ID: in transfer rules, without original"));
-        }
-        self.check_port(action, conf.id)
-    }
-
-    fn check_port(&self, action: &sys::rte_flow_action, port: u32) -> Result<u16, Refusal> {
-        let ours = self.context.ports.iter().copied().find(|&ours| u32::from(ours) == port);
-        ours.ok_or_else(|| bad_conf(action, c"the port is not one of this device"))
-    }
-
-    /// An action that changes the packet.
-    unsafe fn change(&mut self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
-        // SAFETY: as the caller promises.
-        unsafe {
-            match action.type_ {
-                sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN
-                | sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN
-                | sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_VID
-                | sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_PCP => self.vlan(action),
-                sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP
-                | sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP
-                | sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP
-                | sys::RTE_FLOW_ACTION_TYPE_RAW_DECAP => self.tunnel(action),
-                _ => self.rewrite(action),
-            }
-        }
-    }
-
-    unsafe fn vlan(&mut self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
-        if action.type_ == sys::RTE_FLOW_ACTION_TYPE_OF_PUSH_VLAN {
-            // SAFETY: as the caller promises.
-            let tpid = u16::from_be(unsafe { conf::<sys::rte_flow_action_of_push_vlan>(action)? }.ethertype);
-            if ![0x8100, 0x88a8].contains(&tpid) {
-                return Err(bad_conf(action, c"OF_PUSH_VLAN: 0x8100 or 0x88a8"));
-            }
-            self.tagged = true;
-            return Ok(Action::PushVlan { tpid });
-        }
-        if !self.tagged {
-            return Err(unsupported(action, c"no tag is sure to be there: match VLAN, or push one before"));
-        }
-        match action.type_ {
-            sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN => {
-                self.tagged = false;
-                Ok(Action::PopVlan)
-            }
-            sys::RTE_FLOW_ACTION_TYPE_OF_SET_VLAN_VID => {
-                // SAFETY: as the caller promises.
-                let id = u16::from_be(unsafe { conf::<sys::rte_flow_action_of_set_vlan_vid>(action)? }.vlan_vid);
-                if id > 0xfff {
-                    Err(bad_conf(action, c"OF_SET_VLAN_VID: 0 to 4095"))
-                } else {
-                    Ok(Action::SetVlanId(id))
-                }
-            }
-            _ => {
-                // SAFETY: as the caller promises.
-                let priority = unsafe { conf::<sys::rte_flow_action_of_set_vlan_pcp>(action)? }.vlan_pcp;
-                if priority > 7 {
-                    return Err(bad_conf(action, c"OF_SET_VLAN_PCP: 0 to 7"));
-                }
-                Ok(Action::SetVlanPriority(priority))
-            }
-        }
-    }
-
-    unsafe fn tunnel(&mut self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
+    fn tunnel_may_stand(&mut self, kind: sys::rte_flow_action_type) -> Result<(), &'static CStr> {
         let tunnelled = std::mem::replace(&mut self.tunnelled, true);
         self.tagged = false;
-        match action.type_ {
-            sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP if self.seen.vxlan && !tunnelled => Ok(Action::DecapsulateVxlan),
-            sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP => Err(unsupported(
-                action,
-                c"VXLAN_DECAP: the pattern must have VXLAN, and no tunnel action may stand before",
-            )),
-            sys::RTE_FLOW_ACTION_TYPE_VXLAN_ENCAP => {
-                // SAFETY: as the caller promises.
-                let conf = unsafe { conf::<sys::rte_flow_action_vxlan_encap>(action)? };
-                // SAFETY: as the caller promises.
-                let front = unsafe { encap::vxlan(conf.definition) };
-                front.map(|front| Action::Encapsulate(front.into())).map_err(|message| bad_conf(action, message))
-            }
-            sys::RTE_FLOW_ACTION_TYPE_RAW_ENCAP => {
-                // SAFETY: as the caller promises.
-                let conf = unsafe { conf::<sys::rte_flow_action_raw_encap>(action)? };
-                if !conf.preserve.is_null() {
-                    return Err(unsupported(action, c"RAW_ENCAP: preserve is not known to the device"));
-                }
-                if conf.size == 0 || conf.size > MAX_ENCAP {
-                    return Err(bad_conf(action, c"RAW_ENCAP: 1 to 128 bytes"));
-                }
-                // SAFETY: `data` has `size` bytes.
-                let front = unsafe { copy(conf.data.cast(), conf.size) };
-                front
-                    .map(|front| Action::Encapsulate(front.into()))
-                    .ok_or_else(|| bad_conf(action, c"RAW_ENCAP: no data"))
-            }
-            _ => {
-                // SAFETY: as the caller promises.
-                match unsafe { conf::<sys::rte_flow_action_raw_decap>(action)? }.size {
-                    0 => Err(bad_conf(action, c"RAW_DECAP: no bytes")),
-                    size if size > MAX_ENCAP => Err(bad_conf(action, c"RAW_DECAP: 128 bytes at most")),
-                    size => Ok(Action::StripFront(size)),
-                }
-            }
+        if kind == sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP && (!self.seen.vxlan || tunnelled) {
+            return Err(c"VXLAN_DECAP: the pattern must have VXLAN, and no tunnel action may stand before");
         }
+        Ok(())
     }
 
-    unsafe fn rewrite(&self, action: &sys::rte_flow_action) -> Result<Action, Refusal> {
+    fn rewrite_may_stand(&self, kind: sys::rte_flow_action_type) -> Result<(), &'static CStr> {
         if self.tunnelled {
-            return Err(unsupported(
-                action,
-                c"headers are rewritten before a tunnel action, or in a group after a JUMP",
-            ));
+            return Err(c"headers are rewritten before a tunnel action, or in a group after a JUMP");
         }
-        let need = |there: bool, message| if there { Ok(()) } else { Err(unsupported(action, message)) };
-        let (ipv4, ipv6) = (c"the pattern must have IPV4 for that", c"the pattern must have IPV6 for that");
-        let source = [
-            sys::RTE_FLOW_ACTION_TYPE_SET_MAC_SRC,
-            sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_SRC,
-            sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_SRC,
-            sys::RTE_FLOW_ACTION_TYPE_SET_TP_SRC,
-        ];
-        let end = if source.contains(&action.type_) { End::Source } else { End::Destination };
-        // SAFETY: as the caller promises.
-        unsafe {
-            match action.type_ {
-                sys::RTE_FLOW_ACTION_TYPE_SET_MAC_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_MAC_DST => {
-                    Ok(Action::SetMac(end, conf::<[u8; 6]>(action)?))
-                }
-                sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_DST => {
-                    need(self.seen.ipv4, ipv4)?;
-                    Ok(Action::SetIpv4(end, conf::<[u8; 4]>(action)?))
-                }
-                sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_DST => {
-                    need(self.seen.ipv6, ipv6)?;
-                    Ok(Action::SetIpv6(end, conf::<[u8; 16]>(action)?))
-                }
-                sys::RTE_FLOW_ACTION_TYPE_SET_TP_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_TP_DST => {
-                    need(self.seen.ports, c"the pattern must have TCP or UDP for that")?;
-                    Ok(Action::SetPort(end, u16::from_be_bytes(conf::<[u8; 2]>(action)?)))
-                }
-                sys::RTE_FLOW_ACTION_TYPE_SET_TTL => {
-                    need(self.seen.ipv4 || self.seen.ipv6, c"SET_TTL: the pattern must have IPV4 or IPV6")?;
-                    Ok(Action::SetTtl(conf::<u8>(action)?))
-                }
-                _ => {
-                    need(self.seen.ipv4 || self.seen.ipv6, c"DEC_TTL: the pattern must have IPV4 or IPV6")?;
-                    Ok(Action::DecrementTtl)
-                }
+        let Seen { ipv4, ipv6, ports, .. } = *self.seen;
+        let (there, message) = match kind {
+            sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_DST => {
+                (ipv4, c"the pattern must have IPV4 for that")
             }
-        }
+            sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_IPV6_DST => {
+                (ipv6, c"the pattern must have IPV6 for that")
+            }
+            sys::RTE_FLOW_ACTION_TYPE_SET_TP_SRC | sys::RTE_FLOW_ACTION_TYPE_SET_TP_DST => {
+                (ports, c"the pattern must have TCP or UDP for that")
+            }
+            sys::RTE_FLOW_ACTION_TYPE_SET_TTL | sys::RTE_FLOW_ACTION_TYPE_DEC_TTL => {
+                (ipv4 || ipv6, c"the time to live: the pattern must have IPV4 or IPV6")
+            }
+            _ => (true, c""),
+        };
+        if there { Ok(()) } else { Err(message) }
     }
+}
+
+fn is_fate(kind: sys::rte_flow_action_type) -> bool {
+    matches!(
+        kind,
+        sys::RTE_FLOW_ACTION_TYPE_DROP
+            | sys::RTE_FLOW_ACTION_TYPE_JUMP
+            | sys::RTE_FLOW_ACTION_TYPE_QUEUE
+            | sys::RTE_FLOW_ACTION_TYPE_RSS
+            | sys::RTE_FLOW_ACTION_TYPE_REPRESENTED_PORT
+            | sys::RTE_FLOW_ACTION_TYPE_PORT_REPRESENTOR
+            | sys::RTE_FLOW_ACTION_TYPE_PORT_ID
+    )
+}
+
+/// Whether the mask of an action that has values leaves them to the rules; any bit of it makes them the template's.
+///
+/// # Safety
+/// Its configuration is null or of its type.
+unsafe fn leaves_values(mask: &sys::rte_flow_action) -> bool {
+    let len = conf_len(mask.type_);
+    // SAFETY: as the caller promises.
+    len > 0 && unsafe { copy(mask.conf, len) }.is_none_or(|mask| mask.iter().all(|&byte| byte == 0))
 }
 
 /// The names of the actions that the device does.

@@ -3,9 +3,9 @@
 use super::{Context, Refusal, copy};
 use crate::pipeline::key::{Field, field, present, source, tunnel};
 use crate::pipeline::parse::protocol;
-use crate::pipeline::{Layer, Pattern};
+use crate::pipeline::{Key, Layer, Pattern};
 use dpdk_sys as sys;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_void};
 
 /// An item of rte_flow.
 pub(super) struct Shape {
@@ -199,69 +199,175 @@ pub(super) struct Seen {
     pub vxlan: bool,
 }
 
-pub(super) struct Matched {
-    pub pattern: Pattern,
-    pub seen: Seen,
+/// How the items of a pattern say what they match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// With a value, under a mask or rte_flow's default for it.
+    Rule,
+    /// With a mask; values come with each rule. If relaxed, an item without one matches nothing.
+    Template { relaxed: bool },
+}
+
+/// A pattern without its values, and where they stand in the items of a rule.
+#[derive(Clone)]
+pub(crate) struct PatternTemplate {
+    /// The items, END among them.
+    kinds: Vec<sys::rte_flow_item_type>,
+    /// The mask, and the values that every rule has.
+    fixed: Pattern,
+    steps: Vec<Step>,
+    pub(super) seen: Seen,
+    /// An item says where packets come from.
+    pub(super) source: bool,
+}
+
+/// A value in an item's structure.
+#[derive(Clone, Copy)]
+struct Step {
+    item: usize,
+    at: usize,
+    what: Value,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy)]
+enum Value {
+    /// So many bytes of the key from there on.
+    Bytes { to: usize, len: usize },
+    /// A bit of [`field::PRESENT`].
+    Present { bit: u8, to: usize, ours: u8 },
+    /// A bit that the device can match as zero only.
+    Zero { bit: u8 },
+    /// A port of the device.
+    Port { to: usize },
 }
 
 /// A pattern as it is read.
 struct Reader<'a> {
     context: &'a Context<'a>,
-    pattern: Pattern,
-    seen: Seen,
+    mode: Mode,
+    transfer: bool,
+    template: PatternTemplate,
     layer: Layer,
     level: Level,
-    /// Tags and whether the Ethernet header was named in this layer.
+    /// Tags in this layer, and whether they and the Ethernet header are matched.
     vlans: usize,
+    tagged: bool,
     eth: bool,
-    source: bool,
 }
 
-/// Translates the items.
+/// Translates the items, all but their values.
 ///
 /// # Safety
 /// As for [`rule`](super::rule).
 pub(super) unsafe fn pattern(
     context: &Context,
-    attributes: &sys::rte_flow_attr,
+    transfer: bool,
     items: &[sys::rte_flow_item],
-) -> Result<Matched, Refusal> {
-    let mut reader = Reader {
-        context,
-        pattern: Pattern::default(),
-        seen: Seen::default(),
-        layer: Layer::Outer,
-        level: Level::Start,
-        vlans: 0,
-        eth: false,
-        source: false,
-    };
-    for item in items {
+    mode: Mode,
+) -> Result<PatternTemplate, Refusal> {
+    let kinds = items.iter().map(|item| item.type_).chain([sys::RTE_FLOW_ITEM_TYPE_END]).collect();
+    let (fixed, steps, seen) = (Pattern::default(), Vec::new(), Seen::default());
+    let template = PatternTemplate { kinds, fixed, steps, seen, source: false };
+    let (layer, level) = (Layer::Outer, Level::Start);
+    let mut reader = Reader { context, mode, transfer, template, layer, level, vlans: 0, tagged: false, eth: false };
+    for (index, item) in items.iter().enumerate() {
         // SAFETY: as the caller promises.
-        unsafe { reader.read(attributes, item)? };
+        unsafe { reader.read(index, item)? };
     }
-    // Without a source: what comes to this port from its other side, or with egress what the host sends through it.
-    if attributes.transfer() != 0 && !reader.source {
-        let kind = if attributes.egress() != 0 { source::REPRESENTOR } else { source::REPRESENTED };
-        reader.want_source(kind, Some(context.port));
+    Ok(reader.template)
+}
+
+impl PatternTemplate {
+    /// The mask and the values of all rules of a domain. Without a source a transfer rule sees what comes to this port from its
+    /// other side, or with egress what the host sends through it.
+    pub(super) fn fixed(&self, port: u16, attributes: &sys::rte_flow_attr) -> Pattern {
+        let mut fixed = self.fixed;
+        if attributes.transfer() != 0 && !self.source {
+            let kind = if attributes.egress() != 0 { source::REPRESENTOR } else { source::REPRESENTED };
+            fixed.want(Layer::Outer, field::SOURCE, &[kind], &[0xff]);
+            fixed.want(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes(), &[0xff; 2]);
+        }
+        fixed
     }
-    Ok(Matched { pattern: reader.pattern, seen: reader.seen })
+
+    /// The values of a rule: those of all, and those in its items.
+    ///
+    /// # Safety
+    /// As for [`rule`](super::rule).
+    pub(super) unsafe fn values(
+        &self,
+        fixed: &Pattern,
+        ports: &[u16],
+        items: *const sys::rte_flow_item,
+    ) -> Result<Key, Refusal> {
+        if items.is_null() {
+            return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_NUM, items, c"no pattern"));
+        }
+        for (index, &kind) in self.kinds.iter().enumerate() {
+            // SAFETY: the items go on up to an END, and none of those before was one.
+            let item = unsafe { &*items.add(index) };
+            if item.type_ != kind {
+                let message = c"the template has another item at this place";
+                return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM, item, message));
+            }
+        }
+        let mut key = *fixed.value();
+        let bytes = key.bytes_mut();
+        for step in &self.steps {
+            // SAFETY: a step is of an item before the END.
+            let item = unsafe { &*items.add(step.item) };
+            if item.spec.is_null() {
+                let message = c"the item has no value";
+                return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, item, message));
+            }
+            // SAFETY: as the caller promises, there is a structure of the item's type, in which all steps are.
+            unsafe { step.take(item.spec.cast::<u8>().add(step.at), bytes, ports, item.spec)? };
+        }
+        Ok(key.masked(fixed.mask()))
+    }
+}
+
+impl Step {
+    /// # Safety
+    /// There are as many bytes at `from` as the value has.
+    unsafe fn take(self, from: *const u8, key: &mut [u8], ports: &[u16], spec: *const c_void) -> Result<(), Refusal> {
+        let invalid = |message| Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, spec, message));
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self.what {
+                Value::Bytes { to, len } => key[to..to + len].copy_from_slice(std::slice::from_raw_parts(from, len)),
+                Value::Present { bit, to, ours } if *from & bit != 0 => key[to] |= ours,
+                Value::Present { .. } => {}
+                Value::Zero { bit } if *from & bit != 0 => return invalid(c"VLAN: the device sees two tags"),
+                Value::Zero { .. } => {}
+                Value::Port { to } => {
+                    let port = from.cast::<u16>().read_unaligned();
+                    if !ports.contains(&port) {
+                        return invalid(c"the port is not one of this device");
+                    }
+                    key[to..to + 2].copy_from_slice(&port.to_be_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Reader<'_> {
     /// # Safety
     /// As for [`rule`](super::rule).
-    unsafe fn read(&mut self, attributes: &sys::rte_flow_attr, item: &sys::rte_flow_item) -> Result<(), Refusal> {
+    unsafe fn read(&mut self, index: usize, item: &sys::rte_flow_item) -> Result<(), Refusal> {
         let refused = |message| Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, item, message));
         match item.type_ {
             sys::RTE_FLOW_ITEM_TYPE_VOID => return Ok(()),
             sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT => {
                 // SAFETY: as the caller promises.
-                return unsafe { self.read_source(attributes, item, source::REPRESENTED, "REPRESENTED_PORT") };
+                return unsafe { self.read_source(index, item, source::REPRESENTED, "REPRESENTED_PORT") };
             }
             sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR => {
                 // SAFETY: as the caller promises.
-                return unsafe { self.read_source(attributes, item, source::REPRESENTOR, "PORT_REPRESENTOR") };
+                return unsafe { self.read_source(index, item, source::REPRESENTOR, "PORT_REPRESENTOR") };
             }
             sys::RTE_FLOW_ITEM_TYPE_PORT_ID => return refused(c"PORT_ID: use REPRESENTED_PORT or PORT_REPRESENTOR"),
             _ => {}
@@ -273,21 +379,59 @@ impl Reader<'_> {
             return refused(c"this item is refused on demand (argument refuse or refuse-create)");
         }
         // SAFETY: as the caller promises; `shape` is that of the item.
-        let values = unsafe { values(item, shape)? };
-        self.enter(item, shape)?;
-        let Some((spec, mask)) = values else { return Ok(()) };
-        self.want(item, shape, &spec, mask)
+        let mask = unsafe { self.mask(item, shape)? };
+        self.order(item, shape)?;
+        match mask {
+            None if self.mode == Mode::Template { relaxed: true } => Ok(()),
+            None => {
+                self.enter(shape);
+                Ok(())
+            }
+            Some(mask) => {
+                self.enter(shape);
+                self.want(index, item, shape, mask)
+            }
+        }
     }
 
-    /// Takes note of an item's place among the others, and of what its being there says.
-    fn enter(&mut self, item: &sys::rte_flow_item, shape: &Shape) -> Result<(), Refusal> {
+    /// An item's mask; nothing for one that says only that its header is there.
+    ///
+    /// # Safety
+    /// As for [`rule`](super::rule), and `shape` is that of the item.
+    unsafe fn mask(&self, item: &sys::rte_flow_item, shape: &Shape) -> Result<Option<Vec<u8>>, Refusal> {
+        if !item.last.is_null() {
+            return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
+        }
+        // SAFETY: as the caller promises.
+        let mask = unsafe { copy(item.mask, shape.len) };
+        match (self.mode, item.spec.is_null(), mask) {
+            (Mode::Template { .. }, _, mask) => Ok(mask),
+            (Mode::Rule, true, None) => Ok(None),
+            (Mode::Rule, true, Some(_)) => {
+                let message = c"a mask without a value";
+                Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_MASK, item.mask, message))
+            }
+            (Mode::Rule, false, Some(mask)) => Ok(Some(mask)),
+            (Mode::Rule, false, None) => {
+                let mut mask = vec![0; shape.len];
+                for part in shape.parts {
+                    mask[part.at..part.at + part.default.len()].copy_from_slice(part.default);
+                }
+                Ok(Some(mask))
+            }
+        }
+    }
+
+    /// Takes note of an item's place among the others.
+    fn order(&mut self, item: &sys::rte_flow_item, shape: &Shape) -> Result<(), Refusal> {
         let out_of_order =
             |message| Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM, std::ptr::from_ref(item), message));
         if matches!(self.level, Level::Tunnel(_)) {
             if self.layer == Layer::Inner {
                 return out_of_order(c"one tunnel in another is not known to the device");
             }
-            (self.layer, self.level, self.vlans, self.eth) = (Layer::Inner, Level::Start, 0, false);
+            (self.layer, self.level) = (Layer::Inner, Level::Start);
+            (self.vlans, self.tagged, self.eth) = (0, false, false);
         }
         let second_vlan = shape.level == Level::Vlan && self.level == Level::Vlan && self.vlans < 2;
         let same_layer =
@@ -296,47 +440,54 @@ impl Reader<'_> {
             return out_of_order(c"items stand in the order of headers: ETH, VLAN, IP, fragment, L4, tunnel");
         }
         self.level = shape.level;
+        self.vlans += usize::from(shape.level == Level::Vlan);
+        Ok(())
+    }
+
+    /// Takes note of what an item's being there says.
+    fn enter(&mut self, shape: &Shape) {
         let outer = self.layer == Layer::Outer;
+        let PatternTemplate { fixed, seen, .. } = &mut self.template;
         match shape.level {
             Level::Start => {}
             Level::Eth => self.eth = true,
             Level::Vlan => {
-                self.vlans += 1;
-                self.seen.vlan |= outer;
+                self.tagged = true;
+                seen.vlan |= outer;
                 let bit = if self.vlans == 1 { present::VLAN } else { present::SECOND_VLAN };
-                self.pattern.want_present(self.layer, bit, true);
+                fixed.want_present(self.layer, bit, true);
             }
             Level::L3(version) => {
-                self.seen.ipv4 |= outer && version == 4;
-                self.seen.ipv6 |= outer && version == 6;
-                self.pattern.want(self.layer, field::L3, &[version], &[0xff]);
+                seen.ipv4 |= outer && version == 4;
+                seen.ipv6 |= outer && version == 6;
+                fixed.want(self.layer, field::L3, &[version], &[0xff]);
                 match self.vlans {
                     // `eth / ipv4` is IPv4 right behind Ethernet; `ipv4` alone is IPv4 behind any tags.
-                    0 if self.eth => self.pattern.want_present(self.layer, present::VLAN, false),
-                    1 => self.pattern.want_present(self.layer, present::SECOND_VLAN, false),
+                    0 if self.eth => fixed.want_present(self.layer, present::VLAN, false),
+                    1 if self.tagged => fixed.want_present(self.layer, present::SECOND_VLAN, false),
                     _ => {}
                 }
             }
-            Level::Fragment => self.pattern.want_present(self.layer, present::IPV6_FRAGMENT, true),
+            Level::Fragment => fixed.want_present(self.layer, present::IPV6_FRAGMENT, true),
             Level::L4(protocol) => {
-                self.seen.ports |= outer && matches!(protocol, protocol::TCP | protocol::UDP);
-                self.pattern.want(self.layer, field::L4, &[protocol], &[0xff]);
+                seen.ports |= outer && matches!(protocol, protocol::TCP | protocol::UDP);
+                fixed.want(self.layer, field::L4, &[protocol], &[0xff]);
             }
             Level::Tunnel(kind) => {
-                self.seen.vxlan |= outer && kind == tunnel::VXLAN;
-                self.pattern.want(Layer::Outer, field::TUNNEL, &[kind], &[0xff]);
+                seen.vxlan |= outer && kind == tunnel::VXLAN;
+                fixed.want(Layer::Outer, field::TUNNEL, &[kind], &[0xff]);
             }
         }
-        Ok(())
     }
 
     fn want(
         &mut self,
+        index: usize,
         item: &sys::rte_flow_item,
         shape: &Shape,
-        spec: &[u8],
         mut mask: Vec<u8>,
     ) -> Result<(), Refusal> {
+        let PatternTemplate { fixed, steps, .. } = &mut self.template;
         for part in shape.parts {
             let place = part.at..part.at + part.field.len();
             let field = match shape.level {
@@ -347,20 +498,21 @@ impl Reader<'_> {
                 _ => part.field,
             };
             if mask[place.clone()].iter().any(|&byte| byte != 0) {
-                self.pattern.want(self.layer, field, &spec[place.clone()], &mask[place.clone()]);
+                fixed.want(self.layer, field, &vec![0; field.len()], &mask[place.clone()]);
+                let what = Value::Bytes { to: field.range(self.layer).start, len: field.len() };
+                steps.push(Step { item: index, at: part.at, what });
             }
             mask[place].fill(0);
         }
         for &(at, bit, ours) in shape.bits {
             if mask[at] & bit != 0 {
-                let there = spec[at] & bit != 0;
-                if shape.level == Level::Vlan && self.vlans == 2 && there {
-                    let message = c"VLAN: the device sees two tags";
-                    return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, item.spec, message));
+                let third_vlan = shape.level == Level::Vlan && self.vlans == 2;
+                let to = field::PRESENT.range(self.layer).start;
+                let what = if third_vlan { Value::Zero { bit } } else { Value::Present { bit, to, ours } };
+                if !third_vlan {
+                    fixed.want_present(self.layer, ours, false);
                 }
-                if shape.level != Level::Vlan || self.vlans == 1 {
-                    self.pattern.want_present(self.layer, ours, there);
-                }
+                steps.push(Step { item: index, at, what });
             }
             mask[at] &= !bit;
         }
@@ -377,7 +529,7 @@ impl Reader<'_> {
     /// As for [`rule`](super::rule).
     unsafe fn read_source(
         &mut self,
-        attributes: &sys::rte_flow_attr,
+        index: usize,
         item: &sys::rte_flow_item,
         kind: u8,
         name: &str,
@@ -387,71 +539,36 @@ impl Reader<'_> {
         if self.context.refuses(name) {
             return refused(c"this item is refused on demand (argument refuse or refuse-create)");
         }
-        if attributes.transfer() == 0 {
+        if !self.transfer {
             return refused(c"REPRESENTED_PORT and PORT_REPRESENTOR are for transfer rules");
         }
-        if self.source || self.level != Level::Start || self.layer == Layer::Inner {
+        if self.template.source || self.level != Level::Start || self.layer == Layer::Inner {
             return refused(c"one REPRESENTED_PORT or PORT_REPRESENTOR stands before the headers");
         }
-        let len = size_of::<sys::rte_flow_item_ethdev>();
         if !item.last.is_null() {
             return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
         }
         // SAFETY: as the caller promises.
-        let (spec, mask) = unsafe { (copy(item.spec, len), copy(item.mask, len)) };
-        let port = match (spec, mask.unwrap_or_else(|| vec![0xff; len])[..] == [0xff, 0xff]) {
-            (Some(spec), true) => Some(u16::from_ne_bytes([spec[0], spec[1]])),
-            (None, _) => None,
-            (Some(_), false) => {
+        let mask = unsafe { copy(item.mask, size_of::<sys::rte_flow_item_ethdev>()) };
+        // Without a value, or a mask in a template, it is any port.
+        let of_port = match (self.mode, item.spec.is_null(), mask.as_deref()) {
+            (Mode::Rule, true, _) | (Mode::Template { .. }, _, None) => false,
+            (Mode::Rule, false, None) | (_, _, Some([0xff, 0xff])) => true,
+            (_, _, Some(_)) => {
                 let message = c"a port is matched whole";
                 return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_MASK, item.mask, message));
             }
         };
-        if port.is_some_and(|port| !self.context.ports.contains(&port)) {
-            let message = c"the port is not one of this device";
-            return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, item.spec, message));
+        let PatternTemplate { fixed, steps, source, .. } = &mut self.template;
+        *source = true;
+        fixed.want(Layer::Outer, field::SOURCE, &[kind], &[0xff]);
+        if of_port {
+            fixed.want(Layer::Outer, field::SOURCE_PORT, &[0; 2], &[0xff; 2]);
+            let to = field::SOURCE_PORT.range(Layer::Outer).start;
+            steps.push(Step { item: index, at: 0, what: Value::Port { to } });
         }
-        self.want_source(kind, port);
         Ok(())
-    }
-
-    fn want_source(&mut self, kind: u8, port: Option<u16>) {
-        self.source = true;
-        self.pattern.want(Layer::Outer, field::SOURCE, &[kind], &[0xff]);
-        if let Some(port) = port {
-            self.pattern.want(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes(), &[0xff; 2]);
-        }
     }
 }
 
 const RANGES: &CStr = c"ranges (last) are not matched by the device";
-
-/// A value and its mask.
-type Values = (Vec<u8>, Vec<u8>);
-
-/// An item's value and mask; nothing for one that says only that its header is there.
-///
-/// # Safety
-/// As for [`rule`](super::rule), and `shape` is that of the item.
-unsafe fn values(item: &sys::rte_flow_item, shape: &Shape) -> Result<Option<Values>, Refusal> {
-    if !item.last.is_null() {
-        return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
-    }
-    // SAFETY: as the caller promises.
-    let (spec, mask) = unsafe { (copy(item.spec, shape.len), copy(item.mask, shape.len)) };
-    match (spec, mask) {
-        (None, None) => Ok(None),
-        (None, Some(_)) => {
-            let message = c"a mask without a value";
-            Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_MASK, item.mask, message))
-        }
-        (Some(spec), Some(mask)) => Ok(Some((spec, mask))),
-        (Some(spec), None) => {
-            let mut mask = vec![0; shape.len];
-            for part in shape.parts {
-                mask[part.at..part.at + part.default.len()].copy_from_slice(part.default);
-            }
-            Ok(Some((spec, mask)))
-        }
-    }
-}

@@ -3,11 +3,16 @@
 mod action;
 mod encap;
 mod item;
+mod template;
+mod value;
 
-pub(crate) use action::RSS_TYPES;
+pub(crate) use template::{Actions, Pattern, Table};
+pub(crate) use value::RSS_TYPES;
 
 use crate::pipeline::{Domain, Limits, Rss, Rule};
+use action::{ActionsTemplate, Plan};
 use dpdk_sys as sys;
+use item::Mode;
 use std::ffi::{CStr, c_void};
 use std::ptr::null;
 
@@ -75,17 +80,28 @@ pub(crate) unsafe fn rule(
     let actions = actions.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, c"no actions"))?;
     let domain = domain(context, attributes)?;
     // SAFETY: as the caller promises.
-    let matched = unsafe { item::pattern(context, attributes, pattern)? };
-    // SAFETY: as the caller promises.
-    let done = unsafe { action::actions(context, domain, attributes.group, &matched.seen, actions)? };
+    let template = unsafe { item::pattern(context, attributes.transfer() != 0, pattern, Mode::Rule)? };
+    let fixed = template.fixed(context.port, attributes);
+    // SAFETY: as the caller promises; the items are those of the template.
+    let value = unsafe { template.values(&fixed, context.ports, pattern.as_ptr())? };
+    action::check_known(context, actions)?;
+    let kinds: Vec<_> = actions.iter().map(|action| action.type_).collect();
+    let order = action::admit(domain, &template.seen, &kinds, Some(actions))?;
+    // SAFETY: as the caller promises; the actions are those of the list.
+    let (plan, done) = unsafe {
+        let values = ActionsTemplate::read(context, actions, None)?;
+        let plan = Plan::new(attributes.group, &order, &values, Some(actions))?;
+        let done = plan.values(context, actions.as_ptr())?;
+        (plan, done)
+    };
     Ok(Rule {
         owner: context.port,
         domain,
         group: attributes.group,
         priority: attributes.priority,
-        pattern: matched.pattern,
-        actions: done.actions.into(),
-        counts: done.counts,
+        pattern: fixed.with_value(value),
+        actions: done.actions,
+        counts: plan.counts,
         age: done.age,
     })
 }

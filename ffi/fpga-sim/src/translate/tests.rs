@@ -215,7 +215,7 @@ fn attributes_are_checked_and_a_rule_has_one_fate() {
     assert_eq!(kind(low, &[drop]), sys::RTE_FLOW_ERROR_TYPE_ATTR_PRIORITY);
     assert_eq!(kind(ingress(), &[]), sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM);
     assert_eq!(kind(ingress(), &[drop, drop]), sys::RTE_FLOW_ERROR_TYPE_ACTION);
-    assert_eq!(kind(ingress(), &[plain(sys::RTE_FLOW_ACTION_TYPE_MARK)]), sys::RTE_FLOW_ERROR_TYPE_ACTION);
+    assert_eq!(kind(ingress(), &[plain(sys::RTE_FLOW_ACTION_TYPE_MARK), drop]), sys::RTE_FLOW_ERROR_TYPE_ACTION);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! Both are in Debian's package dpdk-dev.
 
 mod peer;
+mod templates;
 
 use peer::{Testpmd, frames_of, library_path, write_pcap};
 use std::process::Command;

@@ -1,0 +1,284 @@
+//! Operations by queues: what is enqueued is done at a push, all under one lock of the device, and answered when it is pulled.
+
+use super::abi::{Actions, Error, EthDev, Items};
+use super::device::Device;
+use super::flow::{refuse, unspecified};
+use super::template::{Engine, done, no_table};
+use super::{Port, port};
+use crate::pipeline::{Entry, RuleId};
+use crate::translate::Refusal;
+use dpdk_sys as sys;
+use std::collections::VecDeque;
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::ptr::{null_mut, without_provenance_mut};
+use std::time::Duration;
+
+const MAX_QUEUES: u32 = 64;
+const MAX_QUEUE_SIZE: u32 = 65536;
+/// The size of a queue that the application leaves to us.
+const QUEUE_SIZE: usize = 1024;
+/// Numbers of rules that a queue takes from the device at a time.
+const IDS: u64 = 4096;
+
+/// A queue.
+pub(super) struct Queue {
+    size: usize,
+    ids: Range<RuleId>,
+    postponed: Vec<(Operation, *mut c_void)>,
+    completions: VecDeque<Completion>,
+    /// When the last of the operations is done.
+    busy_until: Duration,
+}
+
+enum Operation {
+    Insert(RuleId, Box<Entry>),
+    Remove(RuleId),
+}
+
+struct Completion {
+    user_data: *mut c_void,
+    succeeded: bool,
+    /// When it can be pulled.
+    due: Duration,
+}
+
+impl Queue {
+    fn new(size: usize) -> Queue {
+        Queue {
+            size,
+            ids: 0..0,
+            postponed: Vec::with_capacity(size),
+            completions: VecDeque::with_capacity(size),
+            busy_until: Duration::ZERO,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.postponed.is_empty() && self.completions.is_empty()
+    }
+
+    /// An operation has its place from when it is enqueued until its completion is pulled.
+    fn check_room(&self) -> Result<(), Refusal> {
+        match self.postponed.len() + self.completions.len() < self.size {
+            true => Ok(()),
+            false => Err(unspecified(libc::ENOSPC, c"the queue is full: push and pull")),
+        }
+    }
+
+    fn next_id(&mut self, device: &Device) -> RuleId {
+        if self.ids.is_empty() {
+            self.ids = device.lock().pipeline.reserve_ids(IDS);
+        }
+        let id = self.ids.start;
+        self.ids.start += 1;
+        id
+    }
+
+    fn push(&mut self, device: &Device) {
+        if self.postponed.is_empty() {
+            return;
+        }
+        let now = device.now();
+        let mut state = device.lock();
+        for (operation, user_data) in self.postponed.drain(..) {
+            let mut due = now;
+            let succeeded = match operation {
+                Operation::Insert(id, entry) => {
+                    self.busy_until = self.busy_until.max(now) + device.troubles.insert_delay;
+                    due = self.busy_until;
+                    state.pipeline.insert_filled(id, entry, now).is_ok()
+                }
+                Operation::Remove(id) => state.pipeline.remove(id),
+            };
+            self.completions.push_back(Completion { user_data, succeeded, due });
+        }
+    }
+}
+
+fn find(engine: &mut Engine, queue: u32) -> Result<&mut Queue, Refusal> {
+    let queue = engine.queues.get_mut(queue as usize);
+    queue.ok_or_else(|| unspecified(libc::EINVAL, c"the port has no such flow queue"))
+}
+
+pub(super) unsafe extern "C" fn info_get(
+    dev: *mut EthDev,
+    port_info: *mut sys::rte_flow_port_info,
+    queue_info: *mut sys::rte_flow_queue_info,
+    _error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application structures to fill, the second if it likes.
+    unsafe {
+        let rules = rules(port(dev));
+        *port_info = sys::rte_flow_port_info {
+            max_nb_queues: MAX_QUEUES,
+            max_nb_counters: rules,
+            max_nb_aging_objects: rules,
+            ..Default::default()
+        };
+        if let Some(info) = queue_info.as_mut() {
+            info.max_size = MAX_QUEUE_SIZE;
+        }
+    }
+    0
+}
+
+/// Rules that the device holds; each has a counter and an age.
+fn rules(port: &Port) -> u32 {
+    let state = port.device.lock();
+    let limits = state.limits();
+    u32::try_from(limits.exact + limits.masked).unwrap_or(u32::MAX)
+}
+
+pub(super) unsafe extern "C" fn configure(
+    dev: *mut EthDev,
+    attributes: *const sys::rte_flow_port_attr,
+    count: u16,
+    queues: *mut *const sys::rte_flow_queue_attr,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application attributes and a list of this length.
+    let (port, attributes, queues) =
+        unsafe { (port(dev), &*attributes, std::slice::from_raw_parts(queues, usize::from(count))) };
+    // SAFETY: each is null or leads to attributes.
+    let sizes = queues.iter().map(|&queue| unsafe { queue.as_ref() }.map_or(0, |queue| queue.size)).collect();
+    done(set_up(port, attributes, sizes), error)
+}
+
+fn set_up(port: &Port, attributes: &sys::rte_flow_port_attr, sizes: Vec<u32>) -> Result<(), Refusal> {
+    let rules = rules(port);
+    let invalid = |message| Err(unspecified(libc::EINVAL, message));
+    if attributes.nb_counters > rules || attributes.nb_aging_objects > rules {
+        return invalid(c"counters and ages: the device has one for each rule");
+    }
+    if attributes.nb_meters > 0 || attributes.nb_conn_tracks > 0 {
+        return Err(unspecified(libc::ENOTSUP, c"the device has no meters and no connection tracking"));
+    }
+    if attributes.flags != 0 {
+        return Err(unspecified(libc::ENOTSUP, c"the device knows no flags: any queue may change any rule"));
+    }
+    if sizes.len() > MAX_QUEUES as usize || sizes.iter().any(|&size| size > MAX_QUEUE_SIZE) {
+        return invalid(c"64 queues of 65536 operations at most");
+    }
+    let mut engine = port.engine();
+    if !engine.queues.iter().all(Queue::is_idle) {
+        return Err(unspecified(libc::EBUSY, c"operations are on their way: push and pull"));
+    }
+    let size = |size| if size == 0 { QUEUE_SIZE } else { size as usize };
+    engine.queues = sizes.into_iter().map(|wanted| Queue::new(size(wanted))).collect();
+    Ok(())
+}
+
+/// Whether an operation waits for a push.
+///
+/// # Safety
+/// `attributes` is null or leads to attributes.
+unsafe fn is_postponed(attributes: *const sys::rte_flow_op_attr) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { attributes.as_ref() }.is_some_and(|attributes| attributes.postpone() != 0)
+}
+
+pub(super) unsafe extern "C" fn async_create(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    table: *mut sys::rte_flow_template_table,
+    items: Items,
+    pattern_index: u8,
+    actions: Actions,
+    actions_index: u8,
+    user_data: *mut c_void,
+    error: Error,
+) -> *mut sys::rte_flow {
+    // SAFETY: DPDK lends a port of ours, and the application the values of a rule.
+    let created = unsafe {
+        let (port, postponed) = (port(dev), is_postponed(attributes));
+        let rule = ((items, pattern_index), (actions, actions_index));
+        create(port, (queue, postponed), table, rule, user_data)
+    };
+    match created {
+        Ok(id) => without_provenance_mut(id as usize),
+        Err(refusal) => {
+            refuse(error, &refusal);
+            null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// As for [`translate::rule`](crate::translate::rule).
+unsafe fn create(
+    port: &Port,
+    (queue, postponed): (u32, bool),
+    table: *mut sys::rte_flow_template_table,
+    ((items, pattern_index), (actions, actions_index)): ((Items, u8), (Actions, u8)),
+    user_data: *mut c_void,
+) -> Result<RuleId, Refusal> {
+    let engine = &mut *port.engine();
+    find(engine, queue)?.check_room()?;
+    let table = engine.tables.get(table.addr()).ok_or_else(|| no_table(table))?;
+    let (pattern_index, actions_index) = (usize::from(pattern_index), usize::from(actions_index));
+    // SAFETY: as the caller promises.
+    let (value, values, counts) = unsafe { table.templates.rule((items, pattern_index), (actions, actions_index))? };
+    let entry = table.blanks[pattern_index].fill(value, values.actions, counts, values.age);
+    let queue = find(engine, queue)?;
+    let id = queue.next_id(&port.device);
+    queue.postponed.push((Operation::Insert(id, entry), user_data));
+    if !postponed {
+        queue.push(&port.device);
+    }
+    Ok(id)
+}
+
+pub(super) unsafe extern "C" fn async_destroy(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    flow: *mut sys::rte_flow,
+    user_data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application attributes.
+    let (port, postponed) = unsafe { (port(dev), is_postponed(attributes)) };
+    let destroyed = find(&mut port.engine(), queue).and_then(|queue| {
+        queue.check_room()?;
+        queue.postponed.push((Operation::Remove(flow.addr() as RuleId), user_data));
+        if !postponed {
+            queue.push(&port.device);
+        }
+        Ok(())
+    });
+    done(destroyed, error)
+}
+
+pub(super) unsafe extern "C" fn push(dev: *mut EthDev, queue: u32, error: Error) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    done(find(&mut port.engine(), queue).map(|queue| queue.push(&port.device)), error)
+}
+
+pub(super) unsafe extern "C" fn pull(
+    dev: *mut EthDev,
+    queue: u32,
+    results: *mut sys::rte_flow_op_result,
+    room: u16,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let mut engine = port.engine();
+    let queue = match find(&mut engine, queue) {
+        Ok(queue) => queue,
+        Err(refusal) => return refuse(error, &refusal),
+    };
+    let now = port.device.now();
+    let mut pulled = 0;
+    while pulled < usize::from(room) {
+        let Some(completion) = queue.completions.pop_front_if(|completion| completion.due <= now) else { break };
+        let status = if completion.succeeded { sys::RTE_FLOW_OP_SUCCESS } else { sys::RTE_FLOW_OP_ERROR };
+        // SAFETY: the application has room for `room` results.
+        unsafe { *results.add(pulled) = sys::rte_flow_op_result { status, user_data: completion.user_data } };
+        pulled += 1;
+    }
+    pulled as c_int
+}
