@@ -5,6 +5,7 @@ use crate::rewrite::rewrite;
 use dpdk::flow::{Direction, FlowAction, FlowAttributes, FlowItem};
 use flow::text::{Actions, FlowMatch};
 use flow::{Action, Key, Mask, PortNo};
+use std::time::Duration;
 
 /// What a device is told: items that a packet has to match, from the outside in, and what is done to it then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,9 @@ pub enum Refusal {
     /// The device's own words.
     #[error("{0}")]
     Device(String),
+    /// Nothing was heard of the rule for so long: nobody knows whether it is there.
+    #[error("no completion from the device in {} s", .0.as_secs())]
+    Completion(Duration),
 }
 
 impl Refusal {
@@ -45,6 +49,7 @@ impl Refusal {
             Refusal::Action { .. } => "action",
             Refusal::Port(_) => "port",
             Refusal::Device(_) => "device",
+            Refusal::Completion(_) => "completion",
         }
     }
 

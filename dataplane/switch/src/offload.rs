@@ -27,6 +27,12 @@ pub trait Offload: Send + Sync {
 
     /// The flow of this name is to be done by the workers alone.
     fn withdraw(&self, ufid: u128);
+
+    /// Somebody asks for what flows have seen. Returns when all that the hardware has counted by now is in their shares.
+    fn refresh(&self) {}
+
+    /// `listener` is to be called when hardware has lost flows ([`HardwareShare::lose`]).
+    fn on_loss(&self, _listener: Box<dyn Fn() + Send>) {}
 }
 
 /// A flow for the hardware.
@@ -40,15 +46,18 @@ pub struct Offer {
     pub share: Arc<HardwareShare>,
 }
 
-/// What hardware does of one flow. Written by who is behind the seam, read by the switch.
+/// What hardware does of one flow. Written by who is behind the seam, read by the switch. There may be a million.
 #[derive(Debug, Default)]
 pub struct HardwareShare {
     placed: AtomicBool,
+    lost: AtomicBool,
     packets: AtomicU64,
     bytes: AtomicU64,
     used: AtomicU64,
-    refused: Mutex<Option<String>>,
+    refused: Mutex<Option<Box<str>>>,
 }
+
+const _: () = assert!(size_of::<HardwareShare>() <= 56);
 
 impl HardwareShare {
     /// The hardware does it from now on, or no more.
@@ -56,14 +65,25 @@ impl HardwareShare {
         self.placed.store(placed, Ordering::Release);
     }
 
-    /// The hardware does it.
+    /// The hardware did it, and has lost it. It is offered again at the next sweep, whatever it has seen.
+    pub fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+        self.set_placed(false);
+    }
+
+    /// The hardware has lost it since this was asked last.
+    pub(crate) fn take_loss(&self) -> bool {
+        self.lost.load(Ordering::Acquire) && self.lost.swap(false, Ordering::AcqRel)
+    }
+
+    /// The hardware does it. Whoever is behind the seam takes it back when it has nothing to do for it, so it does not age.
     pub fn is_placed(&self) -> bool {
         self.placed.load(Ordering::Acquire)
     }
 
     /// The hardware cannot do it, and this is why. It is not offered again before it changes.
     pub fn refuse(&self, why: String) {
-        *self.refused.lock().expect("no panic under this lock") = Some(why);
+        *self.refused.lock().expect("no panic under this lock") = Some(why.into());
     }
 
     /// It is another flow by now: the hardware may be asked again.
@@ -78,7 +98,7 @@ impl HardwareShare {
 
     /// Why the hardware cannot do it.
     pub fn refused(&self) -> Option<String> {
-        self.refused.lock().expect("no panic under this lock").clone()
+        self.refused.lock().expect("no panic under this lock").as_deref().map(str::to_owned)
     }
 
     /// The hardware saw so many more.

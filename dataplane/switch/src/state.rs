@@ -230,14 +230,16 @@ impl State {
             record.stats = stats;
             let since = stats.used.max(record.installed);
             let Basis { bridge, source, drop, operator, .. } = record.translation.basis;
-            if cycles.since(since) > limits::FLOW_IDLE.into() && !operator {
+            let in_hardware = record.hardware.as_ref().is_some_and(|share| share.is_placed());
+            if cycles.since(since) > limits::FLOW_IDLE.into() && !operator && !in_hardware {
                 idle.push(*ufid);
+            }
+            let lost = record.hardware.as_ref().is_some_and(|share| share.take_loss());
+            if lost || packets >= limits::OFFLOAD_PACKETS {
+                busy.push((*ufid, packets));
             }
             if packets == 0 {
                 continue;
-            }
-            if packets >= limits::OFFLOAD_PACKETS {
-                busy.push((*ufid, packets));
             }
             if let (Some(reason), Some(port)) = (drop, self.ports.get_mut(&record.port)) {
                 *port.drops.entry(reason).or_default() += packets;

@@ -185,6 +185,8 @@ pub(crate) struct Shared {
     pub(crate) upcalls: Arc<Upcalls>,
     counters: Vec<Arc<WorkerCounters>>,
     stop: AtomicBool,
+    /// The next sweep is not to wait for its time.
+    hurry: AtomicBool,
 }
 
 /// The parts of a switch, before anything runs.
@@ -208,7 +210,10 @@ pub(crate) fn assemble(wakers: &[Waker], pool: &Pool, cache: flow::Config) -> (A
         ));
     }
     let state = Mutex::new(State::new(senders));
-    (Arc::new(Shared { state, upcalls, counters, stop: AtomicBool::new(false) }), datapaths)
+    (
+        Arc::new(Shared { state, upcalls, counters, stop: AtomicBool::new(false), hurry: AtomicBool::new(false) }),
+        datapaths,
+    )
 }
 
 impl Shared {
@@ -254,7 +259,7 @@ impl Shared {
             if self.translate(now) > 0 {
                 continue;
             }
-            if now >= next_sweep {
+            if now >= next_sweep || self.hurry.swap(false, Ordering::AcqRel) {
                 next_sweep = now + limits::SWEEP_EVERY;
                 if self.is_idle() {
                     continue;
@@ -265,6 +270,12 @@ impl Shared {
                 std::thread::park_timeout(next_sweep.saturating_duration_since(Instant::now()));
             }
         }
+    }
+
+    /// Hardware has lost flows, which are to be offered again.
+    fn sweep_soon(&self) {
+        self.hurry.store(true, Ordering::Release);
+        self.upcalls.notify();
     }
 
     /// There are neither flows nor stations that could age.
@@ -307,6 +318,8 @@ impl Switch {
 
     /// Offers busy flows to this hardware from now on.
     pub fn set_offload(&self, offload: Arc<dyn Offload>) {
+        let shared = Arc::downgrade(&self.shared);
+        offload.on_loss(Box::new(move || shared.upgrade().iter().for_each(|shared| shared.sweep_soon())));
         self.shared.lock().set_offload(offload);
     }
 
@@ -425,6 +438,8 @@ impl Switch {
 
     /// All flows with what they have seen.
     pub fn dump(&self) -> Vec<FlowReport> {
+        let offload = self.shared.lock().offload.clone();
+        offload.iter().for_each(|offload| offload.refresh());
         self.shared.swept(self.shared.collect(|| false), Instant::now());
         self.shared.lock().flow_reports()
     }

@@ -202,6 +202,16 @@ impl FlowPort {
         self.port.id()
     }
 
+    /// Its name on its bus.
+    pub fn name(&self) -> &str {
+        self.port.name()
+    }
+
+    /// It takes the device's rules of direction [`Direction::Transfer`] itself, and no other port does.
+    pub fn is_transfer_proxy(&self) -> bool {
+        self.proxy == self.port.id()
+    }
+
     /// Its device's switch: rules lead between ports of the same one.
     pub fn switch_domain(&self) -> Option<u16> {
         self.domain

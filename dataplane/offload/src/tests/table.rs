@@ -1,37 +1,51 @@
 //! The table before a device that can be full, refuse, hold on, and be reset.
 
-use crate::Rule;
-use crate::table::{PlacedRule, RulePort, Table};
+use crate::device::{Completed, Progress};
+use crate::offloader::Config;
+use crate::table::{PATIENCE, Table};
+use crate::{IDLE, Rule};
 use clock::Cycles;
 use dpdk::Errno;
-use dpdk::flow::{Clause, FlowAction, FlowCount, FlowError};
+use dpdk::flow::{Clause, FlowAction, FlowCount, FlowError, FlowEvent, Operation};
 use flow::text::{FlowMatch, parse_actions};
-use flow::{Megaflow, Stats};
-use std::collections::HashMap;
+use flow::{Megaflow, PortNo, Stats};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use switch::{HardwareShare, Offer};
 
 #[derive(Default)]
 struct State {
     room: usize,
-    rules: HashMap<u64, (Rule, u32, FlowCount)>,
+    rules: HashMap<u64, (Rule, u32, FlowCount, u64)>,
     next: u64,
     /// Rules that were there at a time, at most.
     most: usize,
     refuses: bool,
+    /// Only the completion says that it does not take a rule.
+    refuses_late: bool,
     holds: bool,
-    /// Rules of before a reset are of an earlier one.
-    generation: u64,
-    /// What is said of those: that the device is gone, or that there are no such rules.
+    /// What is said of rules of before a reset: that the device is gone, or that there are no such rules.
     says_gone: bool,
+    /// Operations end by completions.
+    queued: bool,
+    /// No completions come.
+    mute: bool,
+    /// What is to complete.
+    pending: VecDeque<(u64, Operation)>,
+    /// Rules on their way.
+    coming: HashMap<u64, (Rule, u32, u64)>,
+    aged: Vec<u64>,
+    /// Counters that were read.
+    queries: std::cell::Cell<usize>,
 }
 
 #[derive(Clone)]
-struct Device(Arc<Mutex<State>>);
+struct Handle(Arc<Mutex<State>>);
 
-impl Device {
-    fn new(room: usize) -> Device {
-        Device(Arc::new(Mutex::new(State { room, ..State::default() })))
+impl Handle {
+    fn new(room: usize, queued: bool) -> Handle {
+        Handle(Arc::new(Mutex::new(State { room, queued, ..State::default() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -47,7 +61,7 @@ impl Device {
             rule.actions.contains(&action)
                 && rule.pattern.iter().any(|item| matches!(item, dpdk::flow::FlowItem::Eth(eth) if eth.spec.dst == mac))
         });
-        if let Some((_, _, count)) = hit {
+        if let Some((_, _, count, _)) = hit {
             let add = |counted: &mut Option<u64>, more| *counted = Some(counted.unwrap_or(0) + more);
             add(&mut count.packets, packets);
             add(&mut count.bytes, packets * 100);
@@ -55,87 +69,174 @@ impl Device {
     }
 
     fn reset(&self) {
-        let mut state = self.state();
-        state.rules.clear();
-        state.generation += 1;
+        self.state().rules.clear();
+    }
+
+    fn rules(&self) -> usize {
+        self.state().rules.len()
     }
 }
 
-struct Port(Device, u16);
-
-struct Placed(Device, u64, u64);
-
-impl RulePort for Port {
-    type Placed = Placed;
-
-    fn number(&self) -> u16 {
-        self.1
+impl State {
+    fn insert(&mut self, id: u64, rule: Rule, priority: u32, name: u64) {
+        self.rules.insert(id, (rule, priority, FlowCount { packets: Some(0), bytes: Some(0) }, name));
+        self.most = self.most.max(self.rules.len());
     }
 
-    fn place(&self, rule: &Rule, priority: u32) -> Result<Placed, FlowError> {
-        let mut state = self.0.state();
+    fn lost(&self) -> FlowError {
+        match self.says_gone {
+            true => FlowError::Gone { device: "fake".to_owned() },
+            false => FlowError::Lost { device: "fake".to_owned(), said: String::new() },
+        }
+    }
+}
+
+#[derive(Default)]
+struct Device(Option<Handle>);
+
+impl Device {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.as_ref().unwrap().state()
+    }
+}
+
+fn refusal() -> FlowError {
+    FlowError::Unsupported { device: "fake".to_owned(), clause: Clause::Item(1), said: "no such item".to_owned() }
+}
+
+impl crate::device::Device for Device {
+    type Port = Handle;
+    type Rule = u64;
+
+    fn attach(&mut self, _: PortNo, port: Handle) {
+        self.0 = Some(port);
+    }
+
+    fn detach(&mut self, _: PortNo) {}
+
+    fn is_in_charge(&self, number: PortNo) -> bool {
+        number == 3
+    }
+
+    fn place(&mut self, _: PortNo, rule: &Rule, priority: u32, name: u64) -> Result<(u64, Progress), FlowError> {
+        let mut state = self.state();
         let device = "fake".to_owned();
         if state.refuses {
-            return Err(FlowError::Unsupported { device, clause: Clause::Item(1), said: "no such item".to_owned() });
+            return Err(refusal());
         }
-        if state.rules.len() >= state.room {
+        if state.rules.len() + state.coming.len() >= state.room {
             return Err(FlowError::Full { device, said: String::new() });
         }
-        if state.rules.values().any(|(other, at, _)| other.pattern == rule.pattern && *at == priority) {
+        if state.rules.values().any(|(other, at, ..)| other.pattern == rule.pattern && *at == priority) {
             return Err(FlowError::Exists { device, said: String::new() });
         }
         state.next += 1;
         let id = state.next;
-        state.rules.insert(id, (rule.clone(), priority, FlowCount { packets: Some(0), bytes: Some(0) }));
-        state.most = state.most.max(state.rules.len());
-        Ok(Placed(self.0.clone(), id, state.generation))
-    }
-}
-
-impl Placed {
-    fn check(&self) -> Result<MutexGuard<'_, State>, FlowError> {
-        let state = self.0.state();
-        match state.generation == self.2 {
-            true => Ok(state),
-            false if state.says_gone => Err(FlowError::Gone { device: "fake".to_owned() }),
-            false => Err(FlowError::Lost { device: "fake".to_owned(), said: String::new() }),
+        if state.queued {
+            state.coming.insert(id, (rule.clone(), priority, name));
+            state.pending.push_back((id, Operation::Create));
+            return Ok((id, Progress::Asked));
         }
-    }
-}
-
-impl PlacedRule for Placed {
-    fn count(&self) -> Result<FlowCount, FlowError> {
-        Ok(self.check()?.rules[&self.1].2)
+        state.insert(id, rule.clone(), priority, name);
+        Ok((id, Progress::Done))
     }
 
-    fn remove(&mut self) -> Result<(), FlowError> {
-        let mut state = self.check()?;
+    fn remove(&mut self, rule: u64) -> Result<Progress, FlowError> {
+        let mut state = self.state();
+        if !state.rules.contains_key(&rule) && !state.coming.contains_key(&rule) {
+            return Err(state.lost());
+        }
         if state.holds {
             let (device, said) = ("fake".to_owned(), "busy".to_owned());
             return Err(FlowError::Failed { device, clause: Clause::Rule, errno: Errno(libc::EBUSY), said });
         }
-        state.rules.remove(&self.1);
-        Ok(())
+        if state.queued {
+            state.pending.push_back((rule, Operation::Destroy));
+            return Ok(Progress::Asked);
+        }
+        state.rules.remove(&rule);
+        Ok(Progress::Done)
     }
 
-    fn abandon(self) {}
+    fn abandon(&mut self, _: u64) {}
+
+    fn count(&self, rule: u64) -> Result<FlowCount, FlowError> {
+        let state = self.state();
+        state.queries.set(state.queries.get() + 1);
+        state.rules.get(&rule).map(|(_, _, count, _)| *count).ok_or_else(|| state.lost())
+    }
+
+    fn explain(&self, _: PortNo, _: &Rule, _: u32) -> FlowError {
+        refusal()
+    }
+
+    fn poll(&mut self, completed: &mut Vec<Completed<u64>>) {
+        let mut state = self.state();
+        if state.mute {
+            return;
+        }
+        for (rule, operation) in std::mem::take(&mut state.pending) {
+            let done = operation == Operation::Destroy || !state.refuses_late;
+            let coming = state.coming.remove(&rule);
+            match (operation, coming) {
+                (Operation::Create, Some((found, priority, name))) if done => state.insert(rule, found, priority, name),
+                (Operation::Destroy, _) => drop(state.rules.remove(&rule)),
+                _ => {}
+            }
+            completed.push(Completed { rule, operation, done });
+        }
+    }
+
+    fn aged(&mut self, names: &mut Vec<u64>) {
+        names.append(&mut self.state().aged);
+    }
 }
 
 fn mac(station: usize) -> [u8; 6] {
     [2, 0, 0, 0, (station >> 8) as u8, station as u8]
 }
 
-fn table(device: &Device) -> Table<Port> {
-    let mut table = Table::default();
-    (1..=3).for_each(|n| table.add_port(n, Port(device.clone(), n as u16 + 10), 1));
+fn table(device: &Handle) -> Table<Device> {
+    table_with(device, Config::default())
+}
+
+fn table_with(device: &Handle, config: Config) -> Table<Device> {
+    let mut table = Table::new(config);
+    (1..=3).for_each(|n| table.add_port(n, device.clone(), 1, n as u16 + 10));
     table
 }
 
+impl Table<Device> {
+    /// Offers, and lets the device do what it is asked.
+    fn offer_and_turn(&mut self, offers: impl IntoIterator<Item = Offer>, now: Cycles) {
+        self.offer(offers.into_iter().map(Box::new).collect(), now);
+        self.turns(now);
+    }
+
+    fn withdraw_and_turn(&mut self, ufid: u128, now: Cycles) {
+        self.withdraw(ufid, now);
+        self.turns(now);
+    }
+
+    fn turns(&mut self, now: Cycles) {
+        (0..8).for_each(|_| self.turn(now));
+    }
+}
+
 fn offer(station: usize, output: &str, packets: u64, share: &Arc<HardwareShare>) -> Offer {
+    offer_from(1, station, output, packets, share)
+}
+
+fn offer_from(port: PortNo, station: usize, output: &str, packets: u64, share: &Arc<HardwareShare>) -> Offer {
     let text = mac(station).map(|byte| format!("{byte:02x}")).join(":");
-    let FlowMatch { key, mask } = format!("in_port(1),eth(dst={text}),eth_type(0x88b5)").parse().unwrap();
+    let FlowMatch { key, mask } = format!("in_port({port}),eth(dst={text}),eth_type(0x88b5)").parse().unwrap();
     let flow = Megaflow { ufid: station as u128 + 1, ..Megaflow::new(key, mask, parse_actions(output).unwrap()) };
     Offer { flow, packets, share: share.clone() }
+}
+
+/// Once with a device that does what it is asked at once, and once with one that tells by completions.
+fn both(test: impl Fn(bool)) {
+    [false, true].into_iter().for_each(test);
 }
 
 fn seen(share: &HardwareShare) -> (u64, u64) {
@@ -145,86 +246,94 @@ fn seen(share: &HardwareShare) -> (u64, u64) {
 
 #[test]
 fn what_the_device_counts_is_counted_once() {
-    let device = Device::new(10);
-    let (mut table, share) = (table(&device), Arc::default());
-    table.offer(vec![offer(1, "2", 100, &share)], Cycles(1));
-    assert!(share.is_placed());
-    device.packets(1, 5);
-    table.look(Cycles(2));
-    table.look(Cycles(3));
-    assert_eq!((seen(&share), share.stats().used), ((5, 500), Cycles(2)));
-    // What came since the last look is not lost when the rule goes.
-    device.packets(1, 2);
-    table.withdraw(2, Cycles(4));
-    assert_eq!((seen(&share), share.is_placed(), device.state().rules.len()), ((7, 700), false, 0));
-    assert_eq!((table.totals().packets, table.totals().insertions), (7, 1));
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, share) = (table(&device), Arc::default());
+        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        assert!(share.is_placed());
+        device.packets(1, 5);
+        table.look(Cycles(2));
+        table.look(Cycles(3));
+        assert_eq!((seen(&share), share.stats().used), ((5, 500), Cycles(2)));
+        // What came since the last look is not lost when the rule goes.
+        device.packets(1, 2);
+        table.withdraw_and_turn(2, Cycles(4));
+        assert_eq!((seen(&share), share.is_placed(), device.state().rules.len()), ((7, 700), false, 0));
+        assert_eq!((table.totals().packets, table.totals().insertions), (7, 1));
+    });
 }
 
 #[test]
 fn the_flows_that_see_most_stay_in_a_table_ten_times_too_small() {
-    const FLOWS: usize = 200;
-    let device = Device::new(FLOWS / 10);
-    let mut table = table(&device);
-    let shares: Vec<Arc<HardwareShare>> = (0..FLOWS).map(|_| Arc::default()).collect();
-    // Zipf, of which the busiest come last.
-    let packets = |station: usize| 100_000 / (FLOWS - station) as u64;
-    let mut software = 0;
-    for round in 0..30 {
-        let offers = (0..FLOWS).filter(|n| !shares[*n].is_placed());
-        table.offer(offers.map(|n| offer(n, "2", packets(n), &shares[n])).collect(), Cycles(round));
-        software = 0;
-        for (n, share) in shares.iter().enumerate() {
-            device.packets(n, packets(n));
-            software += if share.is_placed() { 0 } else { packets(n) };
+    both(|queued| {
+        const FLOWS: usize = 200;
+        let device = Handle::new(FLOWS / 10, queued);
+        let mut table = table(&device);
+        let shares: Vec<Arc<HardwareShare>> = (0..FLOWS).map(|_| Arc::default()).collect();
+        // Zipf, of which the busiest come last.
+        let packets = |station: usize| 100_000 / (FLOWS - station) as u64;
+        let mut software = 0;
+        for round in 0..30 {
+            let offers = (0..FLOWS).filter(|n| !shares[*n].is_placed());
+            table.offer_and_turn(offers.map(|n| offer(n, "2", packets(n), &shares[n])), Cycles(round));
+            software = 0;
+            for (n, share) in shares.iter().enumerate() {
+                device.packets(n, packets(n));
+                software += if share.is_placed() { 0 } else { packets(n) };
+            }
+            table.look(Cycles(round));
         }
-        table.look(Cycles(round));
-    }
-    let best: u64 = (0..FLOWS * 9 / 10).map(packets).sum();
-    assert!(software <= best + best / 10, "{software} packets in software, where {best} would do");
-    assert_eq!(table.totals().flows, FLOWS as u64 / 10);
-    assert!(table.totals().evictions < FLOWS as u64, "{} evictions", table.totals().evictions);
+        let best: u64 = (0..FLOWS * 9 / 10).map(packets).sum();
+        assert!(software <= best + best / 10, "{software} packets in software, where {best} would do");
+        assert_eq!(table.totals().flows, FLOWS as u64 / 10);
+        assert!(table.totals().evictions < FLOWS as u64, "{} evictions", table.totals().evictions);
+    });
 }
 
 #[test]
 fn a_changed_flow_is_never_without_a_rule() {
-    let device = Device::new(2);
-    let (mut table, share) = (table(&device), Arc::default());
-    for (round, output) in ["2", "3", "2", "drop"].into_iter().enumerate() {
-        table.offer(vec![offer(1, output, 0, &share)], Cycles(round as u64));
-        assert!(share.is_placed());
-        assert_eq!(device.state().rules.len(), 1);
-    }
-    // The new one was there before the old one went.
-    assert_eq!(device.state().most, 2);
-    let state = device.state();
-    assert!(state.rules.values().all(|(rule, ..)| rule.actions.ends_with(&[FlowAction::Drop])));
+    both(|queued| {
+        let device = Handle::new(2, queued);
+        let (mut table, share) = (table(&device), Arc::default());
+        for (round, output) in ["2", "3", "2", "drop"].into_iter().enumerate() {
+            table.offer_and_turn([offer(1, output, 0, &share)], Cycles(round as u64));
+            assert!(share.is_placed());
+            assert_eq!(device.state().rules.len(), 1);
+        }
+        // The new one was there before the old one went.
+        assert_eq!(device.state().most, 2);
+        let state = device.state();
+        assert!(state.rules.values().all(|(rule, ..)| rule.actions.ends_with(&[FlowAction::Drop])));
+    });
 }
 
 #[test]
 fn a_changed_flow_without_room_for_both_rules_goes_to_the_workers() {
-    let device = Device::new(1);
-    let (mut table, share) = (table(&device), Arc::default());
-    table.offer(vec![offer(1, "2", 9, &share)], Cycles(1));
-    table.offer(vec![offer(1, "3", 0, &share)], Cycles(2));
-    assert!(!share.is_placed() && device.state().rules.is_empty());
+    both(|queued| {
+        let device = Handle::new(1, queued);
+        let (mut table, share) = (table(&device), Arc::default());
+        table.offer_and_turn([offer(1, "2", 9, &share)], Cycles(1));
+        table.offer_and_turn([offer(1, "3", 0, &share)], Cycles(2));
+        assert!(!share.is_placed() && device.state().rules.is_empty());
+    });
 }
 
 #[test]
 fn a_reset_device_is_filled_again() {
-    [false, true].into_iter().for_each(reset_and_fill);
+    both(|queued| both(|says_gone| reset_and_fill(queued, says_gone)));
 }
 
-fn reset_and_fill(says_gone: bool) {
-    let device = Device::new(10);
+fn reset_and_fill(queued: bool, says_gone: bool) {
+    let device = Handle::new(10, queued);
     device.state().says_gone = says_gone;
     let (mut table, share) = (table(&device), Arc::default());
-    table.offer(vec![offer(1, "2", 100, &share)], Cycles(1));
+    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
     device.packets(1, 5);
     table.look(Cycles(2));
     device.reset();
     table.look(Cycles(3));
     assert_eq!((share.is_placed(), share.refused(), table.totals().lost), (false, None, 1));
-    table.offer(vec![offer(1, "2", 100, &share)], Cycles(4));
+    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(4));
     device.packets(1, 3);
     table.look(Cycles(5));
     assert_eq!((share.is_placed(), seen(&share)), (true, (8, 800)));
@@ -232,26 +341,253 @@ fn reset_and_fill(says_gone: bool) {
 
 #[test]
 fn what_a_device_refuses_is_told_with_its_clause() {
-    let device = Device::new(10);
-    let (mut table, share) = (table(&device), Arc::default());
-    device.state().refuses = true;
-    table.offer(vec![offer(1, "2", 100, &share)], Cycles(1));
-    assert_eq!(share.refused().unwrap(), "fake: item 1 is not supported: no such item");
-    let elsewhere = Arc::default();
-    table.offer(vec![offer(2, "9", 100, &elsewhere)], Cycles(1));
-    assert_eq!(elsewhere.refused().unwrap(), "port 9: it is not of the device");
-    assert_eq!(table.totals().refused, HashMap::from([("device", 1), ("port", 1)]));
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, share) = (table(&device), Arc::default());
+        device.state().refuses = true;
+        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        assert_eq!(share.refused().unwrap(), "fake: item 1 is not supported: no such item");
+        let elsewhere = Arc::default();
+        table.offer_and_turn([offer(2, "9", 100, &elsewhere)], Cycles(1));
+        assert_eq!(elsewhere.refused().unwrap(), "port 9: it is not of the device");
+        assert_eq!(table.totals().refused, HashMap::from([("device", 1), ("port", 1)]));
+    });
 }
 
 #[test]
 fn a_rule_that_a_device_holds_on_to_is_taken_out_later() {
-    let device = Device::new(10);
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, share) = (table(&device), Arc::default());
+        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        device.state().holds = true;
+        table.withdraw_and_turn(2, Cycles(2));
+        assert_eq!((share.is_placed(), table.totals().leaving), (false, 1));
+        device.state().holds = false;
+        table.look(Cycles(3));
+        table.turns(Cycles(3));
+        assert_eq!((device.state().rules.len(), table.totals().leaving), (0, 0));
+    });
+}
+
+fn cycles(time: Duration) -> Cycles {
+    Cycles::from(time)
+}
+
+const TICK: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_completion_that_never_comes_is_not_waited_for() {
+    let device = Handle::new(10, true);
     let (mut table, share) = (table(&device), Arc::default());
-    table.offer(vec![offer(1, "2", 100, &share)], Cycles(1));
-    device.state().holds = true;
-    table.withdraw(2, Cycles(2));
-    assert_eq!((share.is_placed(), table.totals().leaving), (false, 1));
-    device.state().holds = false;
-    table.look(Cycles(3));
-    assert_eq!((device.state().rules.len(), table.totals().leaving), (0, 0));
+    device.state().mute = true;
+    let start = Cycles::now();
+    table.offer_and_turn([offer(1, "2", 100, &share)], start);
+    assert!(!share.is_placed() && table.is_busy());
+    let late = Cycles::now() + cycles(PATIENCE + TICK);
+    table.turns(late);
+    assert_eq!(share.refused().unwrap(), "no completion from the device in 1 s");
+    // The rule may be there all the same, so it is taken out.
+    assert_eq!(device.state().pending, [(1, Operation::Create), (1, Operation::Destroy)]);
+    device.state().mute = false;
+    table.turns(late);
+    assert_eq!((share.is_placed(), device.rules(), table.is_busy(), table.is_empty()), (false, 0, false, true));
+    let totals = table.totals();
+    assert_eq!((totals.lost_completions, totals.flows, totals.refused["completion"]), (1, 0, 1));
+    // No credit is lost by it.
+    assert!(table.ports.values().all(|port| port.rules() == 0));
+}
+
+#[test]
+fn a_rule_that_is_refused_late_is_told_with_its_clause() {
+    let device = Handle::new(10, true);
+    let (mut table, share) = (table(&device), Arc::default());
+    device.state().refuses_late = true;
+    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+    assert_eq!((share.is_placed(), &*share.refused().unwrap()), (false, "fake: item 1 is not supported: no such item"));
+    assert!(table.is_empty() && table.ports.values().all(|port| port.rules() == 0));
+}
+
+#[test]
+fn what_becomes_of_a_flow_while_its_rule_is_on_its_way() {
+    let device = Handle::new(10, true);
+    let (mut table, share) = (table(&device), Arc::default());
+    // It goes.
+    table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(1));
+    table.withdraw(2, Cycles(1));
+    table.turns(Cycles(1));
+    assert_eq!((share.is_placed(), device.rules(), table.is_empty()), (false, 0, true));
+    // It changes: the last word counts.
+    table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(2));
+    table.offer(vec![Box::new(offer(1, "3", 0, &share))], Cycles(2));
+    table.offer(vec![Box::new(offer(1, "drop", 0, &share))], Cycles(2));
+    table.turns(Cycles(2));
+    assert_eq!((share.is_placed(), device.rules()), (true, 1));
+    assert!(device.state().rules.values().all(|(rule, ..)| rule.actions.ends_with(&[FlowAction::Drop])));
+}
+
+#[test]
+fn idle_flows_go_back_to_the_workers() {
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
+        let start = Cycles::now();
+        table.offer_and_turn((0..2).map(|n| offer(n, "2", 100, &shares[n])), start);
+        let later = start + cycles(IDLE + IDLE);
+        device.packets(1, 7);
+        // The device says which has aged; what it has counted before counts, and came before it aged.
+        device.state().aged = vec![2, 99];
+        table.event(1, FlowEvent::Aged, later);
+        table.turns(later);
+        assert_eq!(shares.each_ref().map(|share| share.is_placed()), [true, false]);
+        assert_eq!((seen(&shares[1]), shares[1].stats().used), ((7, 700), later - cycles(IDLE)));
+        // The other is found without the device's help.
+        table.look(later);
+        table.look(later);
+        table.turns(later);
+        assert_eq!((shares[0].is_placed(), device.rules(), table.totals().aged), (false, 0, 2));
+    });
+}
+
+#[test]
+fn a_look_costs_no_more_for_idle_flows() {
+    let queries_of_a_look = |idle: usize| {
+        let device = Handle::new(100_000, false);
+        let mut table = table(&device);
+        let shares: Vec<Arc<HardwareShare>> = (0..idle + 50).map(|_| Arc::default()).collect();
+        table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+        let mut queries = 0;
+        for round in 2..6 {
+            (0..50).for_each(|station| device.packets(station, 1));
+            let before = device.state().queries.get();
+            table.look(Cycles(round));
+            queries = device.state().queries.get() - before;
+            assert!(shares[..50].iter().all(|share| seen(share).0 == round - 1));
+        }
+        queries
+    };
+    assert_eq!(queries_of_a_look(0), 50);
+    for idle in [2_000, 4_000, 8_000] {
+        let queries = queries_of_a_look(idle);
+        assert!(queries <= 50 + 1024, "{queries} for {idle} idle flows");
+    }
+}
+
+#[test]
+fn who_asks_gets_every_counter() {
+    let device = Handle::new(100_000, false);
+    let mut table = table(&device);
+    let shares: Vec<Arc<HardwareShare>> = (0..3000).map(|_| Arc::default()).collect();
+    table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    (0..3).for_each(|round| table.look(Cycles(round)));
+    (0..3000).step_by(100).for_each(|station| device.packets(station, 3));
+    table.look_at_all(Cycles(9));
+    assert!(shares.iter().step_by(100).all(|share| seen(share).0 == 3));
+}
+
+#[test]
+fn a_port_has_so_many_rules_and_no_more() {
+    both(|queued| {
+        let device = Handle::new(100, queued);
+        let mut table = table_with(&device, Config { rules_of_a_port: 2, ..Config::default() });
+        let shares: [Arc<HardwareShare>; 5] = Default::default();
+        table.offer_and_turn((0..3).map(|n| offer(n, "2", 100 - n as u64, &shares[n])), Cycles(1));
+        // Another port has its own.
+        table.offer_and_turn([offer_from(3, 3, "2", 50, &shares[3])], Cycles(1));
+        let placed = |shares: &[Arc<HardwareShare>; 5]| shares.each_ref().map(|share| share.is_placed());
+        assert_eq!(placed(&shares), [true, true, false, true, false]);
+        // One that sees more takes the place of one of the same port.
+        (0..8).for_each(|round| table.look(Cycles(round)));
+        table.offer_and_turn([offer(4, "2", 1000, &shares[4])], Cycles(9));
+        let now = placed(&shares);
+        assert_eq!((now[0] ^ now[1], now[3], now[4], table.totals().evictions), (true, true, true, 1));
+        // A change needs no credit of its own.
+        table.offer_and_turn([offer(4, "3", 0, &shares[4])], Cycles(9));
+        assert!(shares[4].is_placed() && device.rules() == 3);
+        (0..5).for_each(|ufid| table.withdraw_and_turn(ufid + 1, Cycles(10)));
+        assert!(table.ports.values().all(|port| port.rules() == 0) && device.rules() == 0);
+    });
+}
+
+#[test]
+fn offers_that_wait_are_bounded() {
+    let device = Handle::new(100, true);
+    let mut table = table_with(&device, Config { waiting: 3, ..Config::default() });
+    let shares: [Arc<HardwareShare>; 10] = Default::default();
+    // Each waits for the rule of the one before.
+    table.offer(vec![Box::new(offer(0, "2", 1, &shares[0]))], Cycles(1));
+    let changes = (1..10).map(|n| Box::new(offer(0, if n % 2 == 0 { "2" } else { "3" }, 0, &shares[0])));
+    table.offer(changes.collect(), Cycles(1));
+    assert!(table.totals().dropped > 0);
+    table.turns(Cycles(1));
+    assert!(device.state().most <= 2 && table.totals().flows as usize == device.rules());
+}
+
+#[test]
+fn a_reset_is_noticed_when_the_device_tells_of_it() {
+    both(|queued| {
+        let device = Handle::new(100, queued);
+        let (mut table, shares) = (table(&device), [(); 20].map(|()| Arc::<HardwareShare>::default()));
+        let fill = |table: &mut Table<Device>, now| {
+            let missing = (0..20).filter(|n| !shares[*n].is_placed());
+            table.offer_and_turn(missing.map(|n| offer(n, "2", 100, &shares[n])), now);
+        };
+        fill(&mut table, Cycles(1));
+        (0..20).for_each(|station| device.packets(station, 5));
+        table.look(Cycles(2));
+        device.reset();
+        table.event(1, FlowEvent::Reset, Cycles(3));
+        assert!(table.has_lost && shares.iter().all(|share| !share.is_placed()));
+        assert_eq!((table.totals().lost, table.totals().flows), (20, 0));
+        fill(&mut table, Cycles(4));
+        (0..20).for_each(|station| device.packets(station, 3));
+        table.look(Cycles(5));
+        assert!(shares.iter().all(|share| share.is_placed() && seen(share) == (8, 800)));
+    });
+}
+
+#[test]
+fn one_rule_that_is_lost_shows_that_others_are() {
+    let device = Handle::new(10_000, false);
+    let mut table = table(&device);
+    let shares: Vec<Arc<HardwareShare>> = (0..5000).map(|_| Arc::default()).collect();
+    table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    (0..3).for_each(|round| table.look(Cycles(round)));
+    device.reset();
+    table.look(Cycles(4));
+    assert_eq!((table.totals().lost, table.totals().flows), (5000, 0));
+}
+
+#[test]
+fn nothing_is_held_of_a_port_that_goes() {
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
+        table.offer_and_turn([offer(0, "2", 9, &shares[0]), offer_from(2, 1, "1", 9, &shares[1])], Cycles(1));
+        let remove = |table: &mut Table<Device>, port| {
+            while !table.remove_port(port, Cycles(2)) {
+                table.turn(Cycles(2));
+            }
+            table.detach(port);
+        };
+        remove(&mut table, 1);
+        assert_eq!(shares.each_ref().map(|share| share.is_placed()), [false, true]);
+        // Port 3 is in charge of the rules of all.
+        remove(&mut table, 3);
+        assert_eq!((shares[1].is_placed(), device.rules()), (false, 0));
+        remove(&mut table, 2);
+        assert!(table.is_empty() && table.devices.is_empty());
+    });
+}
+
+#[test]
+fn a_port_goes_though_its_device_says_nothing() {
+    let device = Handle::new(10, true);
+    let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
+    table.offer_and_turn([offer(0, "2", 9, &shares[0])], Cycles(1));
+    device.state().mute = true;
+    table.offer_and_turn([offer(1, "2", 9, &shares[1])], Cycles(1));
+    assert!(!table.remove_port(1, Cycles(2)));
+    table.detach(1);
+    assert!(shares.iter().all(|share| !share.is_placed()) && !table.is_busy() && table.is_empty());
 }

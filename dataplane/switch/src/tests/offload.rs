@@ -160,3 +160,35 @@ fn limits_and_captures_are_the_workers_work() {
     net.sweep_after(SECOND);
     assert!(hardware.only().is_some());
 }
+
+#[test]
+fn a_flow_in_hardware_does_not_age_and_one_that_is_taken_back_does() {
+    let (net, hardware) = busy();
+    let (share, _) = hardware.only().unwrap();
+    let ufid = *hardware.flows.lock().unwrap().keys().next().unwrap();
+    let long_ago = Cycles::now() - crate::limits::FLOW_IDLE.into() - SECOND.into();
+    let sweep = || {
+        let mut state = net.shared.lock();
+        state.flows.get_mut(ufid).unwrap().installed = long_ago;
+        state.swept(&[(ufid, flow::Stats { used: long_ago, ..flow::Stats::default() })].into(), net.now);
+        state.flows.get(ufid).is_some()
+    };
+    assert!(sweep());
+    share.set_placed(false);
+    assert!(!sweep());
+}
+
+#[test]
+fn a_flow_that_hardware_lost_is_offered_again_whatever_it_has_seen() {
+    let (mut net, hardware) = busy();
+    let (share, _) = hardware.only().unwrap();
+    hardware.flows.lock().unwrap().clear();
+    share.lose();
+    net.sweep_after(SECOND);
+    assert!(hardware.only().is_some() && share.is_placed());
+    // Once: it is like any other from now on.
+    hardware.flows.lock().unwrap().clear();
+    share.set_placed(false);
+    net.sweep_after(SECOND);
+    assert!(hardware.only().is_none());
+}
