@@ -194,13 +194,19 @@ pub(crate) struct OffloadInfo {
     pub(crate) insertion_us: f64,
     /// Rules taken out for flows that see more.
     pub(crate) evictions: u64,
+    /// Rules taken out as they saw nothing any more.
+    pub(crate) aged: u64,
     /// Offers that found no room.
     pub(crate) full: u64,
+    /// Offers that were dropped, as too many waited. Their flows are offered again.
+    pub(crate) dropped: u64,
     /// Rules that a device lost: it was reset, or somebody else took them out.
     pub(crate) lost: u64,
+    /// Operations that a device said nothing of in a second.
+    pub(crate) lost_completions: u64,
     /// Rules that are to go, and that a device has not let go of.
     pub(crate) leaving: u64,
-    /// Refusals so far, by what was refused: match, action, port, device.
+    /// Refusals so far, by what was refused: match, action, port, device, completion.
     pub(crate) refusals: BTreeMap<&'static str, u64>,
     /// Flows that are there now and were refused.
     refused: Vec<RefusedFlow>,
@@ -242,8 +248,11 @@ impl OffloadInfo {
             insertions: totals.insertions,
             insertion_us: spent.as_secs_f64() * 1e6 / totals.insertions.max(1) as f64,
             evictions: totals.evictions,
+            aged: totals.aged,
             full: totals.full,
+            dropped: totals.dropped,
             lost: totals.lost,
+            lost_completions: totals.lost_completions,
             leaving: totals.leaving,
             refusals: totals.refused.into_iter().collect(),
             refused: Vec::new(),

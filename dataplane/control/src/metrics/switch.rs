@@ -86,18 +86,21 @@ fn caches(encoder: &mut DescriptorEncoder, switch: &Switch) -> fmt::Result {
 }
 
 fn offload(encoder: &mut DescriptorEncoder, info: &OffloadInfo) -> fmt::Result {
-    let OffloadInfo { packets, bytes, insertions, insertion_us, evictions, full, lost, .. } = *info;
+    let OffloadInfo { packets, bytes, insertions, insertion_us, evictions, aged, full, dropped, lost, .. } = *info;
     let (help, kind) = ("Flows in hardware", MetricType::Gauge);
     ConstGauge::new(info.flows).encode(encoder.encode_descriptor("offload_flows", help, None, kind)?)?;
     let (help, kind) = ("Bytes that hardware forwarded or dropped", MetricType::Counter);
     ConstCounter::new(bytes).encode(encoder.encode_descriptor("offload", help, Some(&Unit::Bytes), kind)?)?;
-    let (help, spent) = ("Time in insertions of rules", insertions as f64 * insertion_us / 1e6);
+    let (help, spent) = ("Time from asking for rules to their completion", insertions as f64 * insertion_us / 1e6);
     let family = encoder.encode_descriptor("offload_insertion", help, Some(&Unit::Seconds), kind)?;
     ConstCounter::new(spent).encode(family)?;
     for (name, help, value) in [
         ("offload_packets", "Packets that hardware forwarded or dropped", packets),
         ("offload_insertions", "Rules put into hardware", insertions),
         ("offload_evictions", "Rules taken out for flows that see more", evictions),
+        ("offload_aged", "Rules taken out as they saw nothing any more", aged),
+        ("offload_dropped", "Offers that were dropped, as too many waited", dropped),
+        ("offload_lost_completions", "Operations that hardware said nothing of", info.lost_completions),
         ("offload_full", "Flows that found no room in hardware", full),
         ("offload_lost", "Rules that hardware lost: it was reset, or somebody else took them out", lost),
     ] {
