@@ -8,9 +8,11 @@
 pub mod action;
 mod ageing;
 pub mod edit;
+mod index;
 pub mod key;
 pub mod parse;
 mod rule;
+mod store;
 mod table;
 pub mod toeplitz;
 
@@ -24,9 +26,9 @@ use ageing::Deadlines;
 use key::{field, source};
 use rule::Kind;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 use std::time::Duration;
+use store::Store;
 use table::{Format, FormatId, Formats};
 
 /// Which packets a rule sees.
@@ -143,26 +145,6 @@ struct RuleTable {
     formats: Vec<FormatId>,
 }
 
-/// Rules by number. Numbers follow each other, which is hash enough.
-type Rules = HashMap<RuleId, Box<Entry>, BuildHasherDefault<NumberHasher>>;
-
-#[derive(Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(self.0 << 8 | u64::from(byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
-    }
-}
-
 /// What the rules that a packet met leave of it.
 enum Walk {
     Fate(Action),
@@ -174,7 +156,7 @@ enum Walk {
 pub struct Pipeline {
     limits: Limits,
     formats: Formats,
-    rules: Rules,
+    rules: Store,
     tables: Vec<Option<RuleTable>>,
     modes: HashMap<u16, PortMode>,
     /// Rules in use, and key formats of the exact-match table.
@@ -194,7 +176,7 @@ impl Pipeline {
         Pipeline {
             limits,
             formats: Formats::default(),
-            rules: Rules::default(),
+            rules: Store::default(),
             tables: Vec::new(),
             modes: HashMap::new(),
             exact: 0,
@@ -230,11 +212,20 @@ impl Pipeline {
     /// Whether a rule would be taken now.
     pub fn check(&self, rule: &Rule) -> Result<(), InsertError> {
         let format = self.formats.find(rule.domain, rule.group, &rule.pattern);
-        self.place(format, rule.pattern.is_whole(), rule.pattern.value(), rule.priority).map(|_| ())
+        let hash = format.map_or(0, |format| format.hash(rule.pattern.value()));
+        self.place(format, rule.pattern.is_whole(), (hash, rule.pattern.value()), rule.priority).map(|_| ())
     }
 
-    fn place(&self, format: Option<&Format>, whole: bool, value: &Key, priority: u32) -> Result<Kind, InsertError> {
-        if format.is_some_and(|format| format.contains(value, priority, |id| value_of(&self.rules, id))) {
+    fn place(
+        &self,
+        format: Option<&Format>,
+        whole: bool,
+        (hash, value): (u64, &Key),
+        priority: u32,
+    ) -> Result<Kind, InsertError> {
+        let same =
+            |id| self.rules.get(id).is_some_and(|there| there.blank.priority == priority && there.value == *value);
+        if format.is_some_and(|format| format.rules.find(hash).any(same)) {
             return Err(InsertError::Exists);
         }
         let has_format =
@@ -255,7 +246,9 @@ impl Pipeline {
         let format = self.formats.hold(domain, group, &pattern);
         let id = self.reserve_ids(1).start;
         let blank = Blank { owner, table: None, format, priority };
-        let inserted = self.insert_filled(id, blank.fill(*pattern.value(), actions, counts, age), now);
+        let mut entry = blank.fill(*pattern.value(), actions, counts, age);
+        self.prepare(&mut entry);
+        let inserted = self.insert_filled(id, entry, now);
         self.formats.release(format);
         inserted.map(|()| id)
     }
@@ -307,16 +300,30 @@ impl Pipeline {
         Some(Blank { owner: of.owner, table: Some(table), format: *of.formats.get(pattern)?, priority: of.priority })
     }
 
-    /// Puts a rule in under a number of its own.
+    /// Gets a rule ready to be put in. Looks at where it will be: the memory's delays overlap when many are prepared in a row.
+    pub fn prepare(&self, entry: &mut Entry) -> u64 {
+        let Some(format) = self.formats.get(entry.blank.format) else { return 0 };
+        entry.hash = format.hash(&entry.value);
+        format.rules.peek(entry.hash)
+    }
+
+    /// The same for a rule that is to be taken out.
+    pub fn prepare_removal(&self, id: RuleId) -> u64 {
+        let rule = self.rules.get(id).and_then(|entry| Some((self.formats.get(entry.blank.format)?, entry.hash)));
+        rule.map_or(0, |(format, hash)| format.rules.peek(hash))
+    }
+
+    /// Puts a rule in that is prepared, under a number of its own.
     pub fn insert_filled(&mut self, id: RuleId, mut entry: Box<Entry>, now: Duration) -> Result<(), InsertError> {
         let Blank { table, format, priority, .. } = entry.blank;
         if table.is_some_and(|table| self.table(table).is_none_or(|table| table.used >= table.limit)) {
             return Err(InsertError::TableFull);
         }
         let there = self.formats.get(format);
-        entry.kind = self.place(there, there.is_some_and(|format| format.whole), &entry.value, priority)?;
+        entry.kind =
+            self.place(there, there.is_some_and(|format| format.whole), (entry.hash, &entry.value), priority)?;
         let Some(format) = self.formats.get_mut(format) else { return Err(InsertError::TableFull) };
-        format.insert(&entry.value, priority, id);
+        format.rules.insert(entry.hash, id);
         match entry.kind {
             Kind::Masked => self.masked += 1,
             Kind::Exact => {
@@ -342,10 +349,10 @@ impl Pipeline {
 
     /// Takes a rule out; says whether it was there.
     pub fn remove(&mut self, id: RuleId) -> bool {
-        let Some(entry) = self.rules.remove(&id) else { return false };
+        let Some(entry) = self.rules.remove(id) else { return false };
         let Blank { owner, table, format: format_id, .. } = entry.blank;
         if let Some(format) = self.formats.get_mut(format_id) {
-            format.remove(&entry.value, id);
+            format.rules.remove(entry.hash, id);
             match entry.kind {
                 Kind::Masked => self.masked -= 1,
                 Kind::Exact => {
@@ -362,56 +369,53 @@ impl Pipeline {
         if entry.aged {
             self.aged.entry(owner).or_default().remove(&id);
         } else if entry.age.is_some() {
-            self.deadlines.forget_one(|id| self.rules.contains_key(&id));
+            self.deadlines.forget_one(|id| self.rules.get(id).is_some());
         }
         true
     }
 
     /// Takes out the rules that were put in through a port.
     pub fn remove_of(&mut self, owner: u16) {
-        let of_port = self.rules.iter().filter(|(_, entry)| entry.blank.owner == owner);
-        let ids: Vec<RuleId> = of_port.map(|(&id, _)| id).collect();
-        for id in ids {
+        for id in self.rules.ids(|entry| entry.blank.owner == owner) {
             self.remove(id);
         }
     }
 
     /// Forgets every rule, as a device does that is reset. Numbers are not used again; tables stay open.
     pub fn reset(&mut self) {
-        let ids: Vec<RuleId> = self.rules.keys().copied().collect();
-        for id in ids {
+        for id in self.rules.ids(|_| true) {
             self.remove(id);
         }
     }
 
     /// A rule, if it is there.
     pub fn rule(&self, id: RuleId) -> Option<&Entry> {
-        self.rules.get(&id).map(Box::as_ref)
+        self.rules.get(id)
     }
 
     /// What a rule has counted, as the device shows it now.
     pub fn counters(&mut self, id: RuleId, now: Duration) -> Option<Counters> {
         let delay = self.limits.counter_delay;
-        self.rules.get_mut(&id).map(|entry| entry.show(now, delay))
+        self.rules.get_mut(id).map(|entry| entry.show(now, delay))
     }
 
     /// Starts a rule's counters again at zero.
     pub fn reset_counters(&mut self, id: RuleId) {
-        if let Some(entry) = self.rules.get_mut(&id) {
+        if let Some(entry) = self.rules.get_mut(id) {
             entry.reset_counters();
         }
     }
 
     /// How long a rule has had no packet, and whether it has aged.
     pub fn idle(&self, id: RuleId, now: Duration) -> Option<(Duration, bool)> {
-        self.rules.get(&id).map(|entry| (now.saturating_sub(entry.last_hit), entry.has_aged(now)))
+        self.rules.get(id).map(|entry| (now.saturating_sub(entry.last_hit), entry.has_aged(now)))
     }
 
     /// Lists the rules that have aged since it was asked last. Returns the ports they were put in through, one for each rule.
     pub fn expire(&mut self, now: Duration) -> Vec<u16> {
         let mut owners = Vec::new();
         while let Some(id) = self.deadlines.next(now) {
-            let Some(entry) = self.rules.get_mut(&id) else {
+            let Some(entry) = self.rules.get_mut(id) else {
                 self.deadlines.found_gone();
                 continue;
             };
@@ -430,7 +434,7 @@ impl Pipeline {
     /// The rules of a port that have aged, with the application's name for each if it gave one.
     pub fn aged(&mut self, owner: u16, now: Duration) -> impl Iterator<Item = (RuleId, Option<u64>)> {
         self.expire(now);
-        let context = |id| self.rules.get(&id)?.age?.context;
+        let context = |id| self.rules.get(id)?.age?.context;
         self.aged.get(&owner).into_iter().flatten().map(move |&id| (id, context(id)))
     }
 
@@ -512,8 +516,8 @@ impl Pipeline {
                 return Walk::Miss;
             }
             let key = key_of(frame.bytes(), from);
-            let best = self.formats.lookup(domain, group, &key, |id| value_of(&self.rules, id));
-            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get_mut(&id)?))) else {
+            let best = self.formats.lookup(domain, group, &key, |id| self.rules.get(id));
+            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get_mut(id)?))) else {
                 return Walk::Miss;
             };
             let actions = &entry.actions;
@@ -542,10 +546,6 @@ impl Pipeline {
             }
         }
     }
-}
-
-fn value_of(rules: &Rules, id: RuleId) -> Option<&Key> {
-    rules.get(&id).map(|entry| &entry.value)
 }
 
 fn key_of(bytes: &[u8], from: Source) -> Key {

@@ -61,6 +61,7 @@ impl Blank {
         Box::new(Entry {
             blank: self,
             value,
+            hash: 0,
             actions,
             counts,
             age,
@@ -84,6 +85,8 @@ pub(super) enum Kind {
 pub struct Entry {
     pub(super) blank: Blank,
     pub(super) value: Key,
+    /// Of the value, as its format has it.
+    pub(super) hash: u64,
     pub(super) actions: Arc<[Action]>,
     /// Whether it counts.
     pub counts: bool,

@@ -2,8 +2,9 @@
 //! is the one of lowest priority number, and of those the oldest.
 
 use super::Domain;
+use super::index::Index;
 use super::key::{Key, Pattern};
-use hashbrown::HashTable;
+use super::rule::Entry;
 use std::collections::HashMap;
 
 /// A rule's number; later ones are greater.
@@ -31,13 +32,7 @@ pub(super) struct Format {
     /// Rules of it that are in the exact-match table.
     pub exact: usize,
     holders: usize,
-    rules: HashTable<Place>,
-}
-
-struct Place {
-    hash: u64,
-    priority: u32,
-    id: RuleId,
+    pub rules: Index,
 }
 
 impl Formats {
@@ -98,16 +93,16 @@ impl Formats {
         self.groups.contains_key(&(domain, group))
     }
 
-    /// The best rule for a packet.
+    /// The best rule for a packet; `rule` knows all by number.
     pub(super) fn lookup<'a>(
         &self,
         domain: Domain,
         group: u32,
         key: &Key,
-        value: impl Fn(RuleId) -> Option<&'a Key> + Copy,
+        rule: impl Fn(RuleId) -> Option<&'a Entry> + Copy,
     ) -> Option<RuleId> {
         let formats = self.groups.get(&(domain, group))?;
-        let best = formats.iter().filter_map(|&id| self.get(id)?.lookup(key, value)).min();
+        let best = formats.iter().filter_map(|&id| self.get(id)?.lookup(key, rule)).min();
         best.map(|(_, id)| id)
     }
 }
@@ -116,62 +111,33 @@ impl Format {
     fn new(group: (Domain, u32), pattern: &Pattern) -> Format {
         let mask = *pattern.mask();
         let words = (0..Key::WORDS).filter(|&at| mask.word(at) != 0).collect();
-        let (whole, rules) = (pattern.is_whole(), HashTable::new());
+        let (whole, rules) = (pattern.is_whole(), Index::new());
         Format { group, mask, words, whole, exact: 0, holders: 0, rules }
     }
 
-    fn hash(&self, key: &Key) -> u64 {
+    /// The hash of a rule's value, or of what the mask leaves of a packet.
+    pub(super) fn hash(&self, key: &Key) -> u64 {
         const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
         let fold =
             |hash: u64, &at: &usize| (hash.rotate_left(5) ^ key.word(at) & self.mask.word(at)).wrapping_mul(MULTIPLIER);
-        let hash = self.words.iter().fold(0, fold);
-        // The low bits of a product know the low bits of its factors alone.
-        hash ^ hash >> 32
+        self.words.iter().fold(0, fold)
     }
 
     fn matches(&self, value: &Key, key: &Key) -> bool {
         self.words.iter().all(|&at| value.word(at) == key.word(at) & self.mask.word(at))
     }
 
-    /// Whether a rule is there with this value and priority; `value` knows those of rules.
-    pub(super) fn contains<'a>(
-        &self,
-        wanted: &Key,
-        priority: u32,
-        value: impl Fn(RuleId) -> Option<&'a Key> + Copy,
-    ) -> bool {
-        let hash = self.hash(wanted);
-        let same = |place: &Place| {
-            place.hash == hash && place.priority == priority && value(place.id).is_some_and(|value| value == wanted)
-        };
-        self.rules.find(hash, same).is_some()
-    }
-
-    pub(super) fn insert(&mut self, value: &Key, priority: u32, id: RuleId) {
-        let hash = self.hash(value);
-        self.rules.insert_unique(hash, Place { hash, priority, id }, |place| place.hash);
-    }
-
-    pub(super) fn remove(&mut self, value: &Key, id: RuleId) {
-        let hash = self.hash(value);
-        if let Ok(place) = self.rules.find_entry(hash, |place| place.id == id) {
-            place.remove();
-        }
-    }
-
-    fn lookup<'a>(&self, key: &Key, value: impl Fn(RuleId) -> Option<&'a Key> + Copy) -> Option<(u32, RuleId)> {
-        let hash = self.hash(key);
-        let matching = self
-            .rules
-            .iter_hash(hash)
-            .filter(|place| place.hash == hash && value(place.id).is_some_and(|value| self.matches(value, key)));
-        matching.map(|place| (place.priority, place.id)).min()
+    fn lookup<'a>(&self, key: &Key, rule: impl Fn(RuleId) -> Option<&'a Entry> + Copy) -> Option<(u32, RuleId)> {
+        let rules = self.rules.find(self.hash(key)).filter_map(|id| Some((rule(id)?, id)));
+        let matching = rules.filter(|(rule, _)| self.matches(&rule.value, key));
+        matching.map(|(rule, id)| (rule.blank.priority, id)).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::Blank;
     use crate::pipeline::key::{Layer, field};
     use proptest::prelude::*;
 
@@ -199,52 +165,50 @@ mod tests {
         pattern
     }
 
+    const GROUP: (Domain, u32) = (Domain::Transfer, 3);
+
+    fn forget(formats: &mut Formats, id: RuleId, pattern: &Pattern) {
+        let format = formats.hold(GROUP.0, GROUP.1, pattern);
+        let hash = formats.get(format).unwrap().hash(pattern.value());
+        formats.get_mut(format).unwrap().rules.remove(hash, id);
+        formats.release(format);
+    }
+
     proptest! {
         /// The formats find what a walk over all rules finds, and none is left when no rule is.
         #[test]
         fn lookup_is_that_of_a_linear_walk(steps in steps()) {
-            const GROUP: (Domain, u32) = (Domain::Transfer, 3);
             let mut formats = Formats::default();
-            let mut rules: HashMap<RuleId, (u32, Pattern)> = HashMap::new();
+            let mut rules: HashMap<RuleId, (Box<Entry>, Pattern)> = HashMap::new();
             for (step, id) in steps.iter().zip(1..) {
                 match *step {
                     Step::Insert { mask, value, priority } => {
                         let pattern = pattern(value, mask);
                         let format = formats.hold(GROUP.0, GROUP.1, &pattern);
-                        formats.get_mut(format).unwrap().insert(pattern.value(), priority, id);
+                        let hash = formats.get(format).unwrap().hash(pattern.value());
+                        formats.get_mut(format).unwrap().rules.insert(hash, id);
                         formats.release(format);
-                        rules.insert(id, (priority, pattern));
+                        let blank = Blank { owner: 0, table: None, format, priority };
+                        rules.insert(id, (blank.fill(*pattern.value(), [].into(), false, None), pattern));
                     }
                     Step::Remove(index) if !rules.is_empty() => {
                         let id = *rules.keys().nth(index % rules.len()).unwrap();
                         let (_, pattern) = rules.remove(&id).unwrap();
-                        let format = formats.hold(GROUP.0, GROUP.1, &pattern);
-                        formats.get_mut(format).unwrap().remove(pattern.value(), id);
-                        formats.release(format);
+                        forget(&mut formats, id, &pattern);
                     }
                     Step::Remove(_) => {}
                     Step::Lookup(packet) => {
                         let mut key = Key::default();
                         key.set(Layer::Outer, field::IPV4_SRC, &packet);
                         let matching = rules.iter().filter(|(_, (_, pattern))| key.masked(pattern.mask()) == *pattern.value());
-                        let best = matching.map(|(&id, &(priority, _))| (priority, id)).min().map(|(_, id)| id);
-                        let value = |id| rules.get(&id).map(|(_, pattern)| pattern.value());
-                        prop_assert_eq!(formats.lookup(GROUP.0, GROUP.1, &key, value), best);
-                        prop_assert_eq!(formats.lookup(GROUP.0, 0, &key, value), None);
+                        let best = matching.map(|(&id, (rule, _))| (rule.blank.priority, id)).min().map(|(_, id)| id);
+                        let rule = |id| rules.get(&id).map(|(rule, _)| rule.as_ref());
+                        prop_assert_eq!(formats.lookup(GROUP.0, GROUP.1, &key, rule), best);
+                        prop_assert_eq!(formats.lookup(GROUP.0, 0, &key, rule), None);
                     }
                 }
             }
-            for (id, (priority, pattern)) in &rules {
-                let value = |id| rules.get(&id).map(|(_, pattern)| pattern.value());
-                let format = formats.find(GROUP.0, GROUP.1, pattern).unwrap();
-                prop_assert!(format.contains(pattern.value(), *priority, value));
-                prop_assert!(!format.contains(pattern.value(), 9, value), "{}", id);
-            }
-            for (id, (_, pattern)) in &rules {
-                let format = formats.hold(GROUP.0, GROUP.1, pattern);
-                formats.get_mut(format).unwrap().remove(pattern.value(), *id);
-                formats.release(format);
-            }
+            rules.iter().for_each(|(&id, (_, pattern))| forget(&mut formats, id, pattern));
             prop_assert!(formats.by_mask.is_empty() && formats.groups.is_empty());
         }
     }

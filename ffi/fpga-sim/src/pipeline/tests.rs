@@ -178,18 +178,22 @@ fn a_table_takes_as_many_rules_as_it_is_opened_for() {
         value.set(Layer::Outer, field::IPV4_DST, &[10, 0, 0, address]);
         blank.fill(value, [Action::ToRepresented(1)].into(), true, None)
     };
+    let put = |pipeline: &mut Pipeline, id, mut entry: Box<Entry>| {
+        pipeline.prepare(&mut entry);
+        pipeline.insert_filled(id, entry, at(0))
+    };
     let ids: Vec<RuleId> = pipeline.reserve_ids(4).collect();
-    assert_eq!(pipeline.insert_filled(ids[0], filled(2), at(0)), Ok(()));
-    assert_eq!(pipeline.insert_filled(ids[1], filled(2), at(0)), Err(InsertError::Exists));
-    assert_eq!(pipeline.insert_filled(ids[1], filled(3), at(0)), Ok(()));
-    assert_eq!(pipeline.insert_filled(ids[2], filled(4), at(0)), Err(InsertError::TableFull));
+    assert_eq!(put(&mut pipeline, ids[0], filled(2)), Ok(()));
+    assert_eq!(put(&mut pipeline, ids[1], filled(2)), Err(InsertError::Exists));
+    assert_eq!(put(&mut pipeline, ids[1], filled(3)), Ok(()));
+    assert_eq!(put(&mut pipeline, ids[2], filled(4)), Err(InsertError::TableFull));
     let bytes = &mut packet(4, protocol::UDP, b"");
     assert_eq!(pipeline.process(bytes, Source::Represented(0), at(0)), Destination::Represented(1));
     assert!(!pipeline.close_table(table));
     pipeline.remove_of(7);
     assert_eq!(pipeline.rule_counts(), (0, 0));
     assert!(pipeline.close_table(table) && pipeline.blank(table, 0).is_none());
-    assert_eq!(pipeline.insert_filled(ids[3], filled(2), at(0)), Err(InsertError::TableFull), "the table is closed");
+    assert_eq!(put(&mut pipeline, ids[3], filled(2)), Err(InsertError::TableFull), "the table is closed");
 }
 
 #[test]
