@@ -9,6 +9,7 @@ mod fio;
 mod idle;
 mod initiators;
 mod measure;
+mod offload;
 mod path;
 mod peers;
 mod report;
@@ -46,6 +47,9 @@ struct Options {
     /// Where SPDK's binaries are: its source tree, a build or a directory of programs. Without, what needs them is skipped
     #[arg(long, value_name = "DIR")]
     spdk: Option<PathBuf>,
+    /// One measurement of the offload, in a process of its own
+    #[arg(long, hide = true)]
+    offload_step: Option<offload::Step>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,6 +70,8 @@ enum Part {
     Hop,
     /// The flow cache against OVS-DPDK
     Switch,
+    /// Rules into the model of a card, against one call a rule and dpdk-test-flow-perf
+    Offload,
 }
 
 fn main() -> Result<()> {
@@ -77,6 +83,9 @@ fn main() -> Result<()> {
     } else {
         Plan { windows: 5, window: Duration::from_millis(400), items: 400_000, client_cpu, backend_cpu }
     };
+    if let Some(step) = options.offload_step {
+        return offload::step(step, &plan);
+    }
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     // The peer does not share our working directory.
     let out = options.out.canonicalize()?;
@@ -94,6 +103,7 @@ fn main() -> Result<()> {
             Part::Initiators => initiators::run(&plan, options.spdk.as_deref(), &mut report),
             Part::Hop => Datapath::started(&mut datapath, &plan).and_then(|it| switch::hops(&plan, it, &mut report)),
             Part::Switch => Datapath::started(&mut datapath, &plan).and_then(|it| switch::run(&plan, it, &mut report)),
+            Part::Offload => offload::run(&plan, options.quick, &mut report),
         }
         .with_context(|| format!("{part:?}"))?;
     }

@@ -13,6 +13,7 @@ use dpdk::Mempool;
 use ours::{Cost, Sluice};
 use ovs::Ovs;
 use std::path::Path;
+pub(crate) use traffic::write_stations;
 use traffic::{Load, Popularity};
 
 /// Flows and masks of each load.

@@ -25,7 +25,10 @@ enum Seen {
 impl<D: Device> Table<D> {
     /// A look at those who move, and at a few others.
     pub(crate) fn look(&mut self, now: Cycles) {
+        let began = Cycles::now();
         self.look_at(ACTIVE, HAND, now);
+        self.totals.looks += 1;
+        self.totals.look_cycles += Cycles::now().since(began).0;
     }
 
     /// A look at everybody, for somebody who asks.

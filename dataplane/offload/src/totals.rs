@@ -23,6 +23,10 @@ pub struct Totals {
     pub full: u64,
     /// Offers that were dropped, as too many waited. Their flows are offered again.
     pub dropped: u64,
+    /// Looks at what devices have counted.
+    pub looks: u64,
+    /// Time that they took, in cycles.
+    pub look_cycles: u64,
     /// Rules that are to go, and that a device has not let go of.
     pub leaving: u64,
     /// Packets that the hardware did.

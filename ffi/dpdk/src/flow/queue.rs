@@ -122,6 +122,14 @@ impl FlowPort {
 }
 
 impl FlowQueue {
+    /// What it keeps of each rule.
+    pub const BYTES_A_RULE: usize = size_of::<Slot>();
+
+    /// Brings a rule into the form that DPDK takes, as [`create`](Self::create) does, and no more: so it is known what that costs.
+    pub fn lower(&mut self, pattern: &[FlowItem], actions: &[FlowAction]) {
+        self.lowered.lower(pattern, actions);
+    }
+
     /// Operations that it takes before one completes.
     pub fn room(&self) -> u32 {
         self.size - self.pending
