@@ -83,7 +83,7 @@ pub(super) fn done(result: Result<(), Refusal>, error: Error) -> c_int {
 }
 
 fn translated<T>(port: &Port, call: impl FnOnce(&Context) -> Result<T, Refusal>) -> Result<T, Refusal> {
-    in_context(port, &mut port.device.lock(), false, call)
+    in_context(port, &mut port.device.lock(), true, call)
 }
 
 pub(super) unsafe extern "C" fn pattern_create(
@@ -180,7 +180,7 @@ fn open(
         return Err(invalid(c"a table has a pattern template, an actions template, and room for a rule"));
     }
     let mut state = port.device.lock();
-    let templates = in_context(port, &mut state, false, |context| {
+    let templates = in_context(port, &mut state, true, |context| {
         translate::Table::new(context, &attributes.flow_attr, &found_patterns, &found_actions)
     })?;
     let place = (templates.domain, templates.group, templates.priority);
