@@ -14,6 +14,15 @@
 //! - [`Relay`]: a network path that can be lost.
 //! - [`fio`]: job files and results.
 //!
+//! `tests/cards.rs` is what a card with rte_flow has to do. It runs on the model of one (`ffi/fpga-sim`), and on a real card when
+//! `SLUICE_TEST_CARD` names its ports and `SLUICE_TEST_CARD_PEERS` the interfaces at their other ends (`tests/card/mod.rs` says how):
+//!
+//! ```text
+//! SLUICE_TEST_CARD='0000:03:00.0,representor=[0] 0000:03:00.0_representor_vf0' SLUICE_TEST_CARD_PEERS='enp4s0 enp3s0v0' \
+//!     cargo test -p hwtests --test cards -- --ignored --test-threads=1
+//! ```
+//! No such card was on the machines where this was written: with one it has never run.
+//!
 //! Errors are [`anyhow::Error`]; a failed wait shows the last lines of the process waited for. With `HWTESTS_VERBOSE=1` in
 //! the environment each process's output is shown as it comes.
 

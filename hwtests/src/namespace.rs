@@ -4,27 +4,46 @@ use anyhow::{Result, ensure};
 
 use crate::process::run;
 
-/// A network namespace with one end of a veth pair in it. Both are gone with the value.
+/// A network namespace with an interface in it that speaks no IPv6. Gone with the value.
 pub struct Namespace {
     name: String,
     cable: String,
 }
 
 impl Namespace {
-    /// `side` tells it from others of this test; `address` is with its prefix. It speaks no IPv6.
+    /// With one end of a veth pair in it. `side` tells it from others of this test; `address` is with its prefix.
     pub fn new(side: &str, address: &str) -> Result<Self> {
-        let name = format!("sl{}{side}", std::process::id());
-        let (namespace, inner) = (Self { cable: format!("{name}h"), name: name.clone() }, format!("{name}n"));
-        ip(&format!("netns add {name}"))?;
-        namespace.shell("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")?;
-        ip(&format!("link add {} type veth peer name {inner} netns {name}", namespace.cable))?;
-        ip(&format!("link set {} up", namespace.cable))?;
-        ip(&format!("-n {name} addr add {address} dev {inner}"))?;
-        ip(&format!("-n {name} link set {inner} up"))?;
+        let mut namespace = Self::empty(side)?;
+        let (cable, inner) = (format!("{}h", namespace.name), format!("{}n", namespace.name));
+        ip(&format!("link add {cable} type veth peer name {inner} netns {}", namespace.name))?;
+        ip(&format!("link set {cable} up"))?;
+        namespace.cable = cable;
+        namespace.configure(&inner, address)?;
         Ok(namespace)
     }
 
-    /// The other end of the pair, in the host's namespace.
+    /// With an interface of this machine in it, which comes back in the end.
+    pub fn holding(side: &str, address: &str, interface: &str) -> Result<Self> {
+        let namespace = Self::empty(side)?;
+        ip(&format!("link set {interface} netns {}", namespace.name))?;
+        namespace.configure(interface, address)?;
+        Ok(namespace)
+    }
+
+    fn empty(side: &str) -> Result<Self> {
+        let name = format!("sl{}{side}", std::process::id());
+        ip(&format!("netns add {name}"))?;
+        let namespace = Self { name, cable: String::new() };
+        namespace.shell("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")?;
+        Ok(namespace)
+    }
+
+    fn configure(&self, interface: &str, address: &str) -> Result<()> {
+        ip(&format!("-n {} addr add {address} dev {interface}", self.name))?;
+        ip(&format!("-n {} link set {interface} up", self.name)).map(drop)
+    }
+
+    /// The other end of the veth pair, in the host's namespace.
     pub fn cable(&self) -> &str {
         &self.cable
     }
@@ -44,6 +63,10 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        // The kernel takes down a namespace in its own time, and another is to have these names.
+        if !self.cable.is_empty() {
+            drop(ip(&format!("link del {}", self.cable)));
+        }
         drop(ip(&format!("netns del {}", self.name)));
     }
 }

@@ -1,0 +1,145 @@
+//! What a card with rte_flow has to do for the daemon. Runs on the model of an FPGA, or on a real card that the environment names
+//! ([`card`]); what only the model can be told to do is left out there.
+
+mod card;
+
+use anyhow::{Result, ensure};
+use card::{Card, eventually};
+use serde_json::json;
+
+#[test]
+#[ignore = "needs root"]
+fn flows_between_ports_of_a_card_go_into_it() -> Result<()> {
+    let card = Card::new()?;
+    card.ping_until("both directions in the card", Card::is_offloaded)?;
+    let received = |card: &Card| Ok::<u64, anyhow::Error>(card.received("wire")? + card.received("function")?);
+    let before = received(&card)?;
+    card.ping(500)?;
+    let after = received(&card)?;
+    // What the kernels say by themselves may still come here.
+    ensure!(after - before < 100, "the workers saw {} packets of 1000", after - before);
+    eventually("the card's counters", || Ok(card.offloaded("packets")? >= 1000))?;
+    let flows = card.flows()?;
+    ensure!(flows.iter().filter(|flow| flow.contains("offloaded:yes, dp:dpdk")).count() >= 2, "{flows:#?}");
+    let metrics = card.daemon.rpc("metrics_get", json!({}))?;
+    ensure!(metrics.as_str().is_some_and(|text| text.contains("sluice_offload_insertions_total ")), "{metrics}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn headers_come_out_changed_whoever_changes_them() -> Result<()> {
+    let card = Card::new()?;
+    let key = "in_port(2),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
+    card.daemon.rpc("flow_add", json!({"flow": key, "actions": "set(ipv4(ttl=9)),1"}))?;
+    card.ping_until("the flow in the card, or refused", |card| {
+        let is_refused = card.refused()?.iter().any(|(flow, _)| flow.starts_with("in_port(2)"));
+        Ok(is_refused || card.flows()?.iter().any(|flow| flow.contains("ttl=9") && flow.contains("offloaded:yes")))
+    })?;
+    ensure!(card.ping_once()? == Some(9));
+    println!("refused: {:?}", card.refused()?);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_flow_that_changes_changes_in_the_card() -> Result<()> {
+    let card = Card::new()?;
+    card.ping_until("both directions in the card", Card::is_offloaded)?;
+    let key = "in_port(1),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
+    card.daemon.rpc("flow_add", json!({"flow": key, "actions": "2"}))?;
+    card.ping_until("the operator's flow in the card", |card| {
+        Ok(card
+            .flows()?
+            .iter()
+            .any(|flow| flow.contains("offloaded:yes") && flow.ends_with("actions:2") && flow.contains("proto=1")))
+    })?;
+    card.daemon.rpc("flow_add", json!({"flow": key, "actions": "drop"}))?;
+    // The card is told when the call is answered, and does it in its own time.
+    eventually("an echo that is dropped", || Ok(card.ping_once()?.is_none()))?;
+    card.daemon.rpc("flow_delete", json!({"flow": key}))?;
+    ensure!(card.ping_once()?.is_some(), "an echo was dropped after the flow had gone");
+    card.ping_until("both directions in the card again", Card::is_offloaded)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_flow_that_no_rule_expresses_is_told_and_done_by_the_workers() -> Result<()> {
+    let card = Card::new()?;
+    let key = "in_port(1),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
+    card.daemon.rpc("flow_add", json!({"flow": key, "actions": "2,1"}))?;
+    card.ping_until("a refusal with its flow and clause", |card| {
+        let told = ("in_port(1)", "action 2: hardware has one output a rule");
+        Ok(card.refused()?.iter().any(|(flow, reason)| flow.starts_with(told.0) && reason == told.1))
+    })?;
+    card.daemon.rpc("flow_delete", json!({"flow": key}))?;
+    card.ping_until("both directions in the card", Card::is_offloaded)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_port_of_the_card_goes_and_comes_back() -> Result<()> {
+    let card = Card::new()?;
+    for _ in 0..3 {
+        card.ping_until("both directions in the card", Card::is_offloaded)?;
+        card.daemon.rpc("port_delete", json!({"name": "function"}))?;
+        eventually("no flow in the card", || Ok(card.offloaded("flows")? == 0))?;
+        card.plug_function()?;
+    }
+    card.ping_until("both directions in the card again", Card::is_offloaded)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_card_without_room_leaves_flows_to_the_workers() -> Result<()> {
+    let Some(card) = Card::with_trouble(",exact=0,masked=1")? else { return Ok(()) };
+    card.ping_until("a flow without room", |card| Ok(card.offloaded("full")? > 0))?;
+    ensure!(card.offloaded("flows")? <= 1);
+    card.ping(200)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Result<()> {
+    // Validate says that it is fine.
+    let Some(card) = Card::with_trouble(",refuse-create=represented_port")? else { return Ok(()) };
+    card.ping_until("a refusal with its flow and clause", |card| {
+        let is_told =
+            |(flow, reason): &(String, String)| flow.contains("in_port(1)") && reason.contains("refused on demand");
+        Ok(card.refused()?.iter().any(is_told))
+    })?;
+    ensure!(card.offloaded("flows")? == 0);
+    println!("{:?}", card.refused()?);
+    card.ping(200)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_card_that_is_reset_is_filled_again() -> Result<()> {
+    let Some(card) = Card::with_trouble(",reset-after=1500")? else { return Ok(()) };
+    card.ping_until("a loss", |card| Ok(card.offloaded("lost")? > 0))?;
+    card.ping_until("both directions in the card again", Card::is_offloaded)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn ports_without_rte_flow_are_the_workers_and_flows_to_them_are_told() -> Result<()> {
+    let card = Card::new()?;
+    let third = hwtests::Namespace::new("t", "10.98.0.3/24")?;
+    card.plug("third", &format!("net_af_packet7,iface={}", third.cable()))?;
+    let told = |card: &Card| {
+        let is_told = |(flow, reason): &(String, String)| {
+            flow.contains("in_port(1)") && reason == "port 3: it is not of the device"
+        };
+        Ok(card.refused()?.iter().any(is_told))
+    };
+    eventually("a refusal with its flow and port", || {
+        third.ping("10.98.0.1", 100)?;
+        told(&card)
+    })?;
+    let from_third = |flow: &&String| flow.contains("in_port(3)");
+    let flows = card.flows()?;
+    ensure!(flows.iter().filter(from_third).all(|flow| !flow.contains("offloaded:yes")), "{flows:#?}");
+    // And what is between ports of the card goes into it all the same.
+    card.ping_until("both directions in the card", Card::is_offloaded)
+}
