@@ -1,6 +1,6 @@
 //! The device's arguments, `--vdev net_fpgasim0,wire=(net_pcap0,iface=veth0),function=(net_vhost0,iface=/run/g.sock),exact=1024`.
 
-use crate::pipeline::Limits;
+use crate::pipeline::{Faults, Limits};
 use std::time::Duration;
 
 /// What the arguments ask for.
@@ -28,14 +28,80 @@ pub struct Backend {
 /// Troubles that real devices have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Troubles {
-    /// An insertion takes so long.
+    /// Those of the pipeline.
+    pub faults: Faults,
+    /// An insertion takes so long: the call, or until its completion can be pulled.
     pub insert_delay: Duration,
     /// Items and actions, by their names in rte_flow, that are refused in validate and create.
     pub refuse: Vec<String>,
-    /// The same, but validate says that they are fine.
+    /// The same, but validate, templates and tables say that they are fine.
     pub refuse_create: Vec<String>,
-    /// After so many packets the device is reset, once: it forgets its rules and tells the application.
+    /// After so many packets from now on the device is reset, once: it forgets its rules and tells the application.
     pub reset_after: Option<u64>,
+    /// Of so many completions of flow queues the last never comes, though what it is of is done.
+    pub lose_completion: Option<u64>,
+}
+
+impl Troubles {
+    /// Changes one. Nothing if there is none of that name.
+    fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
+        let number = || value.parse::<u32>().map_err(|_| "a number, 0 for none");
+        let every = || number().map(|number| (number > 0).then_some(u64::from(number)));
+        let names = || value.split(':').filter(|name| !name.is_empty()).map(str::to_uppercase).collect();
+        Some(match key {
+            "table-full" => number().map(|number| self.faults.full = number > 0),
+            "counter-delay-ms" => number().map(|ms| self.faults.counter_delay = Duration::from_millis(ms.into())),
+            "abort-after" => every().map(|actions| self.faults.abort_after = actions),
+            "insert-delay-us" => number().map(|us| self.insert_delay = Duration::from_micros(us.into())),
+            "refuse" => {
+                self.refuse = names();
+                Ok(())
+            }
+            "refuse-create" => {
+                self.refuse_create = names();
+                Ok(())
+            }
+            "reset-after" => every().map(|packets| self.reset_after = packets),
+            "lose-completion" => every().map(|completions| self.lose_completion = completions),
+            _ => return None,
+        })
+    }
+
+    /// Whether items or actions are refused.
+    pub fn refuses(&self) -> bool {
+        !self.refuse.is_empty() || !self.refuse_create.is_empty()
+    }
+
+    /// What a device is told while it runs, `insert-delay-us=100,refuse=GENEVE`. Returns the troubles then, and whether it is to
+    /// be reset now.
+    pub fn changed(&self, changes: &str) -> Result<(Troubles, bool), InvalidArgument> {
+        let (mut troubles, mut reset) = (self.clone(), false);
+        for argument in split(changes)? {
+            let invalid = |expected| InvalidArgument { argument: argument.to_owned(), expected };
+            let (key, value) = argument.split_once('=').ok_or_else(|| invalid(TROUBLES))?;
+            match (key, value) {
+                ("reset", "1") => reset = true,
+                ("reset", _) => return Err(invalid("reset=1")),
+                _ => troubles.set(key, value).ok_or_else(|| invalid(TROUBLES))?.map_err(invalid)?,
+            }
+        }
+        Ok((troubles, reset))
+    }
+
+    /// As they are written.
+    pub fn shown(&self) -> [(&'static str, String); 8] {
+        let number = |number: Option<u64>| number.unwrap_or(0).to_string();
+        [
+            ("table-full", u8::from(self.faults.full).to_string()),
+            ("counter-delay-ms", self.faults.counter_delay.as_millis().to_string()),
+            ("abort-after", number(self.faults.abort_after)),
+            ("insert-delay-us", self.insert_delay.as_micros().to_string()),
+            ("refuse", self.refuse.join(":")),
+            ("refuse-create", self.refuse_create.join(":")),
+            ("reset-after", number(self.reset_after)),
+            ("lose-completion", number(self.lose_completion)),
+        ]
+    }
 }
 
 /// Arguments that make no sense.
@@ -53,8 +119,11 @@ impl std::fmt::Display for InvalidArgument {
     }
 }
 
-const KEYS: &str = "wire=(DEVICE), function=(DEVICE), exact=RULES, exact-formats=N, masked=RULES, groups=N, priorities=N, \
-                    insert-delay-us=N, counter-delay-ms=N, refuse=NAME:NAME, refuse-create=NAME:NAME or reset-after=PACKETS";
+const KEYS: &str = "wire=(DEVICE), function=(DEVICE), exact=RULES, exact-formats=N, masked=RULES, groups=N, priorities=N or a \
+                    trouble: table-full, counter-delay-ms, abort-after, insert-delay-us, refuse, refuse-create, reset-after, \
+                    lose-completion";
+const TROUBLES: &str = "table-full=1, counter-delay-ms=N, abort-after=ACTIONS, insert-delay-us=N, refuse=NAME:NAME, \
+                        refuse-create=NAME:NAME, reset-after=PACKETS, lose-completion=N or reset=1; 0 or no name ends one";
 
 /// Functions that a device has at most.
 const MAX_FUNCTIONS: usize = 16;
@@ -69,8 +138,7 @@ impl Config {
             let number = || value.parse::<u32>().map_err(|_| invalid("a number"));
             let device =
                 || backend(value).ok_or_else(|| invalid("a device, as (net_ring0) or (net_pcap0,iface=veth0)"));
-            let names = || value.split(':').map(str::to_uppercase).collect::<Vec<_>>();
-            let (limits, troubles) = (&mut config.limits, &mut config.troubles);
+            let limits = &mut config.limits;
             match key {
                 "wire" if config.wire.is_none() => config.wire = Some(device()?),
                 "wire" => return Err(invalid("one wire")),
@@ -81,12 +149,7 @@ impl Config {
                 "masked" => limits.masked = number()? as usize,
                 "groups" => limits.groups = number()?.max(1),
                 "priorities" => limits.priorities = number()?.max(1),
-                "counter-delay-ms" => limits.counter_delay = Duration::from_millis(number()?.into()),
-                "insert-delay-us" => troubles.insert_delay = Duration::from_micros(number()?.into()),
-                "refuse" => troubles.refuse = names(),
-                "refuse-create" => troubles.refuse_create = names(),
-                "reset-after" => troubles.reset_after = Some(number()?.into()),
-                _ => return Err(invalid(KEYS)),
+                _ => config.troubles.set(key, value).ok_or_else(|| invalid(KEYS))?.map_err(invalid)?,
             }
         }
         Ok(config)
@@ -139,6 +202,19 @@ mod tests {
         assert_eq!((config.limits.exact, config.limits.masked), (10, Limits::default().masked));
         assert_eq!(config.troubles.refuse, ["GENEVE", "AGE"]);
         assert_eq!(Config::parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn troubles_come_and_go() {
+        let troubles = Config::parse("table-full=1,refuse=geneve,lose-completion=3").unwrap().troubles;
+        let (changed, reset) = troubles.changed("refuse=,abort-after=2,lose-completion=0,reset=1").unwrap();
+        let faults = Faults { full: true, abort_after: Some(2), ..Faults::default() };
+        assert_eq!((&changed, reset), (&Troubles { faults, ..Troubles::default() }, true));
+        let shown: Vec<String> = changed.shown().iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(Troubles::default().changed(&shown.join(",")), Ok((changed, false)));
+        for bad in ["exact=5", "table-full", "abort-after=x", "reset=2"] {
+            assert_eq!(troubles.changed(bad).unwrap_err().argument, bad);
+        }
     }
 
     #[test]

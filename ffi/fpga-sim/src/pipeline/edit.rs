@@ -51,6 +51,18 @@ impl Frame for Vec<u8> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfit;
 
+/// Makes a packet what it was when its bytes were these; all changes are to them, or in front of them.
+pub(super) fn restore(frame: &mut impl Frame, bytes: &[u8]) {
+    let now = frame.bytes().len();
+    let same = match now.checked_sub(bytes.len()) {
+        Some(more) => frame.shrink_front(more),
+        None => frame.grow_front(bytes.len() - now),
+    };
+    if same {
+        frame.bytes_mut().copy_from_slice(bytes);
+    }
+}
+
 pub(super) fn push_vlan(frame: &mut impl Frame, tpid: u16) -> Result<(), Unfit> {
     let vlans = parse(frame.bytes()).1.vlans;
     let tci = if vlans > 0 { be16(frame.bytes(), ETH_LEN) } else { None };

@@ -71,7 +71,7 @@ pub enum Destination {
     Nowhere,
 }
 
-/// Sizes of the device, and its troubles.
+/// Sizes of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Rules in the exact-match table, of all groups together.
@@ -84,20 +84,23 @@ pub struct Limits {
     pub groups: u32,
     /// Priorities in a group.
     pub priorities: u32,
+}
+
+/// Troubles of the pipeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// No rule finds room.
+    pub full: bool,
     /// Counters are brought up to date so often; zero: with each packet.
     pub counter_delay: Duration,
+    /// A packet of the wire or of a function for which transfer rules have done so many actions, and would do one more, leaves
+    /// them: it comes to the host as it was received, and no rule on its way has counted it.
+    pub abort_after: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            exact: 65536,
-            exact_formats: 64,
-            masked: 4096,
-            groups: 64,
-            priorities: 16,
-            counter_delay: Duration::ZERO,
-        }
+        Limits { exact: 65536, exact_formats: 64, masked: 4096, groups: 64, priorities: 16 }
     }
 }
 
@@ -132,6 +135,8 @@ pub struct Totals {
     pub missed: u64,
     /// Packets that could not be changed as a rule wants it.
     pub unfit: u64,
+    /// Packets that came to the host from the middle of the transfer rules, which are among those missed.
+    pub aborted: u64,
 }
 
 /// A table of the application's: rules of a few forms, so many at most.
@@ -150,11 +155,14 @@ enum Walk {
     Fate(Action),
     Miss,
     Unfit,
+    /// There was one action more to do than the fault lets be done.
+    Aborted,
 }
 
 /// The pipeline.
 pub struct Pipeline {
     limits: Limits,
+    faults: Faults,
     formats: Formats,
     rules: Store,
     tables: Vec<Option<RuleTable>>,
@@ -168,6 +176,8 @@ pub struct Pipeline {
     /// Rules that have aged, by the port that they were put in through.
     aged: BTreeMap<u16, BTreeSet<RuleId>>,
     totals: Totals,
+    /// The rules that a packet has met, and its length there.
+    met: Vec<(RuleId, usize)>,
 }
 
 impl Pipeline {
@@ -175,6 +185,7 @@ impl Pipeline {
     pub fn new(limits: Limits) -> Pipeline {
         Pipeline {
             limits,
+            faults: Faults::default(),
             formats: Formats::default(),
             rules: Store::default(),
             tables: Vec::new(),
@@ -186,12 +197,18 @@ impl Pipeline {
             deadlines: Deadlines::default(),
             aged: BTreeMap::new(),
             totals: Totals::default(),
+            met: Vec::new(),
         }
     }
 
     /// Its sizes.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// Has it such troubles from now on.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.faults = faults;
     }
 
     /// Its totals.
@@ -230,10 +247,10 @@ impl Pipeline {
         }
         let has_format =
             format.is_some_and(|format| format.exact > 0) || self.exact_formats < self.limits.exact_formats;
-        if whole && has_format && self.exact < self.limits.exact {
+        if whole && has_format && self.exact < self.limits.exact && !self.faults.full {
             return Ok(Kind::Exact);
         }
-        match self.masked < self.limits.masked {
+        match self.masked < self.limits.masked && !self.faults.full {
             true => Ok(Kind::Masked),
             false if whole => Err(InsertError::ExactFull),
             false => Err(InsertError::MaskedFull),
@@ -395,7 +412,7 @@ impl Pipeline {
 
     /// What a rule has counted, as the device shows it now.
     pub fn counters(&mut self, id: RuleId, now: Duration) -> Option<Counters> {
-        let delay = self.limits.counter_delay;
+        let delay = self.faults.counter_delay;
         self.rules.get_mut(id).map(|entry| entry.show(now, delay))
     }
 
@@ -448,6 +465,8 @@ impl Pipeline {
                 _ => {}
             }
         }
+        let aborts = self.faults.abort_after.is_some() && matches!(from, Source::Represented(_));
+        let received = aborts.then(|| frame.bytes().to_vec());
         let port = match self.walk(Domain::Transfer, frame, from, &mut mark, now) {
             Walk::Fate(Action::ToRepresentor(port)) => port,
             Walk::Fate(Action::ToRepresented(port)) => {
@@ -459,10 +478,15 @@ impl Pipeline {
                 return Destination::Nowhere;
             }
             Walk::Unfit => return self.unfit(),
-            Walk::Miss => match from {
+            end @ (Walk::Miss | Walk::Aborted) => match from {
                 Source::Representor(port) => return Destination::Represented(port),
                 Source::Represented(port) => {
                     self.totals.missed += 1;
+                    if let (Walk::Aborted, Some(received)) = (end, received) {
+                        self.totals.aborted += 1;
+                        mark = None;
+                        edit::restore(frame, &received);
+                    }
                     port
                 }
             },
@@ -485,7 +509,7 @@ impl Pipeline {
             Walk::Fate(_) => return Destination::Nowhere,
             Walk::Unfit => return self.unfit(),
             Walk::Miss if mode.isolated => return Destination::Nowhere,
-            Walk::Miss => mode.rss,
+            Walk::Miss | Walk::Aborted => mode.rss,
         };
         let hash = rss.as_ref().and_then(|rss| toeplitz::hash(&rss.key, &parse::parse(frame.bytes()).0, rss.ports));
         let queue = match (&rss, hash) {
@@ -501,7 +525,7 @@ impl Pipeline {
         Destination::Nowhere
     }
 
-    /// Group after group, until a rule says where the packet goes or none wants it.
+    /// Has the rules of a domain act on a packet, and count it if it gets to an end.
     fn walk(
         &mut self,
         domain: Domain,
@@ -510,6 +534,25 @@ impl Pipeline {
         mark: &mut Option<u32>,
         now: Duration,
     ) -> Walk {
+        self.met.clear();
+        let end = self.follow(domain, frame, from, mark);
+        if !matches!(end, Walk::Aborted) {
+            for (id, bytes) in self.met.drain(..) {
+                let Some(entry) = self.rules.get_mut(id) else { continue };
+                entry.count(bytes, now, self.faults.counter_delay);
+                if std::mem::take(&mut entry.aged) {
+                    self.aged.entry(entry.blank.owner).or_default().remove(&id);
+                    entry.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
+                }
+            }
+        }
+        end
+    }
+
+    /// Group after group, until a rule says where the packet goes or none wants it.
+    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, from: Source, mark: &mut Option<u32>) -> Walk {
+        let aborts = domain == Domain::Transfer && matches!(from, Source::Represented(_));
+        let mut left = self.faults.abort_after.filter(|_| aborts).unwrap_or(u64::MAX);
         let mut group = 0;
         loop {
             if !self.formats.has_group(domain, group) {
@@ -517,27 +560,23 @@ impl Pipeline {
             }
             let key = key_of(frame.bytes(), from);
             let best = self.formats.lookup(domain, group, &key, |id| self.rules.get(id));
-            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get_mut(id)?))) else {
-                return Walk::Miss;
-            };
-            let actions = &entry.actions;
-            if actions.contains(&Action::DecrementTtl) && edit::ttl(frame.bytes()).is_some_and(|ttl| ttl <= 1) {
+            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get(id)?))) else { return Walk::Miss };
+            let last_hop = || edit::ttl(frame.bytes()).is_some_and(|ttl| ttl <= 1);
+            if entry.actions.contains(&Action::DecrementTtl) && last_hop() {
                 return Walk::Miss;
             }
             let mut fate = None;
             let bytes = frame.total_len();
-            for action in actions.iter() {
+            for action in entry.actions.iter() {
+                let Some(fewer) = left.checked_sub(1) else { return Walk::Aborted };
+                left = fewer;
                 match apply(action, frame, mark) {
                     Ok(()) => {}
                     Err(Unfit) => return Walk::Unfit,
                 }
                 fate = action.is_fate().then(|| action.clone());
             }
-            entry.count(bytes, now, self.limits.counter_delay);
-            if std::mem::take(&mut entry.aged) {
-                self.aged.entry(entry.blank.owner).or_default().remove(&id);
-                entry.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
-            }
+            self.met.push((id, bytes));
             match fate {
                 Some(Action::Jump(next)) => group = next,
                 Some(fate) => return Walk::Fate(fate),

@@ -133,7 +133,8 @@ fn tables_take_as_many_rules_as_they_have_room_for() {
 
 #[test]
 fn counters_are_as_old_as_the_delay_and_rules_age() {
-    let mut pipeline = Pipeline::new(Limits { counter_delay: at(10), ..Limits::default() });
+    let mut pipeline = Pipeline::new(Limits::default());
+    pipeline.set_faults(Faults { counter_delay: at(10), ..Faults::default() });
     let age = Some(Age { timeout: at(5), context: Some(99) });
     let id = pipeline.insert(Rule { age, ..rule(vec![Action::Drop]) }, at(0)).unwrap();
     pipeline.process(&mut packet(4, protocol::TCP, b""), Source::Represented(0), at(3));
@@ -163,6 +164,31 @@ fn an_aged_rule_is_listed_until_it_has_a_packet_or_is_gone() {
     assert_eq!(aged(&mut pipeline, 12), [idle]);
     assert_eq!(pipeline.expire(at(13)), [0]);
     assert_eq!(aged(&mut pipeline, 13), [hit, idle]);
+}
+
+#[test]
+fn a_packet_that_is_aborted_comes_as_it_was_and_is_counted_by_nobody() {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let push = Action::PushVlan { tpid: 0x8100 };
+    let first = pipeline.insert(rule(vec![Action::Mark(7), push, Action::Jump(1)]), at(0)).unwrap();
+    let second = Rule { group: 1, ..rule(vec![Action::SetMac(End::Source, [9; 6]), Action::ToRepresented(1)]) };
+    let second = pipeline.insert(second, at(0)).unwrap();
+    let received = packet(4, protocol::UDP, b"x");
+    for actions in 0..5 {
+        pipeline.set_faults(Faults { abort_after: Some(actions), ..Faults::default() });
+        let mut bytes = received.clone();
+        assert_eq!(pipeline.process(&mut bytes, Source::Represented(0), at(0)), HOST_0);
+        assert_eq!(bytes, received, "{actions}");
+    }
+    let counted = |pipeline: &mut Pipeline| [first, second].map(|id| pipeline.counters(id, at(0)).unwrap().packets);
+    assert_eq!((counted(&mut pipeline), pipeline.totals().aborted), ([0, 0], 5));
+    pipeline.process(&mut received.clone(), Source::Representor(0), at(0));
+    assert_eq!(counted(&mut pipeline), [1, 1], "what the host sends is not aborted");
+    pipeline.set_faults(Faults { abort_after: Some(5), ..Faults::default() });
+    let sent = pipeline.process(&mut received.clone(), Source::Represented(0), at(0));
+    assert_eq!((sent, counted(&mut pipeline)), (Destination::Represented(1), [2, 2]));
+    pipeline.set_faults(Faults { full: true, ..Faults::default() });
+    assert_eq!(pipeline.insert(Rule { priority: 5, ..rule(vec![Action::Drop]) }, at(0)), Err(InsertError::ExactFull));
 }
 
 #[test]

@@ -284,4 +284,11 @@ unsafe extern "C" {
     pub(super) fn rte_eth_dev_callback_process(dev: *mut EthDev, event: u32, param: *mut c_void) -> c_int;
     pub(super) fn rte_eth_switch_domain_alloc(domain: *mut u16) -> c_int;
     pub(super) fn rte_eth_switch_domain_free(domain: u16) -> c_int;
+    pub(super) fn rte_telemetry_register_cmd(
+        command: *const c_char,
+        callback: unsafe extern "C" fn(*const c_char, *const c_char, *mut c_void) -> c_int,
+        help: *const c_char,
+    ) -> c_int;
+    pub(super) fn rte_tel_data_start_dict(data: *mut c_void) -> c_int;
+    pub(super) fn rte_tel_data_add_dict_string(data: *mut c_void, name: *const c_char, value: *const c_char) -> c_int;
 }

@@ -2,11 +2,13 @@
 
 use super::backend::Backend;
 use super::mbuf::Mbuf;
-use crate::config::{Config, Troubles};
+use super::tell;
+use crate::config::{Config, InvalidArgument, Troubles};
 use crate::pipeline::{Destination, Frame, Limits, Pipeline, Rss, Source};
 use dpdk_sys as sys;
 use std::collections::VecDeque;
 use std::ffi::CString;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,8 @@ pub(super) struct Device {
     /// The names of its ports.
     pub names: Vec<CString>,
     pub switch_domain: u16,
-    pub troubles: Troubles,
+    /// Whether items or actions are refused on demand.
+    pub refuses: AtomicBool,
     started: Instant,
     state: Mutex<State>,
 }
@@ -31,7 +34,9 @@ pub(super) struct Device {
 pub(super) struct State {
     pub pipeline: Pipeline,
     pub ports: Vec<PortState>,
+    pub troubles: Troubles,
     polls: u64,
+    /// Packets since the troubles were changed.
     packets: u64,
     age_check: Duration,
     events: Events,
@@ -92,20 +97,48 @@ impl PortState {
 
 impl Device {
     pub(super) fn new(names: Vec<CString>, switch_domain: u16, config: &Config) -> Device {
+        let mut pipeline = Pipeline::new(config.limits.clone());
+        pipeline.set_faults(config.troubles.faults.clone());
         let state = State {
-            pipeline: Pipeline::new(config.limits.clone()),
+            pipeline,
             ports: Vec::new(),
+            troubles: config.troubles.clone(),
             polls: 0,
             packets: 0,
             age_check: Duration::ZERO,
             events: Events::default(),
         };
-        let troubles = config.troubles.clone();
-        Device { names, switch_domain, troubles, started: Instant::now(), state: Mutex::new(state) }
+        let refuses = AtomicBool::new(config.troubles.refuses());
+        Device { names, switch_domain, refuses, started: Instant::now(), state: Mutex::new(state) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes its troubles. Returns all that it has then.
+    pub(super) fn change_troubles(&self, changes: &str) -> Result<Troubles, InvalidArgument> {
+        let mut state = self.lock();
+        let (troubles, reset) = state.troubles.changed(changes)?;
+        if !changes.is_empty() {
+            self.refuses.store(troubles.refuses(), Ordering::Relaxed);
+            state.set_troubles(troubles.clone());
+        }
+        if reset {
+            state.reset();
+        }
+        let events = if reset { state.take_events() } else { Events::default() };
+        drop(state);
+        self.tell(&events);
+        Ok(troubles)
+    }
+
+    /// Tells the application, while nobody holds the lock.
+    pub(super) fn tell(&self, events: &Events) {
+        if events.reset {
+            self.names.iter().for_each(|name| tell(name, sys::RTE_ETH_EVENT_INTR_RESET));
+        }
+        events.aged.iter().for_each(|&index| tell(&self.names[index], sys::RTE_ETH_EVENT_FLOW_AGED));
     }
 
     pub(super) fn now(&self) -> Duration {
@@ -125,11 +158,11 @@ impl Device {
             if index == port && queue == 0 || forsaken {
                 let packets = state.ports[index].backend.as_mut().map(Backend::receive).unwrap_or_default();
                 let from = Source::Represented(state.ports[index].id);
-                state.process(packets, from, &self.troubles, now);
+                state.process(packets, from, now);
             }
         }
         state.look_for_aged(now);
-        let events = std::mem::take(&mut state.events);
+        let events = state.take_events();
         let PortState { queues, stats, .. } = &mut state.ports[port];
         let Some((waiting, _)) = queues.get_mut(queue) else { return (Vec::new(), events) };
         let packets: Vec<Mbuf> = waiting.drain(..room.min(waiting.len())).collect();
@@ -146,7 +179,7 @@ impl Device {
         stats.tx_packets += packets.len() as u64;
         stats.tx_bytes += packets.iter().map(|packet| packet.total_len() as u64).sum::<u64>();
         let from = Source::Representor(*id);
-        state.process(packets, from, &self.troubles, now);
+        state.process(packets, from, now);
     }
 }
 
@@ -165,14 +198,31 @@ impl State {
         self.pipeline.port_mode(id).rss.clone()
     }
 
+    /// Has it other troubles from now on.
+    fn set_troubles(&mut self, troubles: Troubles) {
+        self.pipeline.set_faults(troubles.faults.clone());
+        self.troubles = troubles;
+        self.packets = 0;
+    }
+
+    /// Resets the device: it forgets its rules, and says so.
+    fn reset(&mut self) {
+        self.pipeline.reset();
+        self.events.reset = true;
+    }
+
+    /// What the application is to be told.
+    fn take_events(&mut self) -> Events {
+        std::mem::take(&mut self.events)
+    }
+
     /// Takes packets through the pipeline and to where they go.
-    fn process(&mut self, packets: Vec<Mbuf>, from: Source, troubles: &Troubles, now: Duration) {
+    fn process(&mut self, packets: Vec<Mbuf>, from: Source, now: Duration) {
         let mut outgoing: Vec<Vec<Mbuf>> = self.ports.iter().map(|_| Vec::new()).collect();
         for packet in packets {
             self.packets += 1;
-            if troubles.reset_after == Some(self.packets) {
-                self.pipeline.reset();
-                self.events.reset = true;
+            if self.troubles.reset_after == Some(self.packets) {
+                self.reset();
             }
             let Some(mut packet) = packet.unshared() else { continue };
             let index = |id| self.ports.iter().position(|port| port.id == id);

@@ -3,7 +3,7 @@
 use super::abi::{EthDev, EthDevOps, FlowOps};
 use super::device::{self, Device, Pool, PortState, State, Stats};
 use super::mbuf::Mbuf;
-use super::{Port, flow, port, tell};
+use super::{Port, flow, port};
 use crate::pipeline::Rss;
 use crate::pipeline::toeplitz::DEFAULT_KEY;
 use crate::translate::RSS_TYPES;
@@ -70,10 +70,7 @@ pub(super) unsafe extern "C" fn rx_burst(queue: *mut c_void, packets: *mut *mut 
         // SAFETY: there is place for `room` packets.
         unsafe { *packets.add(index) = packet.into_raw() };
     }
-    if events.reset {
-        queue.device.names.iter().for_each(|name| tell(name, sys::RTE_ETH_EVENT_INTR_RESET));
-    }
-    events.aged.iter().for_each(|&index| tell(&queue.device.names[index], sys::RTE_ETH_EVENT_FLOW_AGED));
+    queue.device.tell(&events);
     count as u16
 }
 
@@ -302,7 +299,7 @@ unsafe extern "C" fn stats_reset(dev: *mut EthDev) -> c_int {
 }
 
 /// Counters of the port's other side, and of the whole device.
-fn extended(port: &Port, state: &State) -> [(&'static str, u64); 10] {
+fn extended(port: &Port, state: &State) -> [(&'static str, u64); 11] {
     let backend = state.ports[port.index].backend.as_ref();
     let of = |counter: fn(&super::backend::Backend) -> u64| backend.map_or(0, counter);
     let totals = state.pipeline.totals();
@@ -316,6 +313,7 @@ fn extended(port: &Port, state: &State) -> [(&'static str, u64); 10] {
         ("device_offloaded_packets", totals.offloaded),
         ("device_missed_packets", totals.missed),
         ("device_unfit_packets", totals.unfit),
+        ("device_aborted_packets", totals.aborted),
         ("device_exact_rules", exact as u64),
         ("device_masked_rules", masked as u64),
     ]

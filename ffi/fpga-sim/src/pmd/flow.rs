@@ -71,7 +71,7 @@ pub(super) fn in_context<T>(
     call: impl FnOnce(&Context) -> Result<T, Refusal>,
 ) -> Result<T, Refusal> {
     let (ids, rss) = (state.ids(), state.rss(port.index));
-    let troubles = &port.device.troubles;
+    let troubles = &state.troubles;
     let refuse: &[&[String]] =
         if creating { &[&troubles.refuse, &troubles.refuse_create] } else { &[&troubles.refuse] };
     call(&Context {
@@ -112,8 +112,9 @@ unsafe extern "C" fn create(
 ) -> *mut sys::rte_flow {
     // SAFETY: DPDK lends a port of ours, and the application the rule.
     let port = unsafe { port(dev) };
-    if !port.device.troubles.insert_delay.is_zero() {
-        std::thread::sleep(port.device.troubles.insert_delay);
+    let delay = port.device.lock().troubles.insert_delay;
+    if !delay.is_zero() {
+        std::thread::sleep(delay);
     }
     let now = port.device.now();
     let mut state = port.device.lock();

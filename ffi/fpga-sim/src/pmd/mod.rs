@@ -7,6 +7,7 @@ mod ethdev;
 mod flow;
 mod mbuf;
 mod queue;
+mod telemetry;
 mod template;
 
 use crate::config::Config;
@@ -47,6 +48,7 @@ extern "C" fn register() {
             dma_unmap: None,
             flags: 0,
         })));
+        telemetry::register();
     }
 }
 
@@ -146,6 +148,7 @@ unsafe fn create(vdev: *mut VdevDevice, name: &str, config: &Config) -> Result<(
         return Err("no switch domain is left".to_owned());
     }
     let device = Arc::new(Device::new(names, domain, config));
+    telemetry::add(&device);
     let mut devs = Vec::new();
     for index in 0..device.names.len() {
         // SAFETY: as the caller promises.

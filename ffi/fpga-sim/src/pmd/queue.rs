@@ -3,7 +3,7 @@
 use super::abi::{Actions, Error, EthDev, Items};
 use super::device::Device;
 use super::flow::{refuse, unspecified};
-use super::template::{Engine, done, no_table};
+use super::template::{Engine, Table, done, no_table};
 use super::{Port, port};
 use crate::pipeline::{Entry, RuleId};
 use crate::translate::Refusal;
@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::ptr::{null_mut, without_provenance_mut};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const MAX_QUEUES: u32 = 64;
@@ -29,11 +30,15 @@ pub(super) struct Queue {
     completions: VecDeque<Completion>,
     /// When the last of the operations is done.
     busy_until: Duration,
+    /// Completions since the last that was lost on demand.
+    completed: u64,
 }
 
 enum Operation {
     Insert(RuleId, Box<Entry>),
     Remove(RuleId),
+    /// An insertion that fails on demand.
+    Fail,
 }
 
 struct Completion {
@@ -51,6 +56,7 @@ impl Queue {
             postponed: Vec::with_capacity(size),
             completions: VecDeque::with_capacity(size),
             busy_until: Duration::ZERO,
+            completed: 0,
         }
     }
 
@@ -84,18 +90,25 @@ impl Queue {
         let looked_at = self.postponed.iter_mut().map(|(operation, _)| match operation {
             Operation::Insert(_, entry) => state.pipeline.prepare(entry),
             Operation::Remove(id) => state.pipeline.prepare_removal(*id),
+            Operation::Fail => 0,
         });
         std::hint::black_box(looked_at.fold(0, |all, one| all ^ one));
         for (operation, user_data) in self.postponed.drain(..) {
             let mut due = now;
             let succeeded = match operation {
                 Operation::Insert(id, entry) => {
-                    self.busy_until = self.busy_until.max(now) + device.troubles.insert_delay;
+                    self.busy_until = self.busy_until.max(now) + state.troubles.insert_delay;
                     due = self.busy_until;
                     state.pipeline.insert_filled(id, entry, now).is_ok()
                 }
                 Operation::Remove(id) => state.pipeline.remove(id),
+                Operation::Fail => false,
             };
+            self.completed += 1;
+            if state.troubles.lose_completion.is_some_and(|every| self.completed >= every) {
+                self.completed = 0;
+                continue;
+            }
             self.completions.push_back(Completion { user_data, succeeded, due });
         }
     }
@@ -226,13 +239,28 @@ unsafe fn create(
     // SAFETY: as the caller promises.
     let (value, values, counts) = unsafe { table.templates.rule((items, pattern_index), (actions, actions_index))? };
     let entry = table.blanks[pattern_index].fill(value, values.actions, counts, values.age);
+    let fails = port.device.refuses.load(Ordering::Relaxed) && fails(port, table, pattern_index, actions_index)?;
     let queue = find(engine, queue)?;
     let id = queue.next_id(&port.device);
-    queue.postponed.push((Operation::Insert(id, entry), user_data));
+    queue.postponed.push((if fails { Operation::Fail } else { Operation::Insert(id, entry) }, user_data));
     if !postponed {
         queue.push(&port.device);
     }
     Ok(id)
+}
+
+/// Whether a rule is to fail; refuses one that is to be refused.
+fn fails(port: &Port, table: &Table, pattern: usize, actions: usize) -> Result<bool, Refusal> {
+    let state = port.device.lock();
+    let named =
+        |names: &[String]| table.templates.names(pattern, actions).any(|name| names.iter().any(|one| one == name));
+    if named(&state.troubles.refuse) {
+        return Err(unspecified(
+            libc::ENOTSUP,
+            c"an item or action of the table is refused on demand (trouble refuse)",
+        ));
+    }
+    Ok(named(&state.troubles.refuse_create))
 }
 
 pub(super) unsafe extern "C" fn async_destroy(

@@ -165,6 +165,11 @@ impl Plan {
         Ok(Plan { kinds: template.kinds.clone(), slots, fixed, counts: order.counts, age, group })
     }
 
+    /// The names of its actions.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().filter_map(|&kind| name(kind))
+    }
+
     /// The actions with a rule's values.
     ///
     /// # Safety

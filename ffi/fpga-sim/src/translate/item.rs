@@ -279,6 +279,15 @@ pub(super) unsafe fn pattern(
 }
 
 impl PatternTemplate {
+    /// The names of its items.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().filter_map(|&kind| match kind {
+            sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT => Some("REPRESENTED_PORT"),
+            sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR => Some("PORT_REPRESENTOR"),
+            _ => SHAPES.iter().find(|shape| shape.kind == kind).map(|shape| shape.name),
+        })
+    }
+
     /// The mask and the values of all rules of a domain. Without a source a transfer rule sees what comes to this port from its
     /// other side, or with egress what the host sends through it.
     pub(super) fn fixed(&self, port: u16, attributes: &sys::rte_flow_attr) -> Pattern {

@@ -182,6 +182,13 @@ impl Table {
         }
     }
 
+    /// The names of the items and actions of a rule.
+    pub(crate) fn names(&self, pattern: usize, actions: usize) -> impl Iterator<Item = &'static str> {
+        let items = self.patterns.get(pattern).into_iter().flat_map(|(template, _)| template.names());
+        let plan = self.plans.get(pattern).and_then(|plans| plans.get(actions));
+        items.chain(plan.into_iter().flat_map(Plan::names))
+    }
+
     fn context(&self) -> Context<'_> {
         Context {
             port: self.port,

@@ -3,6 +3,7 @@
 
 mod peer;
 mod templates;
+mod troubles;
 
 use peer::{Testpmd, frames_of, library_path, write_pcap};
 use std::process::Command;

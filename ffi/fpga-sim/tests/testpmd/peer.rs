@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -38,11 +39,15 @@ pub(crate) fn frames_of(path: &Path) -> Vec<Vec<u8>> {
 /// A testpmd with one device; killed when dropped.
 pub(crate) struct Testpmd {
     child: Child,
+    /// Its files' name in DPDK's directory for such.
+    prefix: String,
     output: Arc<Mutex<String>>,
 }
 
 impl Testpmd {
     pub(crate) fn start(device: &str, args: &[&str]) -> Testpmd {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("fpgasim-{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed));
         // Unbuffered, and complaints in their place among the answers.
         let mut child = Command::new("sh")
             .args([
@@ -52,9 +57,9 @@ impl Testpmd {
                 "--no-pci",
                 "--no-huge",
                 "--no-shconf",
-                "--no-telemetry",
                 "-m256",
             ])
+            .args(["--file-prefix", &prefix])
             .args(["--lcores=0@0,1@0", "-d", LIBRARY, "--vdev", &format!("net_fpgasim0,{device}")])
             .args(["--", "--no-mlockall", "--total-num-mbufs=2048", "--no-flush-rx", "-i"])
             .args(args)
@@ -71,7 +76,7 @@ impl Testpmd {
                 text.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]).replace('\r', ""));
             }
         });
-        Testpmd { child, output }
+        Testpmd { child, prefix, output }
     }
 
     /// All that it has said.
@@ -101,6 +106,19 @@ impl Testpmd {
         let start = self.output().len();
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}\n{}", MARKER.0).unwrap();
         self.wait_from(start, MARKER.1)
+    }
+
+    /// Gives a command to DPDK's telemetry, by its own client. Returns the answer.
+    pub(crate) fn telemetry(&self, command: &str) -> String {
+        let mut client = Command::new("dpdk-telemetry.py")
+            .args(["-f", &self.prefix])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dpdk-telemetry.py (package dpdk-dev) starts");
+        writeln!(client.stdin.take().unwrap(), "{command}").unwrap();
+        let output = client.wait_with_output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// A counter of a port, by its name in the extended statistics.
@@ -136,5 +154,10 @@ impl Drop for Testpmd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Where DPDK puts its sockets: for root, and for others.
+        let of_user = std::env::var("XDG_RUNTIME_DIR").unwrap_or("/tmp".to_owned());
+        for dir in ["/var/run", &of_user] {
+            let _ = std::fs::remove_dir_all(Path::new(dir).join("dpdk").join(&self.prefix));
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::peer::{Testpmd, frames_of, write_pcap};
 use crate::{traffic, udp};
 
 /// Gives a command that is to be answered so.
-fn expect(testpmd: &mut Testpmd, command: &str, answer: &str) {
+pub(crate) fn expect(testpmd: &mut Testpmd, command: &str, answer: &str) {
     let said = testpmd.command(command);
     assert!(said.contains(answer), "{command}: {said}");
 }
@@ -24,7 +24,7 @@ const TABLE: &str = "flow template_table 0 create table_id 1 group 0 priority 1 
                      pattern_template 1 actions_template 1 actions_template 2";
 
 /// A rule for 10.0.0.`host` with one of the two actions templates.
-fn create(queue: u8, host: u8, postpone: &str, actions: &str) -> String {
+pub(crate) fn create(queue: u8, host: u8, postpone: &str, actions: &str) -> String {
     let template = u8::from(actions.contains("drop"));
     format!(
         "flow queue 0 create {queue} template_table 1 pattern_template 0 actions_template {template} postpone {postpone} \
@@ -32,10 +32,10 @@ fn create(queue: u8, host: u8, postpone: &str, actions: &str) -> String {
     )
 }
 
-const FORWARD: &str = "set_ipv4_src ipv4_addr 1.1.1.1 / count / represented_port ethdev_port_id 1";
+pub(crate) const FORWARD: &str = "set_ipv4_src ipv4_addr 1.1.1.1 / count / represented_port ethdev_port_id 1";
 
 /// A device with its templates and table; queues are set up while ports are stopped.
-fn start(device: &str) -> Testpmd {
+pub(crate) fn start(device: &str) -> Testpmd {
     let mut testpmd = Testpmd::start(device, &[]);
     testpmd.command("port stop all");
     expect(&mut testpmd, CONFIGURE, "number of queues 2 with 4 elements");
