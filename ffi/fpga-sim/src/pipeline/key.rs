@@ -5,8 +5,8 @@ use std::hash::{Hash, Hasher};
 /// Bytes of a key: whole words of eight.
 const LEN: usize = PREAMBLE + 2 * LAYER;
 const _: () = assert!(LEN.is_multiple_of(8));
-/// Bytes before the layers: where the packet comes from, and the tunnel between the layers.
-const PREAMBLE: usize = 12;
+/// Bytes before the layers: where the packet comes from, the tunnel between the layers, and the one it was taken out of.
+const PREAMBLE: usize = 20;
 /// Bytes of a layer.
 const LAYER: usize = 74;
 
@@ -65,6 +65,7 @@ pub mod field {
     pub const VNI: Field = Field::new(5, 3);
     pub const TUNNEL_OPTIONS: Field = Field::new(8, 2);
     pub const TUNNEL_PROTOCOL: Field = Field::new(10, 2);
+    pub const LEFT_TUNNEL: Field = Field::new(12, 1);
 
     pub const ETH_DST: Field = Field::of_layer(0, 6);
     pub const ETH_SRC: Field = Field::of_layer(6, 6);
@@ -113,7 +114,7 @@ pub mod source {
     pub const REPRESENTOR: u8 = 2;
 }
 
-/// Values of [`field::TUNNEL`].
+/// Values of [`field::TUNNEL`], and of [`field::LEFT_TUNNEL`].
 pub mod tunnel {
     /// VXLAN (RFC 7348).
     pub const VXLAN: u8 = 1;

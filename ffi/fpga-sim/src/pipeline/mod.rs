@@ -11,6 +11,7 @@ pub mod edit;
 mod index;
 pub mod key;
 pub mod parse;
+mod restore;
 mod rule;
 mod store;
 mod table;
@@ -19,6 +20,7 @@ pub mod toeplitz;
 pub use action::{Action, End, Rss};
 pub use edit::{Frame, Unfit};
 pub use key::{Key, Layer, Pattern};
+pub use restore::{Restore, Tunnel};
 pub use rule::{Age, Blank, Counters, Entry, Rule};
 pub use table::RuleId;
 
@@ -66,6 +68,8 @@ pub enum Destination {
         mark: Option<u32>,
         /// The hash that spread it.
         hash: Option<u32>,
+        /// How far rules came with it, if they began.
+        restore: Option<Restore>,
     },
     /// To nobody.
     Nowhere,
@@ -153,10 +157,19 @@ struct RuleTable {
 /// What the rules that a packet met leave of it.
 enum Walk {
     Fate(Action),
-    Miss,
+    /// In this group.
+    Miss(u32),
     Unfit,
     /// There was one action more to do than the fault lets be done.
     Aborted,
+}
+
+/// What goes with a packet on its way.
+struct Way {
+    from: Source,
+    mark: Option<u32>,
+    /// What a rule took it out of.
+    tunnel: Option<Tunnel>,
 }
 
 /// The pipeline.
@@ -457,9 +470,9 @@ impl Pipeline {
 
     /// Takes a packet to where it goes.
     pub fn process(&mut self, frame: &mut impl Frame, from: Source, now: Duration) -> Destination {
-        let mut mark = None;
+        let mut way = Way { from, mark: None, tunnel: None };
         if let Source::Representor(port) = from {
-            match self.walk(Domain::Egress(port), frame, from, &mut mark, now) {
+            match self.walk(Domain::Egress(port), frame, &mut way, now) {
                 Walk::Fate(Action::Drop) => return Destination::Nowhere,
                 Walk::Unfit => return self.unfit(),
                 _ => {}
@@ -467,8 +480,8 @@ impl Pipeline {
         }
         let aborts = self.faults.abort_after.is_some() && matches!(from, Source::Represented(_));
         let received = aborts.then(|| frame.bytes().to_vec());
-        let port = match self.walk(Domain::Transfer, frame, from, &mut mark, now) {
-            Walk::Fate(Action::ToRepresentor(port)) => port,
+        let (port, restore) = match self.walk(Domain::Transfer, frame, &mut way, now) {
+            Walk::Fate(Action::ToRepresentor(port)) => (port, None),
             Walk::Fate(Action::ToRepresented(port)) => {
                 self.totals.offloaded += 1;
                 return Destination::Represented(port);
@@ -478,38 +491,47 @@ impl Pipeline {
                 return Destination::Nowhere;
             }
             Walk::Unfit => return self.unfit(),
-            end @ (Walk::Miss | Walk::Aborted) => match from {
-                Source::Representor(port) => return Destination::Represented(port),
-                Source::Represented(port) => {
-                    self.totals.missed += 1;
-                    if let (Walk::Aborted, Some(received)) = (end, received) {
-                        self.totals.aborted += 1;
-                        mark = None;
-                        edit::restore(frame, &received);
-                    }
-                    port
+            end @ (Walk::Miss(_) | Walk::Aborted) => {
+                let port = match from {
+                    Source::Representor(port) => return Destination::Represented(port),
+                    Source::Represented(port) => port,
+                };
+                self.totals.missed += 1;
+                if let (Walk::Aborted, Some(received)) = (&end, received) {
+                    self.totals.aborted += 1;
+                    (way.mark, way.tunnel) = (None, None);
+                    edit::restore(frame, &received);
                 }
-            },
+                let begun = !matches!(end, Walk::Miss(0)) || way.tunnel.is_some();
+                let group = if let Walk::Miss(group) = end { group } else { 0 };
+                (port, begun.then_some(Restore { group, tunnel: way.tunnel }))
+            }
         };
-        self.receive(port, frame, from, mark, now)
+        self.receive(port, frame, (way, restore), now)
     }
 
+    /// Has the host receive a packet, as the port's rules say.
     fn receive(
         &mut self,
         port: u16,
         frame: &mut impl Frame,
-        from: Source,
-        mut mark: Option<u32>,
+        (mut way, mut restore): (Way, Option<Restore>),
         now: Duration,
     ) -> Destination {
         let mode = self.modes.get(&port).cloned().unwrap_or_default();
-        let rss = match self.walk(Domain::Ingress(port), frame, from, &mut mark, now) {
-            Walk::Fate(Action::Queue(queue)) => return Destination::Host { port, queue, mark, hash: None },
+        let rss = match self.walk(Domain::Ingress(port), frame, &mut way, now) {
+            Walk::Fate(Action::Queue(queue)) => {
+                return Destination::Host { port, queue, mark: way.mark, hash: None, restore };
+            }
             Walk::Fate(Action::Spread(rss)) => Some((*rss).clone()),
             Walk::Fate(_) => return Destination::Nowhere,
             Walk::Unfit => return self.unfit(),
-            Walk::Miss if mode.isolated => return Destination::Nowhere,
-            Walk::Miss | Walk::Aborted => mode.rss,
+            Walk::Miss(_) | Walk::Aborted if mode.isolated => return Destination::Nowhere,
+            Walk::Miss(group @ 1..) => {
+                restore = Some(Restore { group, tunnel: way.tunnel });
+                mode.rss
+            }
+            Walk::Miss(0) | Walk::Aborted => mode.rss,
         };
         let hash = rss.as_ref().and_then(|rss| toeplitz::hash(&rss.key, &parse::parse(frame.bytes()).0, rss.ports));
         let queue = match (&rss, hash) {
@@ -517,7 +539,7 @@ impl Pipeline {
             (Some(rss), None) => rss.queues.first().copied(),
             (None, _) => None,
         };
-        Destination::Host { port, queue: queue.unwrap_or(0), mark, hash }
+        Destination::Host { port, queue: queue.unwrap_or(0), mark: way.mark, hash, restore }
     }
 
     fn unfit(&mut self) -> Destination {
@@ -526,16 +548,9 @@ impl Pipeline {
     }
 
     /// Has the rules of a domain act on a packet, and count it if it gets to an end.
-    fn walk(
-        &mut self,
-        domain: Domain,
-        frame: &mut impl Frame,
-        from: Source,
-        mark: &mut Option<u32>,
-        now: Duration,
-    ) -> Walk {
+    fn walk(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way, now: Duration) -> Walk {
         self.met.clear();
-        let end = self.follow(domain, frame, from, mark);
+        let end = self.follow(domain, frame, way);
         if !matches!(end, Walk::Aborted) {
             for (id, bytes) in self.met.drain(..) {
                 let Some(entry) = self.rules.get_mut(id) else { continue };
@@ -550,27 +565,29 @@ impl Pipeline {
     }
 
     /// Group after group, until a rule says where the packet goes or none wants it.
-    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, from: Source, mark: &mut Option<u32>) -> Walk {
-        let aborts = domain == Domain::Transfer && matches!(from, Source::Represented(_));
+    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way) -> Walk {
+        let aborts = domain == Domain::Transfer && matches!(way.from, Source::Represented(_));
         let mut left = self.faults.abort_after.filter(|_| aborts).unwrap_or(u64::MAX);
         let mut group = 0;
         loop {
             if !self.formats.has_group(domain, group) {
-                return Walk::Miss;
+                return Walk::Miss(group);
             }
-            let key = key_of(frame.bytes(), from);
+            let key = key_of(frame.bytes(), way);
             let best = self.formats.lookup(domain, group, &key, |id| self.rules.get(id));
-            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get(id)?))) else { return Walk::Miss };
+            let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get(id)?))) else {
+                return Walk::Miss(group);
+            };
             let last_hop = || edit::ttl(frame.bytes()).is_some_and(|ttl| ttl <= 1);
             if entry.actions.contains(&Action::DecrementTtl) && last_hop() {
-                return Walk::Miss;
+                return Walk::Miss(group);
             }
             let mut fate = None;
             let bytes = frame.total_len();
             for action in entry.actions.iter() {
                 let Some(fewer) = left.checked_sub(1) else { return Walk::Aborted };
                 left = fewer;
-                match apply(action, frame, mark) {
+                match apply(action, frame, way) {
                     Ok(()) => {}
                     Err(Unfit) => return Walk::Unfit,
                 }
@@ -581,26 +598,29 @@ impl Pipeline {
                 Some(Action::Jump(next)) => group = next,
                 Some(fate) => return Walk::Fate(fate),
                 // An egress rule that only counts or changes.
-                None => return Walk::Miss,
+                None => return Walk::Miss(group),
             }
         }
     }
 }
 
-fn key_of(bytes: &[u8], from: Source) -> Key {
+fn key_of(bytes: &[u8], way: &Way) -> Key {
     let mut key = parse::parse(bytes).0;
-    let (kind, port) = match from {
+    let (kind, port) = match way.from {
         Source::Represented(port) => (source::REPRESENTED, port),
         Source::Representor(port) => (source::REPRESENTOR, port),
     };
     key.set(Layer::Outer, field::SOURCE, &[kind]);
     key.set(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes());
+    if way.tunnel.is_some() {
+        key.set(Layer::Outer, field::LEFT_TUNNEL, &[key::tunnel::VXLAN]);
+    }
     key
 }
 
-fn apply(action: &Action, frame: &mut impl Frame, mark: &mut Option<u32>) -> Result<(), Unfit> {
+fn apply(action: &Action, frame: &mut impl Frame, way: &mut Way) -> Result<(), Unfit> {
     match action {
-        Action::Mark(id) => *mark = Some(*id),
+        Action::Mark(id) => way.mark = Some(*id),
         Action::PushVlan { tpid } => edit::push_vlan(frame, *tpid)?,
         Action::PopVlan => edit::pop_vlan(frame)?,
         Action::SetVlanId(id) => edit::set_vlan(frame.bytes_mut(), *id, 0x0fff),
@@ -615,7 +635,11 @@ fn apply(action: &Action, frame: &mut impl Frame, mark: &mut Option<u32>) -> Res
             ttl.into_iter().for_each(|ttl| edit::set_ttl(frame.bytes_mut(), ttl.saturating_sub(1)));
         }
         Action::Encapsulate(front) => edit::encapsulate(frame, front)?,
-        Action::DecapsulateVxlan => edit::decapsulate(frame)?,
+        Action::DecapsulateVxlan => {
+            let tunnel = Tunnel::of(frame.bytes());
+            edit::decapsulate(frame)?;
+            way.tunnel = tunnel;
+        }
         Action::StripFront(count) => edit::strip_front(frame, *count)?,
         Action::Drop
         | Action::ToRepresented(_)

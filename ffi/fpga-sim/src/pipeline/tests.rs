@@ -81,7 +81,7 @@ fn acted(actions: &[Action], mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-const HOST_0: Destination = Destination::Host { port: 0, queue: 0, mark: None, hash: None };
+const HOST_0: Destination = Destination::Host { port: 0, queue: 0, mark: None, hash: None, restore: None };
 
 #[test]
 fn a_packet_that_no_rule_wants_goes_to_the_host_and_back() {
@@ -103,7 +103,7 @@ fn groups_follow_each_other_and_the_lowest_priority_number_wins() {
     assert_eq!(pipeline.insert(in_group(1, vec![Action::Drop]), at(0)), Err(InsertError::Exists));
     let send =
         |pipeline: &mut Pipeline| pipeline.process(&mut packet(4, protocol::UDP, b""), Source::Represented(0), at(0));
-    assert_eq!(send(&mut pipeline), Destination::Host { port: 0, queue: 0, mark: Some(7), hash: None });
+    assert_eq!(send(&mut pipeline), Destination::Host { port: 0, queue: 0, mark: Some(7), hash: None, restore: None });
     assert!(pipeline.remove(early) && !pipeline.remove(early));
     assert_eq!(send(&mut pipeline), Destination::Represented(1));
     assert_eq!(pipeline.counters(late, at(0)), Some(Counters { packets: 1, bytes: 42 }));
@@ -177,7 +177,9 @@ fn a_packet_that_is_aborted_comes_as_it_was_and_is_counted_by_nobody() {
     for actions in 0..5 {
         pipeline.set_faults(Faults { abort_after: Some(actions), ..Faults::default() });
         let mut bytes = received.clone();
-        assert_eq!(pipeline.process(&mut bytes, Source::Represented(0), at(0)), HOST_0);
+        let restore = Some(Restore { group: 0, tunnel: None });
+        let host = Destination::Host { port: 0, queue: 0, mark: None, hash: None, restore };
+        assert_eq!(pipeline.process(&mut bytes, Source::Represented(0), at(0)), host);
         assert_eq!(bytes, received, "{actions}");
     }
     let counted = |pipeline: &mut Pipeline| [first, second].map(|id| pipeline.counters(id, at(0)).unwrap().packets);
@@ -261,6 +263,40 @@ fn a_tunnel_is_put_on_and_taken_off() {
     assert_eq!(key.get(Layer::Inner, field::L4_DST), [0, 80]);
     assert_eq!(acted(&[Action::DecapsulateVxlan], outer.clone()), inner);
     assert_eq!(acted(&[Action::StripFront(50)], outer), inner);
+}
+
+#[test]
+fn a_packet_that_misses_later_comes_with_how_far_it_came() {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let inner = packet(6, protocol::TCP, b"payload");
+    let mut front = packet(4, protocol::UDP, b"");
+    front[36..38].copy_from_slice(&VXLAN_PORT.to_be_bytes());
+    front.extend([8, 0, 0, 0, 0, 0, 42, 0]);
+    let outer = acted(&[Action::Encapsulate(front.into())], inner.clone());
+    pipeline.insert(rule(vec![Action::DecapsulateVxlan, Action::Mark(5), Action::Jump(3)]), at(0)).unwrap();
+    let tunnel = Tunnel {
+        vni: 42,
+        source: [10, 0, 0, 1].into(),
+        destination: [10, 0, 0, 2].into(),
+        ports: [12345, VXLAN_PORT],
+        tos: 0,
+        ttl: 64,
+    };
+    let restore = Some(Restore { group: 3, tunnel: Some(tunnel) });
+    let mut bytes = outer.clone();
+    let host = Destination::Host { port: 0, queue: 0, mark: Some(5), hash: None, restore };
+    assert_eq!(pipeline.process(&mut bytes, Source::Represented(0), at(0)), host);
+    assert_eq!(bytes, inner);
+
+    // A rule for what has left a tunnel sees such packets alone.
+    let mut pattern = Pattern::default();
+    pattern.want(Layer::Outer, field::LEFT_TUNNEL, &[key::tunnel::VXLAN], &[0xff]);
+    let left = Rule { group: 3, pattern, ..rule(vec![Action::ToRepresented(1)]) };
+    pipeline.insert(left.clone(), at(0)).unwrap();
+    pipeline.insert(Rule { group: 0, priority: 1, ..left }, at(0)).unwrap();
+    assert_eq!(pipeline.process(&mut outer.clone(), Source::Represented(0), at(0)), Destination::Represented(1));
+    pipeline.reset();
+    assert_eq!(pipeline.process(&mut inner.clone(), Source::Represented(0), at(0)), HOST_0);
 }
 
 fn edits() -> impl Strategy<Value = Action> {

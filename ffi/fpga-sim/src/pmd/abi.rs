@@ -60,6 +60,15 @@ pub(super) struct VdevDriver {
     pub flags: u32,
 }
 
+/// `struct rte_mbuf_dynfield`
+#[repr(C)]
+pub(super) struct DynamicField {
+    pub name: [c_char; 64],
+    pub size: usize,
+    pub align: usize,
+    pub flags: u32,
+}
+
 /// `struct rte_eth_dev`
 #[repr(C, align(64))]
 pub(super) struct EthDev {
@@ -170,7 +179,29 @@ pub(super) struct FlowOps {
     pub get_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, *mut *mut c_void, u32, Error) -> c_int>,
     pub get_q_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, u32, *mut *mut c_void, u32, Error) -> c_int>,
     pub action_handle: [Nothing; 4],
-    pub tunnel: [Nothing; 5],
+    pub tunnel_decap_set: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *mut sys::rte_flow_tunnel,
+            *mut *mut sys::rte_flow_action,
+            *mut u32,
+            Error,
+        ) -> c_int,
+    >,
+    pub tunnel_match: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *mut sys::rte_flow_tunnel,
+            *mut *mut sys::rte_flow_item,
+            *mut u32,
+            Error,
+        ) -> c_int,
+    >,
+    pub get_restore_info:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_mbuf, *mut sys::rte_flow_restore_info, Error) -> c_int>,
+    pub tunnel_action_decap_release:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_action, u32, Error) -> c_int>,
+    pub tunnel_item_release: Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_item, u32, Error) -> c_int>,
     pub pick_transfer_proxy: Option<unsafe extern "C" fn(*mut EthDev, *mut u16, Error) -> c_int>,
     pub flex_item: [Nothing; 2],
     pub info_get: Option<
@@ -249,6 +280,7 @@ pub(super) struct FlowOps {
 }
 
 const _: () = {
+    assert!(size_of::<DynamicField>() == 88);
     assert!(size_of::<VdevDriver>() == 88 && offset_of!(VdevDriver, probe) == 48);
     assert!(size_of::<VdevDevice>() == 80 && offset_of!(VdevDevice, device) == 16);
     assert!(size_of::<Device>() == 64 && offset_of!(Device, devargs) == 56);
@@ -267,7 +299,11 @@ const _: () = {
     assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
     assert!(size_of::<FlowOps>() == 296 && offset_of!(FlowOps, get_aged_flows) == 56);
     assert!(offset_of!(FlowOps, get_q_aged_flows) == 64 && offset_of!(FlowOps, action_handle) == 72);
-    assert!(offset_of!(FlowOps, tunnel) == 104 && offset_of!(FlowOps, pick_transfer_proxy) == 144);
+    assert!(
+        offset_of!(FlowOps, tunnel_decap_set) == 104
+            && offset_of!(FlowOps, get_restore_info) == 120
+            && offset_of!(FlowOps, pick_transfer_proxy) == 144
+    );
     assert!(offset_of!(FlowOps, info_get) == 168 && offset_of!(FlowOps, configure) == 176);
     assert!(offset_of!(FlowOps, pattern_template_create) == 184 && offset_of!(FlowOps, async_create) == 232);
     assert!(offset_of!(FlowOps, push) == 248 && offset_of!(FlowOps, pull) == 256);
@@ -284,6 +320,7 @@ unsafe extern "C" {
     pub(super) fn rte_eth_dev_callback_process(dev: *mut EthDev, event: u32, param: *mut c_void) -> c_int;
     pub(super) fn rte_eth_switch_domain_alloc(domain: *mut u16) -> c_int;
     pub(super) fn rte_eth_switch_domain_free(domain: u16) -> c_int;
+    pub(super) fn rte_mbuf_dynfield_register(field: *const DynamicField) -> c_int;
     pub(super) fn rte_telemetry_register_cmd(
         command: *const c_char,
         callback: unsafe extern "C" fn(*const c_char, *const c_char, *mut c_void) -> c_int,

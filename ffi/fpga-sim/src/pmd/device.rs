@@ -2,6 +2,7 @@
 
 use super::backend::Backend;
 use super::mbuf::Mbuf;
+use super::restore::Restores;
 use super::tell;
 use crate::config::{Config, InvalidArgument, Troubles};
 use crate::pipeline::{Destination, Frame, Limits, Pipeline, Rss, Source};
@@ -35,6 +36,7 @@ pub(super) struct State {
     pub pipeline: Pipeline,
     pub ports: Vec<PortState>,
     pub troubles: Troubles,
+    pub restores: Restores,
     polls: u64,
     /// Packets since the troubles were changed.
     packets: u64,
@@ -103,6 +105,7 @@ impl Device {
             pipeline,
             ports: Vec::new(),
             troubles: config.troubles.clone(),
+            restores: Restores::default(),
             polls: 0,
             packets: 0,
             age_check: Duration::ZERO,
@@ -233,8 +236,9 @@ impl State {
                         outgoing[index].push(packet);
                     }
                 }
-                Destination::Host { port: id, queue, mark, hash } => {
+                Destination::Host { port: id, queue, mark, hash, restore } => {
                     packet.received(id, mark, hash);
+                    packet.set_restore(restore.map_or(0, |restore| self.restores.add(restore)));
                     if let Some(index) = index(id) {
                         self.ports[index].enqueue(usize::from(queue), packet);
                     }

@@ -351,9 +351,9 @@ unsafe extern "C" fn flow_ops_get(_dev: *mut EthDev, ops: *mut *const FlowOps) -
     0
 }
 
-/// Marks are delivered, and no other metadata.
+/// Marks and restore data are delivered, and no other metadata.
 unsafe extern "C" fn rx_metadata_negotiate(_dev: *mut EthDev, features: *mut u64) -> c_int {
     // SAFETY: DPDK lends the value.
-    unsafe { *features &= u64::from(sys::RTE_ETH_RX_METADATA_USER_MARK) };
+    unsafe { *features &= u64::from(sys::RTE_ETH_RX_METADATA_USER_MARK | sys::RTE_ETH_RX_METADATA_TUNNEL_ID) };
     0
 }

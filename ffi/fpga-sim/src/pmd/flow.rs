@@ -2,7 +2,7 @@
 
 use super::abi::{Actions, Attributes, Error, EthDev, FlowOps, Items};
 use super::device::State;
-use super::{Port, port, queue, template};
+use super::{Port, port, queue, restore, template};
 use crate::pipeline::InsertError;
 use crate::translate::{self, Context, Refusal};
 use dpdk_sys as sys;
@@ -20,7 +20,11 @@ pub(super) static OPS: FlowOps = FlowOps {
     get_aged_flows: Some(get_aged_flows),
     get_q_aged_flows: Some(get_q_aged_flows),
     action_handle: [None; 4],
-    tunnel: [None; 5],
+    tunnel_decap_set: Some(restore::tunnel_decap_set),
+    tunnel_match: Some(restore::tunnel_match),
+    get_restore_info: Some(restore::get_restore_info),
+    tunnel_action_decap_release: Some(restore::tunnel_action_decap_release),
+    tunnel_item_release: Some(restore::tunnel_item_release),
     pick_transfer_proxy: Some(pick_transfer_proxy),
     flex_item: [None; 2],
     info_get: Some(queue::info_get),

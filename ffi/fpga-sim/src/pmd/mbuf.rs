@@ -1,5 +1,6 @@
 //! A packet in DPDK's buffers.
 
+use super::restore;
 use crate::pipeline::Frame;
 use dpdk_sys as sys;
 use std::ptr::NonNull;
@@ -60,6 +61,16 @@ impl Mbuf {
         if let Some(mark) = mark {
             mbuf.ol_flags |= u64::from(sys::RTE_MBUF_F_RX_FDIR | sys::RTE_MBUF_F_RX_FDIR_ID);
             mbuf.__bindgen_anon_2.hash.fdir.hi = mark;
+        }
+    }
+}
+
+impl Mbuf {
+    /// Gives it the number of its restore data; 0 is none.
+    pub(super) fn set_restore(&mut self, number: u64) {
+        if let Some(offset) = restore::offset() {
+            // SAFETY: the packet is ours, and DPDK has given the field its place in every packet.
+            unsafe { self.0.as_ptr().cast::<u8>().add(offset).cast::<u64>().write(number) };
         }
     }
 }

@@ -7,6 +7,7 @@ mod ethdev;
 mod flow;
 mod mbuf;
 mod queue;
+mod restore;
 mod telemetry;
 mod template;
 

@@ -7,6 +7,9 @@ use crate::pipeline::{Key, Layer, Pattern};
 use dpdk_sys as sys;
 use std::ffi::{CStr, c_void};
 
+/// The driver's own item, which `rte_flow_tunnel_match` gives: the packet was taken out of a tunnel.
+pub(crate) const LEFT_TUNNEL: sys::rte_flow_item_type = 0x8000_0001;
+
 /// An item of rte_flow.
 pub(super) struct Shape {
     kind: sys::rte_flow_item_type,
@@ -378,6 +381,11 @@ impl Reader<'_> {
                 // SAFETY: as the caller promises.
                 return unsafe { self.read_source(index, item, source::REPRESENTOR, "PORT_REPRESENTOR") };
             }
+            LEFT_TUNNEL if self.level == Level::Start && self.layer == Layer::Outer => {
+                self.template.fixed.want(Layer::Outer, field::LEFT_TUNNEL, &[tunnel::VXLAN], &[0xff]);
+                return Ok(());
+            }
+            LEFT_TUNNEL => return refused(c"what rte_flow_tunnel_match gives stands before the headers"),
             sys::RTE_FLOW_ITEM_TYPE_PORT_ID => return refused(c"PORT_ID: use REPRESENTED_PORT or PORT_REPRESENTOR"),
             _ => {}
         }

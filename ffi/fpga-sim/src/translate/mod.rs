@@ -6,6 +6,7 @@ mod item;
 mod template;
 mod value;
 
+pub(crate) use item::LEFT_TUNNEL;
 pub(crate) use template::{Actions, Pattern, Table};
 pub(crate) use value::RSS_TYPES;
 

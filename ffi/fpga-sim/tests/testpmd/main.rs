@@ -174,6 +174,40 @@ fn troubles_come_on_demand() {
     testpmd.quit();
 }
 
+#[test]
+fn what_misses_later_comes_with_its_restore_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = dir.path().join("wire.pcap");
+    let mut front = udp(9);
+    front.truncate(42);
+    front[36..38].copy_from_slice(&4789u16.to_be_bytes());
+    front.extend([8, 0, 0, 0, 0, 0, 42, 0]);
+    let tunnelled = |host: u8| [front.clone(), udp(host)].concat();
+    write_pcap(&wire, &[tunnelled(1), tunnelled(2), udp(1), udp(2)]);
+    let mut testpmd = Testpmd::start(&format!("wire=(net_pcap0,rx_pcap={})", wire.display()), &[]);
+    assert!(testpmd.command("flow tunnel create 0 type vxlan").contains("flow tunnel #1 type vxlan"));
+    let set =
+        "flow create 0 transfer group 0 tunnel_set 1 pattern eth / ipv4 / udp / vxlan / end actions jump group 2 / end";
+    assert!(testpmd.command(set).contains("created"));
+    for group in [0, 2] {
+        let said = testpmd.command(&format!(
+            "flow create 0 transfer group {group} priority 1 tunnel_match 1 pattern eth / ipv4 dst is 10.0.0.1 / end \
+             actions count / drop / end"
+        ));
+        assert!(said.contains("created"), "{said}");
+    }
+    testpmd.command("set verbose 1");
+    testpmd.command("set fwd rxonly");
+    testpmd.command("start");
+    testpmd.wait_for_counter(0, "rx_good_packets", 3);
+    testpmd.wait_for("- no outer header - miss group 2");
+    testpmd.command("stop");
+    assert!(testpmd.command("flow query 0 2 count").contains("hits: 1\n"));
+    assert!(testpmd.command("flow query 0 1 count").contains("hits: 0\n"), "nothing has left a tunnel there");
+    assert_eq!(testpmd.output().matches("restore info: - tunnel").count(), 1, "the others have none");
+    testpmd.quit();
+}
+
 /// `dpdk-test-flow-perf` with a device's and its own arguments. Says what it printed.
 fn flow_perf(device: &str, args: &[&str]) -> String {
     let output = Command::new("dpdk-test-flow-perf")
