@@ -188,7 +188,8 @@ impl Card {
         let eal = Eal::init(&EalConfig { memory, control_cpus: vec![plan.client_cpu], ..EalConfig::default() })?;
         let pool = Mempool::new(&eal, "packets", 16_384, None)?;
         let open = |devargs: &str| EthdevPort::open(&eal, &EthdevParams::new(devargs, &pool, 1)).map(Arc::new);
-        let sizes = format!("exact={},masked=1024", 2 * MILLION);
+        // A fragment's flags are matched by a part of their field: such rules are masked ones.
+        let sizes = format!("exact=1024,masked={}", 2 * MILLION);
         let first = open(&format!("net_fpgasim0,{sizes},function=(net_null1,no-rx=1){arguments}"))?;
         let ports = [first, open("net_fpgasim0_representor_0")?];
         Ok(Card { eal, pool, ports })
@@ -219,7 +220,8 @@ impl Card {
 
 /// Takes one measurement and prints it.
 pub(crate) fn step(step: Step, plan: &Plan) -> Result<()> {
-    let _pinned = Pinned::to(plan.backend_cpu)?;
+    let on_one_core = matches!(step, Step::Rates | Step::Offers);
+    let _pinned = on_one_core.then(|| Pinned::to(plan.backend_cpu)).transpose()?;
     match step {
         Step::Rates => rates(plan),
         Step::Offers => offers(plan),
@@ -359,6 +361,7 @@ fn offer_all(
         let deadline = Instant::now() + PATIENCE;
         loop {
             let totals = offloader.totals();
+            ensure!(totals.refused.is_empty() && totals.full == 0, "{totals:?}");
             if totals.insertions >= at_least {
                 return Ok(totals);
             }
