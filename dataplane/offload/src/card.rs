@@ -61,7 +61,8 @@ impl Card {
         let mut actions = std::mem::take(&mut self.actions);
         actions.clear();
         actions.extend_from_slice(&rule.actions);
-        if self.ages != Some(false) {
+        // Only those in the care of the port in charge are asked for.
+        if self.ages != Some(false) && rule.direction == Direction::Transfer {
             actions.push(FlowAction::Age { seconds: crate::IDLE.as_secs() as u32, context: name });
         }
         actions
@@ -109,6 +110,10 @@ impl Device for Card {
         self.ports.get(&number).is_some_and(|port| port.port.is_transfer_proxy())
     }
 
+    fn queues(&self, number: PortNo) -> u16 {
+        self.ports.get(&number).map_or(0, |port| port.port.rx_queues())
+    }
+
     fn place(
         &mut self,
         from: PortNo,
@@ -116,8 +121,8 @@ impl Device for Card {
         priority: u32,
         name: u64,
     ) -> Result<(CardRule, Progress), FlowError> {
-        let attributes = Rule::attributes(priority);
-        if self.ages.is_none() {
+        let attributes = rule.place(priority);
+        if self.ages.is_none() && rule.direction == Direction::Transfer {
             let actions = self.actions(rule, name);
             self.probe(from, &attributes, rule, &actions);
             self.actions = actions;
@@ -170,7 +175,7 @@ impl Device for Card {
             Ok(port) => port,
             Err(error) => return error,
         };
-        let valid = port.validate(&Rule::attributes(priority), &rule.pattern, &rule.actions);
+        let valid = port.validate(&rule.place(priority), &rule.pattern, &rule.actions);
         valid.err().unwrap_or_else(|| FlowError::Failed {
             device: port.name().to_owned(),
             clause: Clause::Rule,

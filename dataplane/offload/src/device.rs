@@ -38,6 +38,9 @@ pub(crate) trait Device: Default + Send {
     /// Rules from all ports are in the care of this one.
     fn is_in_charge(&self, number: PortNo) -> bool;
 
+    /// How many queues a port receives by.
+    fn queues(&self, number: PortNo) -> u16;
+
     /// Puts a rule in. When it has seen nothing for a time, `name` is among those that have [aged](Self::aged).
     fn place(
         &mut self,

@@ -42,6 +42,8 @@ pub(crate) struct Flow<R> {
     /// Times that it was looked at, as far as they count.
     pub(crate) looks: u8,
     pub(crate) state: State,
+    /// The rule that is in the device only marks packets: they are the workers'.
+    marks: bool,
     /// Not 0 if it is among those that are looked at each time.
     pub(crate) ticket: u32,
 }
@@ -80,12 +82,23 @@ impl<R> Flow<R> {
             priority: 0,
             looks: 0,
             state: State::Coming,
+            marks: false,
             ticket: 0,
         }
     }
 
     pub(crate) fn ufid(&self) -> u128 {
         u128::from(self.name[1]) << 64 | u128::from(self.name[0])
+    }
+
+    /// What the rule in the device is worth: the packets that it spares the workers, of so many that it sees.
+    pub(crate) fn worth(&self, packets: u64) -> u32 {
+        worth(packets, self.marks)
+    }
+
+    /// The rule that is in the device only marks packets: they are the workers'.
+    pub(crate) fn marks(&self) -> bool {
+        self.marks
     }
 
     /// It is among those that are looked at each time.
@@ -103,16 +116,23 @@ impl<R> Flow<R> {
         (self.rule, self.priority, self.packets, self.bytes, self.looks) = (rule, priority, 0, 0, 0);
     }
 
-    /// Takes note of the device's counters; packets that are new came at `used`. Returns how many packets and bytes are.
+    /// Takes note of the device's counters; packets that are new came at `used`. Returns how many packets and bytes are. Those that
+    /// it only marks the workers count.
     pub(crate) fn seen(&mut self, count: FlowCount, used: Cycles) -> (u64, u64) {
         let (packets, bytes) = (count.packets.unwrap_or(0), count.bytes.unwrap_or(0));
         let new = (packets.saturating_sub(self.packets), bytes.saturating_sub(self.bytes));
         (self.packets, self.bytes) = (packets, bytes);
-        if new.0 != 0 {
+        if new.0 != 0 && !self.marks {
             self.share.add(new.0, new.1, used);
         }
         new
     }
+}
+
+/// How many packets a rule spares the workers, of so many that it sees. One that is marked costs a worker three quarters of what one
+/// costs that the first tier of its cache knows.
+pub(crate) fn worth(packets: u64, marks: bool) -> u32 {
+    u32::try_from(if marks { packets / 4 } else { packets }).unwrap_or(u32::MAX)
 }
 
 /// All flows of a table.
@@ -120,17 +140,31 @@ pub(crate) struct Flows<R> {
     flows: Slab<Flow<R>>,
     /// Their places, by name. Names are hashes already.
     by_name: HashTable<u32>,
+    /// Those whose rule only marks.
+    marking: usize,
 }
 
 impl<R> Default for Flows<R> {
     fn default() -> Flows<R> {
-        Flows { flows: Slab::new(), by_name: HashTable::new() }
+        Flows { flows: Slab::new(), by_name: HashTable::new(), marking: 0 }
     }
 }
 
 impl<R> Flows<R> {
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
+    }
+
+    /// Those whose rule only marks.
+    pub(crate) fn marking(&self) -> usize {
+        self.marking
+    }
+
+    /// Says whether the rule in the device only marks.
+    pub(crate) fn set_marks(&mut self, at: u32, marks: bool) {
+        let flow = &mut self.flows[at as usize];
+        self.marking = self.marking + usize::from(marks) - usize::from(flow.marks);
+        flow.marks = marks;
     }
 
     /// Every place is below this.
@@ -159,6 +193,7 @@ impl<R> Flows<R> {
     }
 
     pub(crate) fn remove(&mut self, at: u32) -> Flow<R> {
+        self.set_marks(at, false);
         let flow = self.flows.remove(at as usize);
         if let Ok(found) = self.by_name.find_entry(flow.name[0], |other| *other == at) {
             found.remove();

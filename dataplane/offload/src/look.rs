@@ -96,10 +96,11 @@ impl<D: Device> Table<D> {
             Err(_) => return Seen::Nothing,
         };
         let (packets, bytes) = flow.seen(count, now);
-        let packets_32 = u32::try_from(packets).unwrap_or(u32::MAX);
-        flow.rate = (u64::from(flow.rate) + u64::from(packets_32)).div_ceil(2) as u32;
+        flow.rate = (u64::from(flow.rate) + u64::from(flow.worth(packets))).div_ceil(2) as u32;
         flow.looks = flow.looks.saturating_add(1).min(SETTLED);
-        self.totals.add((packets, bytes));
+        if !flow.marks() {
+            self.totals.add((packets, bytes));
+        }
         if packets == 0 {
             return Seen::Still;
         }
@@ -166,7 +167,10 @@ impl<D: Device> Table<D> {
         flow.share.lose();
         flow.moved = now.into();
         match flow.state {
-            State::Changing => flow.state = State::Coming,
+            State::Changing => {
+                flow.state = State::Coming;
+                self.flows.set_marks(at, false);
+            }
             _ => drop(self.flows.remove(at)),
         }
     }

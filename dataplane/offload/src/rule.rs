@@ -4,7 +4,7 @@ use crate::pattern::Pattern;
 use crate::rewrite::rewrite;
 use dpdk::flow::{Direction, FlowAction, FlowAttributes, FlowItem};
 use flow::text::{Actions, FlowMatch};
-use flow::{Action, Key, Mask, PortNo};
+use flow::{Action, Key, Mask, PortNo, field};
 use std::time::Duration;
 
 /// What a device is told: items that a packet has to match, from the outside in, and what is done to it then.
@@ -14,6 +14,8 @@ pub struct Rule {
     pub pattern: Vec<FlowItem>,
     /// What it does: counts, rewrites, and one fate at the end.
     pub actions: Vec<FlowAction>,
+    /// What it is applied to: all that passes the device's switch, or what one port receives.
+    pub direction: Direction,
 }
 
 /// The clause of a flow that no rule expresses.
@@ -36,6 +38,14 @@ pub enum Refusal {
     /// The device's own words.
     #[error("{0}")]
     Device(String),
+    /// For this reason the device does not do the flow as a whole, and for that it does not mark its packets either.
+    #[error("{whole}; to mark its packets: {marking}")]
+    Both {
+        /// The flow as a whole.
+        whole: Box<Refusal>,
+        /// Its packets.
+        marking: String,
+    },
     /// Nothing was heard of the rule for so long: nobody knows whether it is there.
     #[error("no completion from the device in {} s", .0.as_secs())]
     Completion(Duration),
@@ -49,6 +59,7 @@ impl Refusal {
             Refusal::Action { .. } => "action",
             Refusal::Port(_) => "port",
             Refusal::Device(_) => "device",
+            Refusal::Both { whole, .. } => whole.kind(),
             Refusal::Completion(_) => "completion",
         }
     }
@@ -59,9 +70,14 @@ impl Refusal {
 }
 
 impl Rule {
-    /// Where rules stand: they see what passes the device's switch, whatever port it comes from.
+    /// Where rules of whole flows stand: they see what passes the device's switch, whatever port it comes from.
     pub fn attributes(priority: u32) -> FlowAttributes {
         FlowAttributes { group: 0, priority, direction: Direction::Transfer }
+    }
+
+    /// Where this rule stands.
+    pub fn place(&self, priority: u32) -> FlowAttributes {
+        FlowAttributes { direction: self.direction, ..Rule::attributes(priority) }
     }
 
     /// The rule that does what this flow does. `device_port` knows the number that the device has for a port of the switch.
@@ -72,7 +88,7 @@ impl Rule {
         device_port: impl Fn(PortNo) -> Option<u16>,
     ) -> Result<Rule, Refusal> {
         let Pattern { items, mut headers } = Pattern::of(key, mask, &device_port)?;
-        let mut rule = Rule { pattern: items, actions: vec![FlowAction::Count] };
+        let mut rule = Rule { pattern: items, actions: vec![FlowAction::Count], direction: Direction::Transfer };
         let (fate, before) = match actions.split_last() {
             None | Some((Action::Drop, [])) => (FlowAction::Drop, [].as_slice()),
             Some((Action::Output(port), before)) => {
@@ -85,5 +101,15 @@ impl Rule {
         }
         rule.actions.push(fate);
         Ok(rule)
+    }
+
+    /// The rule that marks the packets of this flow where its port receives them, by so many queues. What it counts says how much
+    /// it is worth; the flow's statistics are those of the workers.
+    pub fn marking(key: &Key, mask: &Mask, mark: u32, queues: u16) -> Result<Rule, Refusal> {
+        let mut of_port = *mask;
+        of_port.0.set(field::IN_PORT, 0);
+        let Pattern { items, .. } = Pattern::of(key, &of_port, |_| None)?;
+        let actions = vec![FlowAction::Count, FlowAction::Mark(mark), FlowAction::Rss((0..queues).collect())];
+        Ok(Rule { pattern: items, actions, direction: Direction::Ingress })
     }
 }

@@ -1,7 +1,7 @@
 //! Which flows are in the hardware: what comes in, what has to go for it, and what is on its way.
 
 use crate::device::{Completed, Device, Progress};
-use crate::flows::{Flow, Flows, State};
+use crate::flows::{Flow, Flows, State, worth};
 use crate::offloader::Config;
 use crate::{Refusal, Rule, Totals};
 use clock::Cycles;
@@ -10,7 +10,7 @@ use flow::PortNo;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
 use std::time::Duration;
-use switch::Offer;
+use switch::{Offer, Placed};
 
 /// A flow is not taken out for another before it was looked at so often.
 pub(crate) const SETTLED: u8 = 2;
@@ -72,6 +72,8 @@ struct Coming {
     at: u32,
     port: PortNo,
     priority: u8,
+    /// Why it only marks, where it does.
+    partial: Option<Refusal>,
     since: Cycles,
 }
 
@@ -132,8 +134,9 @@ impl<D: Device> Table<D> {
         let coming = self.devices.values().flat_map(|of| of.coming.values());
         let coming = coming.filter(|coming| !self.flows[coming.at].is_placed()).count();
         let leaving: usize = self.devices.values().map(|of| of.leaving.len()).sum();
-        let flows = self.flows.len().saturating_sub(coming) as u64;
-        Totals { flows, leaving: leaving as u64, ..self.totals.clone() }
+        let partial = self.flows.marking();
+        let flows = self.flows.len().saturating_sub(coming + partial) as u64;
+        Totals { flows, partial: partial as u64, leaving: leaving as u64, ..self.totals.clone() }
     }
 
     /// A port that rules may lead from and to, with the switch of its device and its number there.
@@ -178,7 +181,7 @@ impl<D: Device> Table<D> {
         let coming: Vec<_> = of.coming.extract_if(|_, coming| concerned(coming.port)).collect();
         for (rule, coming) in coming {
             of.device.abandon(rule);
-            self.flows.remove(coming.at).share.set_placed(false);
+            self.flows.remove(coming.at).share.set_placed(Placed::No);
         }
         of.device.detach(number);
         if !self.ports.values().any(|other| other.domain == port.domain) {
@@ -187,6 +190,7 @@ impl<D: Device> Table<D> {
     }
 
     /// Takes in what was offered, as far as there is room: those that see most first.
+    #[expect(clippy::vec_box, reason = "they are sorted, and wait, as they came")]
     pub(crate) fn offer(&mut self, mut offers: Vec<Box<Offer>>, now: Cycles) {
         offers.sort_by_key(|offer| std::cmp::Reverse(offer.packets));
         let mut victims = Victims::new();
@@ -194,15 +198,41 @@ impl<D: Device> Table<D> {
     }
 
     fn take(&mut self, offer: Box<Offer>, now: Cycles, victims: &mut Victims) {
-        let flow = &offer.flow;
-        let known = self.flows.find(flow.ufid);
+        let known = self.flows.find(offer.flow.ufid);
         if known.is_some_and(|at| self.flows[at].state != State::There) {
             return self.wait(offer, None, now);
         }
-        let (port, rule) = match self.project(&offer) {
-            Ok(projected) => projected,
-            Err(why) => return self.refuse(&offer, &why, now),
-        };
+        match self.project(&offer) {
+            Ok((port, rule)) => self.put(offer, port, &rule, None, now, victims),
+            Err(why) => self.take_partly(offer, why, now, victims),
+        }
+    }
+
+    /// Takes a flow that its device does not do as a whole, for this reason: the device marks its packets.
+    fn take_partly(&mut self, offer: Box<Offer>, why: Refusal, now: Cycles, victims: &mut Victims) {
+        let known = self.flows.find(offer.flow.ufid);
+        if known.is_some_and(|at| self.flows[at].marks()) {
+            return offer.share.refuse(why.to_string());
+        }
+        match self.project_partly(&offer) {
+            Some((port, rule)) => self.put(offer, port, &rule, Some(why), now, victims),
+            None => self.refuse(&offer, &why, now),
+        }
+    }
+
+    /// Puts a rule for a flow into its device. One that only marks has a reason for that.
+    fn put(
+        &mut self,
+        offer: Box<Offer>,
+        port: PortNo,
+        rule: &Rule,
+        partial: Option<Refusal>,
+        now: Cycles,
+        victims: &mut Victims,
+    ) {
+        let flow = &offer.flow;
+        let known = self.flows.find(flow.ufid);
+        let worth = worth(offer.packets, partial.is_some());
         // The rule that is there goes on until the new one is there as well.
         let priority = known.map_or(0, |at| 1 - self.flows[at].priority);
         loop {
@@ -210,12 +240,12 @@ impl<D: Device> Table<D> {
             let (domain, has_credit) = (*domain, known.is_some() || *rules < self.config.rules_of_a_port);
             let Some(of) = self.devices.get_mut(&domain) else { return };
             let since = Cycles::now();
-            let placed = has_credit.then(|| of.device.place(port, &rule, priority.into(), flow.ufid as u64));
+            let placed = has_credit.then(|| of.device.place(port, rule, priority.into(), flow.ufid as u64));
             match placed {
                 Some(Ok((placed, progress))) => {
                     *rules += 1;
                     let at = self.enter(&offer, known, placed, port, now);
-                    let coming = Coming { offer, at, port, priority, since };
+                    let coming = Coming { offer, at, port, priority, partial, since };
                     if progress == Progress::Asked {
                         drop(self.devices.get_mut(&domain).map(|of| of.coming.insert(placed, coming)));
                     } else {
@@ -226,7 +256,7 @@ impl<D: Device> Table<D> {
                 None | Some(Err(FlowError::Full { .. })) => {
                     self.totals.full += 1;
                     let of_port = (!has_credit).then_some(port);
-                    match self.make_room((domain, of_port), &offer, now, victims) {
+                    match self.make_room((domain, of_port), worth, now, victims) {
                         Room::Made => {}
                         Room::After(rule) => return self.wait(offer, Some((domain, rule)), now),
                         // What was there does something else by now.
@@ -237,8 +267,25 @@ impl<D: Device> Table<D> {
                 Some(Err(FlowError::Busy { .. })) => return self.wait(offer, None, now),
                 // The rule of before may be on its way out.
                 Some(Err(FlowError::Exists { .. })) if !of.going.is_empty() => return self.wait(offer, None, now),
-                Some(Err(error)) => return self.refuse(&offer, &Refusal::Device(error.to_string()), now),
+                Some(Err(error)) => return self.refused(offer, error, partial, now, victims),
             }
+        }
+    }
+
+    /// A device refuses a rule for a flow, which only marks for the reason that is given.
+    fn refused(
+        &mut self,
+        offer: Box<Offer>,
+        error: FlowError,
+        partial: Option<Refusal>,
+        now: Cycles,
+        victims: &mut Victims,
+    ) {
+        let marking = error.to_string();
+        match partial {
+            None => self.take_partly(offer, Refusal::Device(marking), now, victims),
+            Some(Refusal::Device(whole)) if whole == marking => self.refuse(&offer, &Refusal::Device(whole), now),
+            Some(whole) => self.refuse(&offer, &Refusal::Both { whole: Box::new(whole), marking }, now),
         }
     }
 
@@ -249,6 +296,15 @@ impl<D: Device> Table<D> {
         let domain = self.ports.get(&in_port).ok_or(Refusal::Port(in_port))?.domain;
         let of_device = |number| self.ports.get(&number).filter(|port| port.domain == domain).map(|port| port.number);
         Rule::of(&flow.key, &flow.mask, &flow.actions, of_device).map(|rule| (in_port, rule))
+    }
+
+    /// The rule that marks the flow's packets, where there is one, and the port that they come from.
+    fn project_partly(&self, offer: &Offer) -> Option<(PortNo, Rule)> {
+        let flow = &offer.flow;
+        let in_port = flow.key.get(flow::field::IN_PORT) as PortNo;
+        let queues = self.devices.get(&self.ports.get(&in_port)?.domain)?.device.queues(in_port);
+        let rule = Rule::marking(&flow.key, &flow.mask, offer.share.mark()?, queues).ok()?;
+        Some((in_port, rule))
     }
 
     /// A rule is on its way. Returns the place of its flow.
@@ -264,7 +320,7 @@ impl<D: Device> Table<D> {
 
     /// A rule is in the device.
     fn arrived(&mut self, domain: u16, rule: D::Rule, coming: Coming, now: Cycles) {
-        let Coming { offer, at, port, priority, since } = coming;
+        let Coming { offer, at, port, priority, partial, since } = coming;
         self.totals.insertions += 1;
         self.totals.insertion_cycles += Cycles::now().since(since).0;
         if self.flows[at].state == State::Unwanted {
@@ -276,21 +332,30 @@ impl<D: Device> Table<D> {
         if is_change {
             self.count_last(domain, at, now);
         }
+        self.flows.set_marks(at, partial.is_some());
         let flow = &mut self.flows[at];
         flow.replace_rule(rule, priority);
         flow.state = State::There;
         flow.moved = now.into();
         if !is_change {
-            flow.rate = u32::try_from(offer.packets).unwrap_or(u32::MAX);
+            flow.rate = flow.worth(offer.packets);
         }
-        flow.share.set_placed(true);
+        match partial {
+            None => flow.share.set_placed(Placed::Full),
+            Some(why) => {
+                *self.totals.refused.entry(why.kind()).or_default() += 1;
+                flow.share.refuse(why.to_string());
+                flow.share.set_placed(Placed::Partial);
+            }
+        }
         self.activate(at);
         old.into_iter().for_each(|old| self.remove(domain, old, port, now));
     }
 
     /// A rule that was on its way is not in the device.
     fn failed(&mut self, domain: u16, coming: Coming, why: Result<FlowError, Refusal>, now: Cycles) {
-        let Coming { offer, at, port, .. } = coming;
+        let Coming { offer, at, port, partial, .. } = coming;
+        let mut victims = Victims::new();
         self.credit(port);
         let was = self.flows[at].state;
         match was {
@@ -301,13 +366,13 @@ impl<D: Device> Table<D> {
             _ if was == State::Unwanted => {}
             Ok(FlowError::Full { .. }) => {
                 self.totals.full += 1;
-                match self.make_room((domain, None), &offer, now, &mut Victims::new()) {
+                match self.make_room((domain, None), worth(offer.packets, partial.is_some()), now, &mut victims) {
                     Room::Made => self.wait(offer, None, now),
                     Room::After(rule) => self.wait(offer, Some((domain, rule)), now),
                     Room::None => self.withdraw(offer.flow.ufid, now),
                 }
             }
-            Ok(error) => self.refuse(&offer, &Refusal::Device(error.to_string()), now),
+            Ok(error) => self.refused(offer, error, partial, now, &mut victims),
             Err(why) => self.refuse(&offer, &why, now),
         }
     }
@@ -331,13 +396,13 @@ impl<D: Device> Table<D> {
     fn make_room(
         &mut self,
         of: (u16, Option<PortNo>),
-        offer: &Offer,
+        worth: u32,
         now: Cycles,
         victims: &mut Victims,
     ) -> Room<D::Rule> {
         let victims = victims.entry(of).or_insert_with(|| self.victims(of));
         loop {
-            let Some(victim) = victims.pop_if(|victim| offer.packets > 2 * u64::from(victim.rate)) else {
+            let Some(victim) = victims.pop_if(|victim| u64::from(worth) > 2 * u64::from(victim.rate)) else {
                 return Room::None;
             };
             let Some(at) = self.flows.find(victim.ufid).filter(|at| self.flows[*at].state == State::There) else {
@@ -378,7 +443,7 @@ impl<D: Device> Table<D> {
     /// Takes the rule of a flow out; what is new in its counters came at `used`.
     pub(crate) fn take_out(&mut self, at: u32, used: Cycles) {
         let flow = &mut self.flows[at];
-        flow.share.set_placed(false);
+        flow.share.set_placed(Placed::No);
         let (port, rule, state) = (flow.port, flow.rule, flow.state);
         let Some(domain) = self.ports.get(&port).map(|port| port.domain) else { return };
         if matches!(state, State::There | State::Changing) {
@@ -394,7 +459,10 @@ impl<D: Device> Table<D> {
     fn count_last(&mut self, domain: u16, at: u32, used: Cycles) {
         let flow = &mut self.flows[at];
         if let Some(Ok(count)) = self.devices.get(&domain).map(|of| of.device.count(flow.rule)) {
-            self.totals.add(flow.seen(count, used));
+            let seen = flow.seen(count, used);
+            if !flow.marks() {
+                self.totals.add(seen);
+            }
         }
     }
 
@@ -459,7 +527,11 @@ impl<D: Device> Table<D> {
 
     /// What the device finds wrong in a rule that it did not take.
     fn explain(&self, domain: u16, coming: &Coming) -> Result<FlowError, Refusal> {
-        let (port, rule) = self.project(&coming.offer)?;
+        let projected = match coming.partial {
+            None => self.project(&coming.offer)?,
+            Some(ref why) => self.project_partly(&coming.offer).ok_or_else(|| why.clone())?,
+        };
+        let (port, rule) = projected;
         let of = self.devices.get(&domain).ok_or(Refusal::Port(port))?;
         Ok(of.device.explain(port, &rule, coming.priority.into()))
     }

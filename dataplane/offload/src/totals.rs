@@ -5,8 +5,10 @@ use std::collections::HashMap;
 /// What was done so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Flows in hardware now.
+    /// Flows that hardware does now.
     pub flows: u64,
+    /// Flows whose packets it marks.
+    pub partial: u64,
     /// Rules put in.
     pub insertions: u64,
     /// Time from asking for each to its completion, in cycles.

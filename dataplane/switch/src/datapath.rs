@@ -17,7 +17,10 @@ use clock::Cycles;
 use crossbeam::channel;
 use engine::{Mailbox, Source};
 use flow::execute::Executor;
-use flow::{Action, BATCH, FlowCache, FlowId, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract};
+use flow::{
+    Action, BATCH, FlowCache, FlowId, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract,
+    extract_counted,
+};
 use packet::{Burst, Packet, Pool};
 use std::ops::Range;
 use std::sync::Arc;
@@ -47,6 +50,8 @@ pub(crate) enum Message {
     SetPolicer(PortNo, Option<Policer>),
     /// Somebody looks at a port's packets, or no longer does.
     SetCapture(PortNo, Option<Arc<Capture>>),
+    /// Hardware marks packets of this flow with this.
+    SetMark(u32, Key, Mask),
     /// Statistics are wanted.
     Sweep(Sweep),
 }
@@ -119,11 +124,16 @@ impl Datapath {
     fn carry(&mut self, in_port: PortNo, now: Cycles) {
         let mut found = [None; BATCH];
         let count = self.burst.len();
-        for (packet, key) in self.burst.iter().zip(self.keys.iter_mut()) {
-            let metadata = Metadata { in_port, packet_len: packet.len() as u32, ..Metadata::default() };
-            extract(packet.data(), &metadata, key);
+        let marked = if self.cache.has_marks() { self.find_marked(in_port, &mut found) } else { 0 };
+        if marked == 0 {
+            for (packet, key) in self.burst.iter().zip(self.keys.iter_mut()) {
+                let metadata = Metadata { in_port, packet_len: packet.len() as u32, ..Metadata::default() };
+                extract(packet.data(), &metadata, key);
+            }
+            self.cache.lookup_batch(&mut self.keys[..count], &mut found);
+        } else {
+            self.look_up_unmarked(in_port, marked, &mut found);
         }
-        self.cache.lookup_batch(&mut self.keys[..count], &mut found);
         let mut burst = std::mem::take(&mut self.burst);
         let mut packets = burst.drain(..);
         let mut from = 0;
@@ -137,6 +147,30 @@ impl Datapath {
             from = to;
         }
         self.settle(in_port, now);
+    }
+
+    /// Looks up the packets whose bit is not set; of the others only what is counted is of interest.
+    fn look_up_unmarked(&mut self, in_port: PortNo, marked: u32, found: &mut [Option<FlowId>; BATCH]) {
+        for (i, (packet, key)) in self.burst.iter().zip(self.keys.iter_mut()).enumerate() {
+            let metadata = Metadata { in_port, packet_len: packet.len() as u32, ..Metadata::default() };
+            if marked >> i & 1 == 0 {
+                extract(packet.data(), &metadata, key);
+            } else {
+                extract_counted(packet.data(), &metadata, key);
+            }
+        }
+        self.cache.lookup_unmarked(&mut self.keys[..self.burst.len()], marked, found);
+    }
+
+    /// Finds the flows of those packets that hardware has looked up. Returns a bit for each of them.
+    fn find_marked(&mut self, in_port: PortNo, found: &mut [Option<FlowId>; BATCH]) -> u32 {
+        let mut marks = [0; BATCH];
+        let mut any = 0;
+        for (mark, packet) in marks.iter_mut().zip(&mut self.burst) {
+            *mark = packet.take_mark().unwrap_or(0);
+            any |= *mark;
+        }
+        if any == 0 { 0 } else { self.cache.lookup_marked(in_port, &marks[..self.burst.len()], found) }
     }
 
     /// Carries successive packets of one flow, whose keys are `keys`.
@@ -256,6 +290,12 @@ impl Datapath {
             }
             Message::SetCapture(port, capture) => {
                 self.outputs.slot(port).into_iter().for_each(|slot| slot.capture = capture.clone());
+            }
+            Message::SetMark(mark, key, mask) => {
+                if let Some(id) = self.cache.find(&key, &mask) {
+                    // Flows of no certain port are looked up, whatever hardware says.
+                    self.cache.set_mark(mark, id);
+                }
             }
             Message::Sweep(sweep) => {
                 // As good a time as any: it comes once in a while.

@@ -46,6 +46,8 @@ pub(crate) struct Record {
     pub(crate) installed: Cycles,
     /// What hardware does of it, once it was offered.
     pub(crate) hardware: Option<Arc<HardwareShare>>,
+    /// Its workers know its mark.
+    pub(crate) marked: bool,
 }
 
 impl Record {

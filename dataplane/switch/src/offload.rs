@@ -3,15 +3,21 @@
 //! After each sweep the switch offers the flows that saw most; whoever is behind the seam takes what fits, in its own time and on
 //! its own thread. A flow stays in the workers' caches all the while, so a packet that the hardware leaves finds it there, and
 //! nothing is lost whatever becomes of the hardware. What the hardware counts is added to the flow's statistics.
+//!
+//! Hardware that cannot do a flow can mark its packets ([`HardwareShare::mark`]): workers are told with the next sweep whose the
+//! mark is, and do such packets without looking them up. A mark means the flow that it was given to and never another one: it is in
+//! use as long as the switch or the hardware has the flow's [`HardwareShare`], and workers forget it with the flow.
 
 use crate::PortNo;
+use crate::datapath::Message;
 use crate::limit::RateLimit;
+use crate::marks::Marks;
 use crate::megaflows::Record;
 use crate::state::State;
 use clock::Cycles;
 use flow::{Action, Megaflow, Stats};
 use port::Port;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// Hardware that does the work of flows. No call waits for it, but that which takes a port away.
@@ -46,29 +52,56 @@ pub struct Offer {
     pub share: Arc<HardwareShare>,
 }
 
+/// How much of a flow hardware does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placed {
+    /// Nothing.
+    #[default]
+    No,
+    /// It marks the flow's packets, and the workers do not look them up.
+    Partial,
+    /// All: workers do not see the flow's packets. Whoever is behind the seam takes the flow back when it has nothing to do for it,
+    /// so it does not age.
+    Full,
+}
+
 /// What hardware does of one flow. Written by who is behind the seam, read by the switch. There may be a million.
 #[derive(Debug, Default)]
 pub struct HardwareShare {
-    placed: AtomicBool,
+    /// A [`Placed`].
+    placed: AtomicU8,
     lost: AtomicBool,
+    /// 0 before somebody asks for one.
+    mark: AtomicU32,
+    marks: Arc<Marks>,
     packets: AtomicU64,
     bytes: AtomicU64,
     used: AtomicU64,
     refused: Mutex<Option<Box<str>>>,
 }
 
-const _: () = assert!(size_of::<HardwareShare>() <= 56);
+const _: () = assert!(size_of::<HardwareShare>() <= 64);
 
 impl HardwareShare {
-    /// The hardware does it from now on, or no more.
-    pub fn set_placed(&self, placed: bool) {
-        self.placed.store(placed, Ordering::Release);
+    fn new(marks: &Arc<Marks>) -> HardwareShare {
+        let mut share = HardwareShare::default();
+        share.marks = marks.clone();
+        share
+    }
+
+    /// The hardware does so much of it from now on.
+    pub fn set_placed(&self, placed: Placed) {
+        let before = self.placed.swap(placed as u8, Ordering::AcqRel);
+        // Why it was not done as a whole is no reason not to ask again.
+        if placed == Placed::Full || placed == Placed::No && before == Placed::Partial as u8 {
+            self.ask_again();
+        }
     }
 
     /// The hardware did it, and has lost it. It is offered again at the next sweep, whatever it has seen.
     pub fn lose(&self) {
         self.lost.store(true, Ordering::Release);
-        self.set_placed(false);
+        self.set_placed(Placed::No);
     }
 
     /// The hardware has lost it since this was asked last.
@@ -76,12 +109,39 @@ impl HardwareShare {
         self.lost.load(Ordering::Acquire) && self.lost.swap(false, Ordering::AcqRel)
     }
 
-    /// The hardware does it. Whoever is behind the seam takes it back when it has nothing to do for it, so it does not age.
-    pub fn is_placed(&self) -> bool {
-        self.placed.load(Ordering::Acquire)
+    /// How much of it the hardware does.
+    pub fn placed(&self) -> Placed {
+        match self.placed.load(Ordering::Acquire) {
+            full if full == Placed::Full as u8 => Placed::Full,
+            partial if partial == Placed::Partial as u8 => Placed::Partial,
+            _ => Placed::No,
+        }
     }
 
-    /// The hardware cannot do it, and this is why. It is not offered again before it changes.
+    /// The hardware does it, or part of it.
+    pub fn is_placed(&self) -> bool {
+        self.placed() != Placed::No
+    }
+
+    /// What hardware is to mark the flow's packets with. No other flow has it while anybody has this share. `None` where too many
+    /// flows have marks.
+    pub fn mark(&self) -> Option<u32> {
+        let mark = self.mark.load(Ordering::Acquire);
+        if mark != 0 {
+            return Some(mark);
+        }
+        let mark = self.marks.take()?;
+        match self.mark.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Some(mark),
+            Err(faster) => {
+                self.marks.give_back(mark);
+                Some(faster)
+            }
+        }
+    }
+
+    /// The hardware cannot do it, or not all of it, and this is why. What it does nothing of is not offered again before it
+    /// changes.
     pub fn refuse(&self, why: String) {
         *self.refused.lock().expect("no panic under this lock") = Some(why.into());
     }
@@ -119,6 +179,14 @@ impl HardwareShare {
     }
 }
 
+impl Drop for HardwareShare {
+    fn drop(&mut self) {
+        if *self.mark.get_mut() != 0 {
+            self.marks.give_back(*self.mark.get_mut());
+        }
+    }
+}
+
 impl State {
     pub(crate) fn set_offload(&mut self, offload: Arc<dyn Offload>) {
         for (number, state) in &mut self.ports {
@@ -134,7 +202,7 @@ impl State {
             return;
         }
         let Some(record) = self.flows.get_mut(ufid) else { return };
-        let share = record.hardware.get_or_insert_default().clone();
+        let share = record.hardware.get_or_insert_with(|| Arc::new(HardwareShare::new(&self.marks))).clone();
         if share.is_open() {
             offload.offer(Offer { flow: record.megaflow(ufid), packets, share });
         }
@@ -161,6 +229,15 @@ impl State {
         match share.is_placed() && self.may_leave(record) {
             true => offload.offer(Offer { flow: record.megaflow(ufid), packets: 0, share }),
             false => offload.withdraw(ufid),
+        }
+    }
+
+    /// Tells workers whose the flow's mark is.
+    pub(crate) fn tell_mark(&self, ufid: u128, workers: u64) {
+        let Some(record) = self.flows.get(ufid).filter(|record| record.marked) else { return };
+        if let Some(mark) = record.hardware.as_ref().and_then(|share| share.mark()) {
+            let (key, mask) = (record.key(), record.translation.mask);
+            self.tell(workers & record.workers, || Message::SetMark(mark, key, mask));
         }
     }
 

@@ -5,11 +5,12 @@ use crate::bridge::{Bridge, DropReason, always, in_port};
 use crate::datapath::{Message, Resolve};
 use crate::limit::{Meter, RateLimit};
 use crate::mac_table::Station;
+use crate::marks::Marks;
 use crate::megaflows::{Basis, Megaflows, Record, Translation};
 use crate::operators::OperatorFlows;
 use crate::tracked::Tracked;
 use crate::upcall::Upcall;
-use crate::{BridgeConfig, BridgeId, Offload, PortNo, limits};
+use crate::{BridgeConfig, BridgeId, Offload, Placed, PortNo, limits};
 use clock::Cycles;
 use engine::Sender;
 use flow::{Action, Key, Mask, Megaflow, Stats};
@@ -51,6 +52,7 @@ pub(crate) struct State {
     /// Flows of operators: they go before bridges.
     pub(crate) operator: OperatorFlows,
     pub(crate) offload: Option<Arc<dyn Offload>>,
+    pub(crate) marks: Arc<Marks>,
     meters: Vec<Option<Arc<Meter>>>,
     workers: Vec<Sender<Message>>,
     pub(crate) next_bridge: BridgeId,
@@ -65,6 +67,7 @@ impl State {
             flows: Megaflows::default(),
             operator: OperatorFlows::default(),
             offload: None,
+            marks: Arc::default(),
             meters: Vec::new(),
             workers,
             next_bridge: 1,
@@ -73,7 +76,7 @@ impl State {
     }
 
     /// Sends to those of the workers whose bit is set.
-    fn tell(&self, workers: u64, message: impl Fn() -> Message) {
+    pub(crate) fn tell(&self, workers: u64, message: impl Fn() -> Message) {
         for (_, worker) in self.workers.iter().enumerate().filter(|(id, _)| workers >> id & 1 == 1) {
             // A worker that has ended forwards nothing any more.
             drop(worker.send(message()));
@@ -110,6 +113,7 @@ impl State {
                 stats: Stats::default(),
                 installed: Cycles::now(),
                 hardware: None,
+                marked: false,
             };
             self.flows.insert(ufid, record);
         }
@@ -118,6 +122,7 @@ impl State {
         }
         let answer = Resolve { ticket: upcall.ticket, flow, install, narrow: upcall.narrow };
         drop(self.workers[upcall.worker].send(Message::Resolve(answer)));
+        self.tell_mark(ufid, 1 << upcall.worker);
     }
 
     /// Decides over a packet. With a time, its source is learned, and what rests on where that was is taken back.
@@ -222,16 +227,20 @@ impl State {
         let cycles = Cycles::now();
         let mut idle = Vec::new();
         let mut busy = Vec::new();
+        let mut marked = Vec::new();
         for (ufid, stats) in seen {
             let Some(record) = self.flows.get_mut(*ufid) else { continue };
             let mut stats = *stats;
             record.hardware.iter().for_each(|share| stats.add(&share.stats()));
             let packets = stats.packets.saturating_sub(record.stats.packets);
             record.stats = stats;
+            let placed = record.hardware.as_ref().map_or(Placed::No, |share| share.placed());
+            if placed == Placed::Partial && !std::mem::replace(&mut record.marked, true) {
+                marked.push(*ufid);
+            }
             let since = stats.used.max(record.installed);
             let Basis { bridge, source, drop, operator, .. } = record.translation.basis;
-            let in_hardware = record.hardware.as_ref().is_some_and(|share| share.is_placed());
-            if cycles.since(since) > limits::FLOW_IDLE.into() && !operator && !in_hardware {
+            if cycles.since(since) > limits::FLOW_IDLE.into() && !operator && placed != Placed::Full {
                 idle.push(*ufid);
             }
             let lost = record.hardware.as_ref().is_some_and(|share| share.take_loss());
@@ -253,6 +262,7 @@ impl State {
             }
         }
         idle.into_iter().for_each(|ufid| self.remove_flow(ufid));
+        marked.into_iter().for_each(|ufid| self.tell_mark(ufid, u64::MAX));
         busy.into_iter().for_each(|(ufid, packets)| self.offer(ufid, packets));
         self.expire(now);
     }

@@ -153,6 +153,8 @@ counters! {
     WorkerCounters,
     /// What a worker's part of the switch has done.
     WorkerStats {
+        /// Packets whose flow hardware told by a mark.
+        hits_mark,
         /// Packets that the exact-match tier answered.
         hits_exact,
         /// Packets that the signature tier answered.
@@ -176,6 +178,7 @@ impl WorkerCounters {
     pub(crate) fn publish(&self, cache: &FlowCache, parked: usize) {
         let hits = cache.hits();
         let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
+        set(&self.hits_mark, hits.mark);
         set(&self.hits_exact, hits.exact);
         set(&self.hits_signature, hits.signature);
         set(&self.hits_megaflow, hits.megaflow);

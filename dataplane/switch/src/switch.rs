@@ -8,7 +8,7 @@ use crate::output::Outputs;
 use crate::state::State;
 use crate::stats::{PathStats, PortLoad, WorkerCounters, WorkerStats};
 use crate::upcall::Upcalls;
-use crate::{Capture, Offload, PortNo, RateLimit, limits};
+use crate::{Capture, Offload, Placed, PortNo, RateLimit, limits};
 use crossbeam::channel;
 use engine::{Sender, SourceId, Waker, WorkerHandle, mailbox};
 use flow::text::FlowMatch;
@@ -148,9 +148,9 @@ pub struct PortReport {
 pub struct FlowReport {
     /// The flow.
     pub flow: Megaflow,
-    /// Hardware does its work.
-    pub offloaded: bool,
-    /// Why hardware does not, where it was asked and cannot.
+    /// How much of it hardware does.
+    pub offloaded: Placed,
+    /// Why hardware does not do it, or not all of it, where it was asked and cannot.
     pub refused: Option<String>,
 }
 
@@ -219,6 +219,10 @@ pub(crate) fn assemble(wakers: &[Waker], pool: &Pool, cache: flow::Config) -> (A
 impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic under this lock")
+    }
+
+    pub(crate) fn worker_stats(&self) -> Vec<WorkerStats> {
+        self.counters.iter().map(|counters| counters.read()).collect()
     }
 
     /// Answers the upcalls that wait. Returns how many.
@@ -330,7 +334,7 @@ impl Switch {
 
     /// What each worker's part has done.
     pub fn worker_stats(&self) -> Vec<WorkerStats> {
-        self.shared.counters.iter().map(|counters| counters.read()).collect()
+        self.shared.worker_stats()
     }
 
     /// The source that is the switch on a worker.

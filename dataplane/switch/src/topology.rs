@@ -11,7 +11,7 @@ use crate::state::{BridgeState, PortState, State};
 use crate::stats::{LoadCounters, PathCounters, PathStats};
 use crate::switch::{BridgeReport, FlowReport, PortReport, Trace};
 use crate::vlan::{MAX_VLAN, VlanMode};
-use crate::{BridgeConfig, BridgeId, DropReason, PortConfig, PortNo, SwitchError, limits};
+use crate::{BridgeConfig, BridgeId, DropReason, Placed, PortConfig, PortNo, SwitchError, limits};
 use clock::Cycles;
 use crossbeam::channel;
 use engine::WorkerHandle;
@@ -294,6 +294,7 @@ impl State {
             stats: Stats::default(),
             installed: Cycles::now(),
             hardware: None,
+            marked: false,
         };
         self.flows.insert(ufid, record);
         self.tell_all(|| Message::Install(flow.clone()));
@@ -327,7 +328,7 @@ impl State {
     pub(crate) fn flow_reports(&self) -> Vec<FlowReport> {
         let report = |(ufid, record): (u128, &Record)| FlowReport {
             flow: record.megaflow(ufid),
-            offloaded: record.hardware.as_ref().is_some_and(|share| share.is_placed()),
+            offloaded: record.hardware.as_ref().map_or(Placed::No, |share| share.placed()),
             refused: record.hardware.as_ref().and_then(|share| share.refused()),
         };
         let mut flows: Vec<FlowReport> = self.flows.iter().map(report).collect();

@@ -176,6 +176,7 @@ pub struct FlowPort {
     /// Takes the rules of direction [`Direction::Transfer`]: this port, or one that is in charge of the device's switch.
     proxy: u16,
     domain: Option<u16>,
+    rx_queues: u16,
 }
 
 // SAFETY: ethdev serialises the calls where the driver wants it.
@@ -186,13 +187,14 @@ unsafe impl Sync for FlowPort {}
 impl EthDev {
     /// Where rules are put into it.
     pub fn flow_port(&self) -> Result<FlowPort, DeviceError> {
-        let domain = self.raw_info()?.switch_info.domain_id;
+        let info = self.raw_info()?;
+        let (domain, rx_queues) = (info.switch_info.domain_id, info.nb_rx_queues);
         let mut proxy = self.port_id();
         let mut error = sys::rte_flow_error::default();
         // SAFETY: fills `proxy`. A driver that has none leaves the port itself.
         unsafe { sys::rte_flow_pick_transfer_proxy(self.port_id(), &raw mut proxy, &raw mut error) };
         let domain = (domain != sys::RTE_ETH_DEV_SWITCH_DOMAIN_ID_INVALID as u16).then_some(domain);
-        Ok(FlowPort { port: self.port().clone(), proxy, domain })
+        Ok(FlowPort { port: self.port().clone(), proxy, domain, rx_queues })
     }
 }
 
@@ -210,6 +212,11 @@ impl FlowPort {
     /// It takes the device's rules of direction [`Direction::Transfer`] itself, and no other port does.
     pub fn is_transfer_proxy(&self) -> bool {
         self.proxy == self.port.id()
+    }
+
+    /// The queues that it receives by.
+    pub fn rx_queues(&self) -> u16 {
+        self.rx_queues
     }
 
     /// Its device's switch: rules lead between ports of the same one.

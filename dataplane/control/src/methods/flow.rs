@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use switch::{FlowReport, Station, Trace};
+use switch::{FlowReport, Placed, Station, Trace};
 
 pub(super) fn methods() -> Vec<Entry> {
     vec![
@@ -114,8 +114,9 @@ impl Method for FlowDump {
             let (flows, now) = (switch.dump(), Cycles::now());
             let line = |report: &FlowReport| {
                 let (offloaded, dp) = match report.offloaded {
-                    true => (Offloaded::Yes, "dpdk"),
-                    false => (Offloaded::No, "sluice"),
+                    Placed::Full => (Offloaded::Yes, "dpdk"),
+                    Placed::Partial => (Offloaded::Partial, "ovs"),
+                    Placed::No => (Offloaded::No, "sluice"),
                 };
                 let line = DumpLine { flow: &report.flow, now, offloaded, dp: Some(dp) };
                 if more { format!("{line:#}") } else { line.to_string() }
@@ -182,8 +183,10 @@ struct FlowGetOffload {}
 
 #[derive(Default, Serialize, JsonSchema)]
 pub(crate) struct OffloadInfo {
-    /// Flows in hardware now.
+    /// Flows that hardware does now.
     pub(crate) flows: u64,
+    /// Flows whose packets it marks: workers do them without looking them up.
+    pub(crate) partial: u64,
     /// Packets that the hardware did.
     pub(crate) packets: u64,
     /// Their bytes.
@@ -208,7 +211,7 @@ pub(crate) struct OffloadInfo {
     pub(crate) leaving: u64,
     /// Refusals so far, by what was refused: match, action, port, device, completion.
     pub(crate) refusals: BTreeMap<&'static str, u64>,
-    /// Flows that are there now and were refused.
+    /// Flows that are there now and were refused; those that are partly in hardware, as a whole.
     refused: Vec<RefusedFlow>,
 }
 
@@ -243,6 +246,7 @@ impl OffloadInfo {
         let spent = Cycles(totals.insertion_cycles).to_duration();
         OffloadInfo {
             flows: totals.flows,
+            partial: totals.partial,
             packets: totals.packets,
             bytes: totals.bytes,
             insertions: totals.insertions,

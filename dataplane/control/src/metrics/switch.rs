@@ -69,8 +69,8 @@ fn caches(encoder: &mut DescriptorEncoder, switch: &Switch) -> fmt::Result {
         stats.iter().enumerate().map(move |(worker, stats)| ([("worker", worker.to_string())], value(stats)))
     };
     let hits = stats.iter().enumerate().flat_map(|(worker, stats)| {
-        let WorkerStats { hits_exact, hits_signature, hits_megaflow, .. } = *stats;
-        [("exact", hits_exact), ("signature", hits_signature), ("megaflow", hits_megaflow)]
+        let WorkerStats { hits_mark, hits_exact, hits_signature, hits_megaflow, .. } = *stats;
+        [("mark", hits_mark), ("exact", hits_exact), ("signature", hits_signature), ("megaflow", hits_megaflow)]
             .map(|(tier, hits)| ([("worker", worker.to_string()), ("tier", tier.to_owned())], hits))
     });
     counters(encoder, "flow_cache_hits", "Packets that the flow cache answered, by its tier", None, hits)?;
@@ -87,8 +87,10 @@ fn caches(encoder: &mut DescriptorEncoder, switch: &Switch) -> fmt::Result {
 
 fn offload(encoder: &mut DescriptorEncoder, info: &OffloadInfo) -> fmt::Result {
     let OffloadInfo { packets, bytes, insertions, insertion_us, evictions, aged, full, dropped, lost, .. } = *info;
-    let (help, kind) = ("Flows in hardware", MetricType::Gauge);
+    let (help, kind) = ("Flows that hardware does", MetricType::Gauge);
     ConstGauge::new(info.flows).encode(encoder.encode_descriptor("offload_flows", help, None, kind)?)?;
+    let help = "Flows whose packets hardware marks";
+    ConstGauge::new(info.partial).encode(encoder.encode_descriptor("offload_partial_flows", help, None, kind)?)?;
     let (help, kind) = ("Bytes that hardware forwarded or dropped", MetricType::Counter);
     ConstCounter::new(bytes).encode(encoder.encode_descriptor("offload", help, Some(&Unit::Bytes), kind)?)?;
     let (help, spent) = ("Time from asking for rules to their completion", insertions as f64 * insertion_us / 1e6);

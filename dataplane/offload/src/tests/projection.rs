@@ -1,7 +1,7 @@
 //! Rules beside the flows that they come from.
 
 use crate::{Refusal, Rule};
-use dpdk::flow::{FlowAction, FlowItem, SetField};
+use dpdk::flow::{Direction, FlowAction, FlowItem, SetField};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Key, Mask, Metadata, Miniflow, extract, field};
 use proptest::prelude::*;
@@ -24,7 +24,8 @@ const IPV4: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),
 
 #[test]
 fn a_flow_of_a_bridge_is_offloaded() {
-    let Rule { pattern, actions } = rule(IPV4, "2").unwrap();
+    let Rule { pattern, actions, direction } = rule(IPV4, "2").unwrap();
+    assert_eq!(direction, Direction::Transfer);
     assert_eq!(pattern[0], FlowItem::RepresentedPort(11));
     let FlowItem::Eth(eth) = &pattern[1] else { panic!("{pattern:?}") };
     assert_eq!((eth.spec.src, eth.mask.src), ([2, 0, 0, 0, 0, 1], [0xff; 6]));
@@ -34,6 +35,17 @@ fn a_flow_of_a_bridge_is_offloaded() {
     assert_eq!(pattern.len(), 3);
     assert_eq!(actions, [FlowAction::Count, FlowAction::RepresentedPort(12)]);
     assert_eq!(rule(IPV4, "drop").unwrap().actions, [FlowAction::Count, FlowAction::Drop]);
+}
+
+#[test]
+fn a_flow_that_is_marked_matches_the_same_where_its_port_receives() {
+    let FlowMatch { key, mask } = IPV4.parse().unwrap();
+    let whole = rule(IPV4, "2").unwrap();
+    let Rule { pattern, actions, direction } = Rule::marking(&key, &mask, 77, 3).unwrap();
+    assert_eq!((&pattern[..], direction), (&whole.pattern[1..], Direction::Ingress));
+    assert_eq!(actions, [FlowAction::Count, FlowAction::Mark(77), FlowAction::Rss(vec![0, 1, 2])]);
+    let FlowMatch { key, mask } = "in_port(1),eth_type(0x0806),arp(sip=10.0.0.1)".parse().unwrap();
+    assert!(matches!(Rule::marking(&key, &mask, 77, 3), Err(Refusal::Match(_))));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::device::{Completed, Progress};
 use crate::offloader::Config;
 use crate::table::{PATIENCE, Table};
-use crate::{IDLE, Rule};
+use crate::{IDLE, Rule, Totals};
 use clock::Cycles;
 use dpdk::Errno;
 use dpdk::flow::{Clause, FlowAction, FlowCount, FlowError, FlowEvent, Operation};
@@ -12,7 +12,7 @@ use flow::{Megaflow, PortNo, Stats};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use switch::{HardwareShare, Offer};
+use switch::{HardwareShare, Offer, Placed};
 
 #[derive(Default)]
 struct State {
@@ -58,7 +58,7 @@ impl Handle {
         let mac = mac(station);
         let mut state = self.state();
         let hit = state.rules.values_mut().find(|(rule, ..)| {
-            rule.actions.contains(&action)
+            (rule.actions.contains(&action) || marks(rule))
                 && rule.pattern.iter().any(|item| matches!(item, dpdk::flow::FlowItem::Eth(eth) if eth.spec.dst == mac))
         });
         if let Some((_, _, count, _)) = hit {
@@ -116,6 +116,10 @@ impl crate::device::Device for Device {
 
     fn is_in_charge(&self, number: PortNo) -> bool {
         number == 3
+    }
+
+    fn queues(&self, _: PortNo) -> u16 {
+        2
     }
 
     fn place(&mut self, _: PortNo, rule: &Rule, priority: u32, name: u64) -> Result<(u64, Progress), FlowError> {
@@ -190,6 +194,10 @@ impl crate::device::Device for Device {
     fn aged(&mut self, names: &mut Vec<u64>) {
         names.append(&mut self.state().aged);
     }
+}
+
+fn marks(rule: &Rule) -> bool {
+    rule.actions.iter().any(|action| matches!(action, FlowAction::Mark(_)))
 }
 
 fn mac(station: usize) -> [u8; 6] {
@@ -340,6 +348,69 @@ fn reset_and_fill(queued: bool, says_gone: bool) {
 }
 
 #[test]
+fn a_flow_that_leads_elsewhere_is_marked_and_counted_by_the_workers() {
+    both(|queued| {
+        let device = Handle::new(10, queued);
+        let (mut table, share) = (table(&device), Arc::<HardwareShare>::default());
+        table.offer_and_turn([offer(1, "9", 100, &share)], Cycles(1));
+        assert_eq!(share.placed(), Placed::Partial);
+        assert_eq!(share.refused().unwrap(), "port 9: it is not of the device");
+        let rules: Vec<_> = device.state().rules.values().map(|(rule, ..)| rule.clone()).collect();
+        let mark = FlowAction::Mark(share.mark().unwrap());
+        assert_eq!(rules[0].actions, [FlowAction::Count, mark, FlowAction::Rss(vec![0, 1])]);
+        device.packets(1, 50);
+        table.look(Cycles(2));
+        let Totals { flows, partial, packets, ref refused, .. } = table.totals();
+        assert_eq!((flows, partial, packets, seen(&share)), (0, 1, 0, (0, 0)));
+        assert_eq!(refused, &HashMap::from([("port", 1)]));
+        // Elsewhere is still not of the device: the rule stays.
+        table.offer_and_turn([offer(1, "8", 0, &share)], Cycles(3));
+        assert_eq!((share.placed(), &*share.refused().unwrap()), (Placed::Partial, "port 8: it is not of the device"));
+        assert_eq!(device.state().next, 1);
+        // It becomes one that the device does, and back.
+        table.offer_and_turn([offer(1, "2", 0, &share)], Cycles(4));
+        assert_eq!((share.placed(), share.refused(), device.rules()), (Placed::Full, None, 1));
+        device.packets(1, 7);
+        table.look(Cycles(5));
+        assert_eq!((table.totals().partial, table.totals().packets, seen(&share)), (0, 7, (7, 700)));
+        table.offer_and_turn([offer(1, "9", 0, &share)], Cycles(6));
+        assert_eq!((share.placed(), device.rules(), table.totals().partial), (Placed::Partial, 1, 1));
+        device.reset();
+        table.look(Cycles(7));
+        assert_eq!((share.placed(), share.refused(), table.totals().partial), (Placed::No, None, 0));
+        table.offer_and_turn([offer(1, "9", 100, &share)], Cycles(8));
+        table.withdraw_and_turn(2, Cycles(9));
+        assert_eq!((share.placed(), device.rules(), table.is_empty()), (Placed::No, 0, true));
+    });
+}
+
+#[test]
+fn a_marked_flow_goes_first_when_there_is_no_room() {
+    both(|queued| {
+        let device = Handle::new(1, queued);
+        let mut table = table(&device);
+        let shares: [Arc<HardwareShare>; 2] = Default::default();
+        table.offer_and_turn([offer(0, "2", 50, &shares[0])], Cycles(1));
+        for turn in 2..6 {
+            device.packets(0, 50);
+            table.look(Cycles(turn));
+        }
+        // Three times the packets, but a mark does not spare as much.
+        table.offer_and_turn([offer(1, "9", 150, &shares[1])], Cycles(6));
+        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
+        assert_eq!(shares[1].refused(), None, "it is offered again");
+        table.offer_and_turn([offer(1, "9", 500, &shares[1])], Cycles(7));
+        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::No, Placed::Partial]);
+        for turn in 8..14 {
+            device.packets(1, 500);
+            table.look(Cycles(turn));
+        }
+        table.offer_and_turn([offer(0, "2", 300, &shares[0])], Cycles(14));
+        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
+    });
+}
+
+#[test]
 fn what_a_device_refuses_is_told_with_its_clause() {
     both(|queued| {
         let device = Handle::new(10, queued);
@@ -349,7 +420,8 @@ fn what_a_device_refuses_is_told_with_its_clause() {
         assert_eq!(share.refused().unwrap(), "fake: item 1 is not supported: no such item");
         let elsewhere = Arc::default();
         table.offer_and_turn([offer(2, "9", 100, &elsewhere)], Cycles(1));
-        assert_eq!(elsewhere.refused().unwrap(), "port 9: it is not of the device");
+        let both = "port 9: it is not of the device; to mark its packets: fake: item 1 is not supported: no such item";
+        assert_eq!(elsewhere.refused().unwrap(), both);
         assert_eq!(table.totals().refused, HashMap::from([("device", 1), ("port", 1)]));
     });
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod learning;
+mod marks;
 mod observe;
 mod offload;
 mod operator;
@@ -99,8 +100,14 @@ impl Net {
     }
 
     pub(crate) fn send(&self, port: PortNo, frame: &[u8]) {
+        self.send_marked(port, frame, None);
+    }
+
+    /// Sends a frame that hardware has marked.
+    pub(crate) fn send_marked(&self, port: PortNo, frame: &[u8], mark: Option<u32>) {
         let mut packet = self.pool.take_one().unwrap();
         assert!(packet.extend_from_slice(frame, &self.pool));
+        mark.into_iter().for_each(|mark| packet.set_mark(mark));
         self.wires[port as usize - 1].send(packet).unwrap();
     }
 

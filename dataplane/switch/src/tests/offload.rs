@@ -1,7 +1,7 @@
 //! Flows that hardware does.
 
 use super::{Net, any, frame, mac};
-use crate::{Capture, HardwareShare, Offer, Offload, PortNo, RateLimit};
+use crate::{Capture, HardwareShare, Offer, Offload, Placed, PortNo, RateLimit};
 use clock::Cycles;
 use flow::Action;
 use port::Port;
@@ -27,13 +27,13 @@ impl Offload for Hardware {
     }
 
     fn offer(&self, offer: Offer) {
-        offer.share.set_placed(true);
+        offer.share.set_placed(Placed::Full);
         self.flows.lock().unwrap().insert(offer.flow.ufid, offer);
     }
 
     fn withdraw(&self, ufid: u128) {
         if let Some(offer) = self.flows.lock().unwrap().remove(&ufid) {
-            offer.share.set_placed(false);
+            offer.share.set_placed(Placed::No);
         }
     }
 }
@@ -78,7 +78,7 @@ fn a_busy_flow_is_offered_and_a_quiet_one_is_not() {
     let (_, actions) = hardware.only().unwrap();
     assert_eq!(*actions, [Action::Output(2)]);
     let reports = net.shared.lock().flow_reports();
-    assert_eq!(reports.iter().filter(|report| report.offloaded).count(), 1);
+    assert_eq!(reports.iter().filter(|report| report.offloaded == Placed::Full).count(), 1);
     // It is not offered anew while it is there.
     let before = hardware.flows.lock().unwrap().values().next().unwrap().packets;
     stream(&mut net, 1);
@@ -105,7 +105,7 @@ fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
     let (share, _) = hardware.only().unwrap();
     let counted = |net: &Net| {
         let reports = net.shared.lock().flow_reports();
-        reports.iter().find(|report| report.offloaded).map(|report| report.flow.stats)
+        reports.iter().find(|report| report.offloaded == Placed::Full).map(|report| report.flow.stats)
     };
     let before = counted(&net).unwrap();
     share.add(50, 5000, Cycles::now());
@@ -174,7 +174,7 @@ fn a_flow_in_hardware_does_not_age_and_one_that_is_taken_back_does() {
         state.flows.get(ufid).is_some()
     };
     assert!(sweep());
-    share.set_placed(false);
+    share.set_placed(Placed::No);
     assert!(!sweep());
 }
 
@@ -188,7 +188,7 @@ fn a_flow_that_hardware_lost_is_offered_again_whatever_it_has_seen() {
     assert!(hardware.only().is_some() && share.is_placed());
     // Once: it is like any other from now on.
     hardware.flows.lock().unwrap().clear();
-    share.set_placed(false);
+    share.set_placed(Placed::No);
     net.sweep_after(SECOND);
     assert!(hardware.only().is_none());
 }
