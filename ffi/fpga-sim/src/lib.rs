@@ -24,6 +24,31 @@
 //! function, as mlx5 has it and Open vSwitch 3.1 expects; with the attribute egress, what the host sends through the port.
 //! REPRESENTED_PORT without a value means all of them. VLAN-less `eth / ipv4` is untagged; tunnels are known by the ports 4789 and 6081.
 //!
+//! # Rules by queues
+//! A pattern template names items and masks, a relaxed one skips items without a mask; an item without a mask matches that its
+//! header is there. An actions template leaves to each rule the values that its mask has zeros for. A table translates each pair
+//! of them once. `rte_flow_async_create` refuses what cannot be at once, with the clause; what the tables say, full or the same rule
+//! there, comes as the error of a completion. What is enqueued is done at the next push of its queue, in order, an operation
+//! without `postpone` being a push too. An operation has its place in the queue until its completion is pulled. Rules are the same
+//! to query, destroy, flush and age, whichever way they came. Queues have no aged rules of their own (no `STRICT_QUEUE`).
+//!
+//! COUNT, AGE and RSS can be shared by handles (INDIRECT).
+//!
+//! # Restore data
+//! A packet that missed in a later group than 0, left a VXLAN tunnel before it missed, or was aborted in the middle has restore
+//! data: the group, and the tunnel's headers. The device knows those of the last 65536 such packets.
+//!
+//! # Troubles
+//! By argument, and while the device runs by telemetry (`/fpgasim/trouble,net_fpgasim0,table-full=1,insert-delay-us=50`); 0 or
+//! no name ends one: `table-full=1`; `insert-delay-us`, before `rte_flow_create` returns, or a completion comes; `refuse` and
+//! `refuse-create` by names of items and actions; `counter-delay-ms`; `reset-after` packets, `reset=1` at once;
+//! `lose-completion=N`, of N the last; `abort-after=N`: a packet for which transfer rules would do more than N actions comes to the
+//! host as it was received, and none of the rules on its way has counted it.
+//!
+//! # What is not there
+//! METER, CONNTRACK, MODIFY_FIELD, SAMPLE, shared actions by queues, tunnels in tunnels, Geneve decapsulation and flexible items
+//! are refused. A reset loses rules and shared actions; templates, tables and queues are the driver's and stay.
+//!
 //! # Lifecycle and errors
 //! The driver registers itself when the library is loaded, and refuses to in a DPDK of another version. A device is there from
 //! `probe` until its last port is closed. What `rte_flow` is asked for and the device does not do is refused, by

@@ -1,5 +1,7 @@
 //! What a rule does to a packet.
 
+use super::shared::SharedKind;
+use super::table::RuleId;
 use std::sync::Arc;
 
 /// Which of two: source or destination.
@@ -68,12 +70,20 @@ pub enum Action {
     Spread(Arc<Rss>),
     /// Fate: the rules of another group.
     Jump(u32),
+    /// What rules share that have this number: a counter, an age or, as fate, queues to spread over.
+    Shared(SharedKind, RuleId),
 }
 
 impl Action {
     /// Whether it says where the packet goes.
     pub fn is_fate(&self) -> bool {
         use Action::{Drop, Jump, Queue, Spread, ToRepresented, ToRepresentor};
-        matches!(self, Drop | ToRepresented(_) | ToRepresentor(_) | Queue(_) | Spread(_) | Jump(_))
+        let spreads = matches!(self, Spread(_) | Action::Shared(SharedKind::Rss, _));
+        spreads || matches!(self, Drop | ToRepresented(_) | ToRepresentor(_) | Queue(_) | Jump(_))
+    }
+
+    /// What it shares with other rules.
+    pub(super) fn shared(&self) -> Option<(SharedKind, RuleId)> {
+        if let Action::Shared(kind, id) = self { Some((*kind, *id)) } else { None }
     }
 }

@@ -13,6 +13,7 @@ pub mod key;
 pub mod parse;
 mod restore;
 mod rule;
+mod shared;
 mod store;
 mod table;
 pub mod toeplitz;
@@ -21,14 +22,17 @@ pub use action::{Action, End, Rss};
 pub use edit::{Frame, Unfit};
 pub use key::{Key, Layer, Pattern};
 pub use restore::{Restore, Tunnel};
-pub use rule::{Age, Blank, Counters, Entry, Rule};
+pub use rule::{Age, Blank, Counters, Entry, Rule, Tally};
+pub use shared::{Shared, SharedActions, SharedKind};
 pub use table::RuleId;
 
 use ageing::Deadlines;
 use key::{field, source};
 use rule::Kind;
+use shared::Sharing;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
 use table::{Format, FormatId, Formats};
@@ -117,9 +121,15 @@ pub enum InsertError {
     ExactFull,
     /// The masked table has no room.
     MaskedFull,
+    /// What it shares with other rules is not there.
+    NotShared,
     /// The application's table has as many rules as it was to have, or is closed.
     TableFull,
 }
+
+/// Rules have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InUse;
 
 /// How a port receives what no ingress rule wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -179,6 +189,7 @@ pub struct Pipeline {
     formats: Formats,
     rules: Store,
     tables: Vec<Option<RuleTable>>,
+    shared: SharedActions,
     modes: HashMap<u16, PortMode>,
     /// Rules in use, and key formats of the exact-match table.
     exact: usize,
@@ -202,6 +213,7 @@ impl Pipeline {
             formats: Formats::default(),
             rules: Store::default(),
             tables: Vec::new(),
+            shared: SharedActions::default(),
             modes: HashMap::new(),
             exact: 0,
             masked: 0,
@@ -349,6 +361,9 @@ impl Pipeline {
         if table.is_some_and(|table| self.table(table).is_none_or(|table| table.used >= table.limit)) {
             return Err(InsertError::TableFull);
         }
+        if entry.actions.iter().filter_map(Action::shared).any(|(kind, id)| self.shared.kind(id) != Some(kind)) {
+            return Err(InsertError::NotShared);
+        }
         let there = self.formats.get(format);
         entry.kind =
             self.place(there, there.is_some_and(|format| format.whole), (entry.hash, &entry.value), priority)?;
@@ -365,6 +380,7 @@ impl Pipeline {
         if let Some(table) = table.and_then(|table| self.table(table)) {
             table.used += 1;
         }
+        self.shared.join(&entry.actions);
         entry.last_hit = now;
         if let Some(deadline) = entry.deadline() {
             self.deadlines.add(deadline, id);
@@ -396,12 +412,98 @@ impl Pipeline {
         if let Some(table) = table.and_then(|table| self.table(table)) {
             table.used -= 1;
         }
-        if entry.aged {
-            self.aged.entry(owner).or_default().remove(&id);
-        } else if entry.age.is_some() {
-            self.deadlines.forget_one(|id| self.rules.get(id).is_some());
+        self.shared.leave(&entry.actions);
+        self.forget_age(owner, id, entry.age.map(|_| entry.aged));
+        true
+    }
+
+    /// Forgets when something ages; says `aged` whether it has, if it ages.
+    fn forget_age(&mut self, owner: u16, id: RuleId, aged: Option<bool>) {
+        match aged {
+            None => {}
+            Some(true) => {
+                self.aged.entry(owner).or_default().remove(&id);
+            }
+            Some(false) => {
+                let is_there = |id| self.rules.get(id).is_some() || self.shared.kind(id).is_some();
+                self.deadlines.forget_one(is_there);
+            }
+        }
+    }
+
+    /// Makes an action that rules can share. Returns its number.
+    pub fn share(&mut self, owner: u16, action: Shared) -> RuleId {
+        let id = self.reserve_ids(1).start;
+        action.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
+        self.shared.0.insert(id, Sharing { owner, users: 0, action });
+        id
+    }
+
+    /// Takes a shared action away. Says whether it was there, unless rules have it.
+    pub fn unshare(&mut self, id: RuleId) -> Result<bool, InUse> {
+        match self.shared.0.get(&id) {
+            None => return Ok(false),
+            Some(sharing) if sharing.users > 0 => return Err(InUse),
+            Some(_) => {}
+        }
+        let Some(Sharing { owner, action, .. }) = self.shared.0.remove(&id) else { return Ok(false) };
+        self.forget_age(owner, id, if let Shared::Age { aged, .. } = action { Some(aged) } else { None });
+        Ok(true)
+    }
+
+    /// The shared actions.
+    pub fn shared(&self) -> &SharedActions {
+        &self.shared
+    }
+
+    /// What a shared action has counted, as the device shows it now; starts again at zero if `reset`.
+    pub fn shared_counters(&mut self, id: RuleId, now: Duration, reset: bool) -> Option<Counters> {
+        let Shared::Count(tally) = self.shared.get_mut(id)? else { return None };
+        let shown = tally.show(now, self.faults.counter_delay);
+        if reset {
+            tally.reset();
+        }
+        Some(shown)
+    }
+
+    /// How long no rule that shares an age has had a packet, and whether it has aged.
+    pub fn shared_idle(&mut self, id: RuleId, now: Duration) -> Option<(Duration, bool)> {
+        let shared = self.shared.get_mut(id)?;
+        let aged = shared.deadline().is_some_and(|deadline| now >= deadline);
+        if let Shared::Age { last_hit, .. } = shared { Some((now.saturating_sub(*last_hit), aged)) } else { None }
+    }
+
+    /// Changes how a shared action spreads. Says whether it does.
+    pub fn set_shared_rss(&mut self, id: RuleId, rss: Arc<Rss>) -> bool {
+        let spread = self.shared.get_mut(id).filter(|shared| matches!(shared, Shared::Rss(_)));
+        spread.map(|shared| *shared = Shared::Rss(rss)).is_some()
+    }
+
+    /// Changes when a shared action ages, or has it be as if a packet had come. Says whether it ages. That a shorter time is over
+    /// is told when the longer one would have been.
+    pub fn set_shared_age(&mut self, id: RuleId, timeout: Option<Duration>, touch: bool, now: Duration) -> bool {
+        let Some(Shared::Age { age, .. }) = self.shared.get_mut(id) else { return false };
+        age.timeout = timeout.unwrap_or(age.timeout);
+        if touch {
+            self.hit_shared(id, 0, now);
         }
         true
+    }
+
+    /// A packet came to a rule that shares an action.
+    fn hit_shared(&mut self, id: RuleId, bytes: usize, now: Duration) {
+        let Some(Sharing { owner, action, .. }) = self.shared.0.get_mut(&id) else { return };
+        match action {
+            Shared::Count(tally) => tally.count(bytes, now, self.faults.counter_delay),
+            Shared::Age { age, last_hit, aged } => {
+                *last_hit = now;
+                if std::mem::take(aged) {
+                    self.aged.entry(*owner).or_default().remove(&id);
+                    self.deadlines.add(now + age.timeout, id);
+                }
+            }
+            Shared::Rss(_) => {}
+        }
     }
 
     /// Takes out the rules that were put in through a port.
@@ -411,10 +513,21 @@ impl Pipeline {
         }
     }
 
-    /// Forgets every rule, as a device does that is reset. Numbers are not used again; tables stay open.
+    /// Takes away the shared actions that were made through a port and no rule has.
+    pub fn unshare_of(&mut self, owner: u16) {
+        let of_port = self.shared.0.iter().filter(|(_, sharing)| sharing.owner == owner && sharing.users == 0);
+        for id in of_port.map(|(&id, _)| id).collect::<Vec<_>>() {
+            let _ = self.unshare(id);
+        }
+    }
+
+    /// Forgets every rule and what rules share, as a device does that is reset. Numbers are not used again; tables stay open.
     pub fn reset(&mut self) {
         for id in self.rules.ids(|_| true) {
             self.remove(id);
+        }
+        for id in self.shared.0.keys().copied().collect::<Vec<_>>() {
+            let _ = self.unshare(id);
         }
     }
 
@@ -426,13 +539,13 @@ impl Pipeline {
     /// What a rule has counted, as the device shows it now.
     pub fn counters(&mut self, id: RuleId, now: Duration) -> Option<Counters> {
         let delay = self.faults.counter_delay;
-        self.rules.get_mut(id).map(|entry| entry.show(now, delay))
+        self.rules.get_mut(id).map(|entry| entry.tally.show(now, delay))
     }
 
     /// Starts a rule's counters again at zero.
     pub fn reset_counters(&mut self, id: RuleId) {
         if let Some(entry) = self.rules.get_mut(id) {
-            entry.reset_counters();
+            entry.tally.reset();
         }
     }
 
@@ -445,16 +558,25 @@ impl Pipeline {
     pub fn expire(&mut self, now: Duration) -> Vec<u16> {
         let mut owners = Vec::new();
         while let Some(id) = self.deadlines.next(now) {
-            let Some(entry) = self.rules.get_mut(id) else {
-                self.deadlines.found_gone();
-                continue;
+            let (owner, deadline, aged) = match (self.rules.get_mut(id), self.shared.0.get_mut(&id)) {
+                (Some(entry), _) => (entry.blank.owner, entry.deadline(), &mut entry.aged),
+                (None, Some(Sharing { owner, action, .. })) => {
+                    let deadline = action.deadline();
+                    let Shared::Age { aged, .. } = action else { continue };
+                    (*owner, deadline, aged)
+                }
+                (None, None) => {
+                    self.deadlines.found_gone();
+                    continue;
+                }
             };
-            match entry.deadline() {
+            match deadline {
                 Some(deadline) if deadline > now => self.deadlines.add(deadline, id),
+                _ if *aged => {}
                 _ => {
-                    entry.aged = true;
-                    self.aged.entry(entry.blank.owner).or_default().insert(id);
-                    owners.push(entry.blank.owner);
+                    *aged = true;
+                    self.aged.entry(owner).or_default().insert(id);
+                    owners.push(owner);
                 }
             }
         }
@@ -464,7 +586,11 @@ impl Pipeline {
     /// The rules of a port that have aged, with the application's name for each if it gave one.
     pub fn aged(&mut self, owner: u16, now: Duration) -> impl Iterator<Item = (RuleId, Option<u64>)> {
         self.expire(now);
-        let context = |id| self.rules.get(id)?.age?.context;
+        let context = |id| match (self.rules.get(id), self.shared.0.get(&id)) {
+            (Some(entry), _) => entry.age?.context,
+            (None, Some(Sharing { action: Shared::Age { age, .. }, .. })) => age.context,
+            _ => None,
+        };
         self.aged.get(&owner).into_iter().flatten().map(move |&id| (id, context(id)))
     }
 
@@ -524,6 +650,10 @@ impl Pipeline {
                 return Destination::Host { port, queue, mark: way.mark, hash: None, restore };
             }
             Walk::Fate(Action::Spread(rss)) => Some((*rss).clone()),
+            Walk::Fate(Action::Shared(_, id)) => match self.shared.get_mut(id) {
+                Some(Shared::Rss(rss)) => Some((**rss).clone()),
+                _ => None,
+            },
             Walk::Fate(_) => return Destination::Nowhere,
             Walk::Unfit => return self.unfit(),
             Walk::Miss(_) | Walk::Aborted if mode.isolated => return Destination::Nowhere,
@@ -552,13 +682,16 @@ impl Pipeline {
         self.met.clear();
         let end = self.follow(domain, frame, way);
         if !matches!(end, Walk::Aborted) {
-            for (id, bytes) in self.met.drain(..) {
+            for at in 0..self.met.len() {
+                let (id, bytes) = self.met[at];
                 let Some(entry) = self.rules.get_mut(id) else { continue };
                 entry.count(bytes, now, self.faults.counter_delay);
                 if std::mem::take(&mut entry.aged) {
                     self.aged.entry(entry.blank.owner).or_default().remove(&id);
                     entry.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
                 }
+                let actions = entry.actions.clone();
+                actions.iter().filter_map(Action::shared).for_each(|(_, id)| self.hit_shared(id, bytes, now));
             }
         }
         end
@@ -646,7 +779,8 @@ fn apply(action: &Action, frame: &mut impl Frame, way: &mut Way) -> Result<(), U
         | Action::ToRepresentor(_)
         | Action::Queue(_)
         | Action::Spread(_)
-        | Action::Jump(_) => {}
+        | Action::Jump(_)
+        | Action::Shared(..) => {}
     }
     Ok(())
 }

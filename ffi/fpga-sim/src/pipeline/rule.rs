@@ -46,6 +46,38 @@ pub struct Counters {
     pub bytes: u64,
 }
 
+/// Counters, and as they are shown.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    counters: Counters,
+    /// The counters in a period of the delay, and which.
+    shown: (Counters, u64),
+}
+
+impl Tally {
+    pub(super) fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
+        self.show(now, delay);
+        self.counters.packets += 1;
+        self.counters.bytes += bytes as u64;
+    }
+
+    /// What is shown now.
+    pub(super) fn show(&mut self, now: Duration, delay: Duration) -> Counters {
+        if delay.is_zero() {
+            return self.counters;
+        }
+        let period = (now.as_nanos() / delay.as_nanos()) as u64;
+        if period != self.shown.1 {
+            self.shown = (self.counters, period);
+        }
+        self.shown.0
+    }
+
+    pub(super) fn reset(&mut self) {
+        (self.counters, self.shown.0) = Default::default();
+    }
+}
+
 /// A rule of a table without its values.
 #[derive(Clone, Copy, Debug)]
 pub struct Blank {
@@ -67,8 +99,7 @@ impl Blank {
             age,
             kind: Kind::Masked,
             aged: false,
-            counters: Counters::default(),
-            shown: (Counters::default(), 0),
+            tally: Tally::default(),
             last_hit: Duration::ZERO,
         })
     }
@@ -95,34 +126,14 @@ pub struct Entry {
     pub(super) kind: Kind,
     /// It has aged, and is listed as such.
     pub(super) aged: bool,
-    pub(super) counters: Counters,
-    /// The counters as they are shown, and in which period of the delay they were brought up to date.
-    shown: (Counters, u64),
+    pub(super) tally: Tally,
     pub(super) last_hit: Duration,
 }
 
 impl Entry {
     pub(super) fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
-        self.show(now, delay);
-        self.counters.packets += 1;
-        self.counters.bytes += bytes as u64;
+        self.tally.count(bytes, now, delay);
         self.last_hit = now;
-    }
-
-    /// What is shown now.
-    pub(super) fn show(&mut self, now: Duration, delay: Duration) -> Counters {
-        if delay.is_zero() {
-            return self.counters;
-        }
-        let period = (now.as_nanos() / delay.as_nanos()) as u64;
-        if period != self.shown.1 {
-            self.shown = (self.counters, period);
-        }
-        self.shown.0
-    }
-
-    pub(super) fn reset_counters(&mut self) {
-        (self.counters, self.shown.0) = Default::default();
     }
 
     /// When it ages if no packet comes.

@@ -194,6 +194,54 @@ fn a_packet_that_is_aborted_comes_as_it_was_and_is_counted_by_nobody() {
 }
 
 #[test]
+fn rules_share_counters_ages_and_queues() {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let count = pipeline.share(0, Shared::Count(Tally::default()));
+    let age = Age { timeout: at(5), context: Some(77) };
+    let age = pipeline.share(0, Shared::Age { age, last_hit: at(0), aged: false });
+    let queues = |queue| Arc::new(Rss { queues: vec![queue], key: toeplitz::DEFAULT_KEY, ports: false });
+    let rss = pipeline.share(0, Shared::Rss(queues(3)));
+    let sharing = |version: u8, actions: &[Action]| {
+        let shared = [Action::Shared(SharedKind::Count, count), Action::Shared(SharedKind::Age, age)];
+        let mut rule = rule([&shared[..], actions].concat());
+        rule.pattern.want(Layer::Outer, field::L3, &[version], &[0xff]);
+        rule
+    };
+    let to_queue = Rule { domain: Domain::Ingress(0), ..sharing(4, &[Action::Shared(SharedKind::Rss, rss)]) };
+    let first = pipeline.insert(to_queue, at(0)).unwrap();
+    let second = pipeline.insert(sharing(6, &[Action::Drop]), at(0)).unwrap();
+    let host = |queue, hash| Destination::Host { port: 0, queue, mark: None, hash, restore: None };
+    let send = |pipeline: &mut Pipeline, version, now| {
+        pipeline.process(&mut packet(version, protocol::UDP, b""), Source::Represented(0), at(now))
+    };
+    let Destination::Host { queue: 3, hash, .. } = send(&mut pipeline, 4, 3) else { panic!("not to queue 3") };
+    assert_eq!(send(&mut pipeline, 6, 4), Destination::Nowhere);
+    assert!(pipeline.set_shared_rss(rss, queues(1)) && !pipeline.set_shared_rss(count, queues(1)));
+    assert_eq!(send(&mut pipeline, 4, 4), host(1, hash));
+    assert_eq!(pipeline.shared_counters(count, at(4), true), Some(Counters { packets: 3, bytes: 42 + 62 + 42 }));
+    assert_eq!(pipeline.shared_counters(count, at(4), false), Some(Counters::default()));
+
+    // It ages when both rules are idle.
+    assert_eq!((pipeline.expire(at(8)), pipeline.expire(at(9))), (vec![], vec![0]));
+    assert_eq!(pipeline.aged(0, at(9)).collect::<Vec<_>>(), [(age, Some(77))]);
+    assert_eq!(pipeline.shared_idle(age, at(9)), Some((at(5), true)));
+    assert!(pipeline.set_shared_age(age, Some(at(2)), true, at(9)));
+    assert_eq!((pipeline.aged(0, at(9)).count(), pipeline.aged(0, at(20)).count()), (0, 1));
+
+    assert_eq!(pipeline.unshare(age), Err(InUse));
+    assert!(pipeline.remove(first) && pipeline.remove(second));
+    assert_eq!(
+        (pipeline.unshare(age), pipeline.unshare(age), pipeline.aged(0, at(30)).count()),
+        (Ok(true), Ok(false), 0)
+    );
+    assert_eq!(pipeline.insert(sharing(4, &[Action::Drop]), at(30)), Err(InsertError::NotShared));
+    let mistaken = rule(vec![Action::Shared(SharedKind::Age, count), Action::Drop]);
+    assert_eq!(pipeline.insert(mistaken, at(30)), Err(InsertError::NotShared));
+    pipeline.reset();
+    assert_eq!(pipeline.unshare(count), Ok(false));
+}
+
+#[test]
 fn a_table_takes_as_many_rules_as_it_is_opened_for() {
     let mut pipeline = Pipeline::new(Limits::default());
     let mut pattern = Pattern::default();

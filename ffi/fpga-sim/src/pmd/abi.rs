@@ -178,7 +178,20 @@ pub(super) struct FlowOps {
     pub dev_dump: Nothing,
     pub get_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, *mut *mut c_void, u32, Error) -> c_int>,
     pub get_q_aged_flows: Option<unsafe extern "C" fn(*mut EthDev, u32, *mut *mut c_void, u32, Error) -> c_int>,
-    pub action_handle: [Nothing; 4],
+    pub action_handle_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            *const sys::rte_flow_indir_action_conf,
+            Actions,
+            Error,
+        ) -> *mut sys::rte_flow_action_handle,
+    >,
+    pub action_handle_destroy:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_action_handle, Error) -> c_int>,
+    pub action_handle_update:
+        Option<unsafe extern "C" fn(*mut EthDev, *mut sys::rte_flow_action_handle, *const c_void, Error) -> c_int>,
+    pub action_handle_query:
+        Option<unsafe extern "C" fn(*mut EthDev, *const sys::rte_flow_action_handle, *mut c_void, Error) -> c_int>,
     pub tunnel_decap_set: Option<
         unsafe extern "C" fn(
             *mut EthDev,
@@ -298,7 +311,7 @@ const _: () = {
     assert!(offset_of!(EthDevOps, rx_queue_setup) == 328 && offset_of!(EthDevOps, tx_queue_setup) == 360);
     assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
     assert!(size_of::<FlowOps>() == 296 && offset_of!(FlowOps, get_aged_flows) == 56);
-    assert!(offset_of!(FlowOps, get_q_aged_flows) == 64 && offset_of!(FlowOps, action_handle) == 72);
+    assert!(offset_of!(FlowOps, get_q_aged_flows) == 64 && offset_of!(FlowOps, action_handle_create) == 72);
     assert!(
         offset_of!(FlowOps, tunnel_decap_set) == 104
             && offset_of!(FlowOps, get_restore_info) == 120

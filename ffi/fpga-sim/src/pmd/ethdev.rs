@@ -164,6 +164,7 @@ pub(super) unsafe extern "C" fn close(dev: *mut EthDev) -> c_int {
             let port = &mut state.ports[port.index];
             state.pipeline.remove_of(port.id);
             state.pipeline.close_tables_of(port.id);
+            state.pipeline.unshare_of(port.id);
             port.id = device::CLOSED;
             port.backend.take()
         });

@@ -2,12 +2,13 @@
 
 use super::abi::{Actions, Attributes, Error, EthDev, FlowOps, Items};
 use super::device::State;
-use super::{Port, port, queue, restore, template};
-use crate::pipeline::InsertError;
+use super::{Port, indirect, port, queue, restore, template};
+use crate::pipeline::{Counters, InsertError};
 use crate::translate::{self, Context, Refusal};
 use dpdk_sys as sys;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut, without_provenance_mut};
+use std::time::Duration;
 
 pub(super) static OPS: FlowOps = FlowOps {
     validate: Some(validate),
@@ -19,7 +20,10 @@ pub(super) static OPS: FlowOps = FlowOps {
     dev_dump: None,
     get_aged_flows: Some(get_aged_flows),
     get_q_aged_flows: Some(get_q_aged_flows),
-    action_handle: [None; 4],
+    action_handle_create: Some(indirect::create),
+    action_handle_destroy: Some(indirect::destroy),
+    action_handle_update: Some(indirect::update),
+    action_handle_query: Some(indirect::query),
     tunnel_decap_set: Some(restore::tunnel_decap_set),
     tunnel_match: Some(restore::tunnel_match),
     get_restore_info: Some(restore::get_restore_info),
@@ -63,6 +67,9 @@ fn not_inserted(error: InsertError) -> Refusal {
         InsertError::Exists => unspecified(libc::EEXIST, c"a rule of the same pattern and priority is there"),
         InsertError::ExactFull => unspecified(libc::ENOSPC, c"the exact-match table is full, and the masked table too"),
         InsertError::MaskedFull => unspecified(libc::ENOSPC, c"the masked table is full"),
+        InsertError::NotShared => {
+            unspecified(libc::ENOENT, c"INDIRECT: no such action: destroyed, or lost when the device was reset")
+        }
         InsertError::TableFull => unspecified(libc::ENOSPC, c"the template table is full"),
     }
 }
@@ -84,6 +91,7 @@ pub(super) fn in_context<T>(
         rx_queues: state.ports[port.index].queues.len() as u16,
         rss: rss.as_ref(),
         limits: state.limits(),
+        shared: Some(state.pipeline.shared()),
         refuse,
     })
 }
@@ -167,21 +175,15 @@ unsafe extern "C" fn query(
             let counters = state.pipeline.counters(id, now).unwrap_or_default();
             // SAFETY: as above.
             let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
-            data.set_hits_set(1);
-            data.set_bytes_set(1);
-            (data.hits, data.bytes) = (counters.packets, counters.bytes);
+            show_counters(counters, data);
             if data.reset() != 0 {
                 state.pipeline.reset_counters(id);
             }
             0
         }
         sys::RTE_FLOW_ACTION_TYPE_AGE if ages => {
-            let (idle, aged) = state.pipeline.idle(id, now).unwrap_or_default();
             // SAFETY: as above.
-            let data = unsafe { &mut *data.cast::<sys::rte_flow_query_age>() };
-            data.set_aged(u32::from(aged));
-            data.set_sec_since_last_hit_valid(1);
-            data.set_sec_since_last_hit(idle.as_secs().min(0x00ff_ffff) as u32);
+            show_age(state.pipeline.idle(id, now).unwrap_or_default(), unsafe { &mut *data.cast() });
             0
         }
         _ => {
@@ -190,6 +192,18 @@ unsafe extern "C" fn query(
             refuse(error, &Refusal { errno: libc::ENOTSUP, kind, cause: action.cast(), message })
         }
     }
+}
+
+pub(super) fn show_counters(counters: Counters, data: &mut sys::rte_flow_query_count) {
+    data.set_hits_set(1);
+    data.set_bytes_set(1);
+    (data.hits, data.bytes) = (counters.packets, counters.bytes);
+}
+
+pub(super) fn show_age((idle, aged): (Duration, bool), data: &mut sys::rte_flow_query_age) {
+    data.set_aged(u32::from(aged));
+    data.set_sec_since_last_hit_valid(1);
+    data.set_sec_since_last_hit(idle.as_secs().min(0x00ff_ffff) as u32);
 }
 
 unsafe extern "C" fn isolate(dev: *mut EthDev, set: c_int, _error: Error) -> c_int {

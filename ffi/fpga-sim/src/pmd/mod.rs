@@ -5,6 +5,7 @@ mod backend;
 mod device;
 mod ethdev;
 mod flow;
+mod indirect;
 mod mbuf;
 mod queue;
 mod restore;

@@ -3,7 +3,7 @@
 use super::item::Seen;
 use super::value::{age_of, conf, conf_len, unsupported, value};
 use super::{Context, Refusal, copy};
-use crate::pipeline::{Action, Age, Domain};
+use crate::pipeline::{Action, Age, Domain, SharedKind};
 use dpdk_sys as sys;
 use std::ffi::CStr;
 use std::ptr::null;
@@ -16,6 +16,16 @@ pub(crate) struct ActionsTemplate {
     values: Vec<Values>,
 }
 
+/// The action that INDIRECT stands for.
+fn shared_kind(kind: sys::rte_flow_action_type) -> Option<SharedKind> {
+    match kind {
+        sys::RTE_FLOW_ACTION_TYPE_COUNT => Some(SharedKind::Count),
+        sys::RTE_FLOW_ACTION_TYPE_AGE => Some(SharedKind::Age),
+        sys::RTE_FLOW_ACTION_TYPE_RSS => Some(SharedKind::Rss),
+        _ => None,
+    }
+}
+
 /// Values of an action.
 enum Values {
     /// It has none.
@@ -23,6 +33,8 @@ enum Values {
     Fixed(Action),
     /// Each rule has its own.
     Own,
+    /// What rules share that have the same handle.
+    Shared(SharedKind),
     /// Ageing, with the timeout if all rules have the same. Their contexts are their own.
     Age(Option<u32>),
 }
@@ -46,6 +58,16 @@ impl ActionsTemplate {
             let value = unsafe {
                 match action.type_ {
                     sys::RTE_FLOW_ACTION_TYPE_VOID | sys::RTE_FLOW_ACTION_TYPE_COUNT => Values::None,
+                    sys::RTE_FLOW_ACTION_TYPE_INDIRECT => {
+                        let of_handle = || context.shared?.kind(action.conf.addr() as u64);
+                        let kind = mask.map_or_else(of_handle, |mask| shared_kind(mask.type_));
+                        Values::Shared(kind.ok_or_else(|| {
+                            unsupported(
+                                action,
+                                c"INDIRECT: a COUNT, AGE or RSS that is there; in a template its mask says which",
+                            )
+                        })?)
+                    }
                     sys::RTE_FLOW_ACTION_TYPE_AGE if own || mask.is_none() => Values::Age(None),
                     sys::RTE_FLOW_ACTION_TYPE_AGE => {
                         Values::Age(Some(conf::<sys::rte_flow_action_age>(action)?.timeout()))
@@ -59,14 +81,15 @@ impl ActionsTemplate {
         Ok(ActionsTemplate { kinds, values: read.collect::<Result<_, _>>()? })
     }
 
-    /// Its actions, without END.
-    pub(super) fn kinds(&self) -> &[sys::rte_flow_action_type] {
-        &self.kinds[..self.values.len()]
+    /// Its actions, without END, and what they share with other rules.
+    pub(super) fn kinds(&self) -> impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)> {
+        let shared = |values: &Values| if let Values::Shared(kind) = values { Some(*kind) } else { None };
+        self.kinds.iter().zip(&self.values).map(move |(&kind, values)| (kind, shared(values)))
     }
 }
 
 /// Whether the device knows these actions, and is not asked to refuse them.
-pub(super) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
+pub(crate) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
     for action in actions.iter().filter(|action| action.type_ != sys::RTE_FLOW_ACTION_TYPE_VOID) {
         let name = name(action.type_).ok_or_else(|| unsupported(action, c"the device does not know this action"))?;
         if context.refuses(name) {
@@ -74,6 +97,18 @@ pub(super) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -
         }
     }
     Ok(())
+}
+
+/// The actions of a rule, and what they share with others.
+pub(super) fn kinds_of(
+    context: &Context,
+    actions: &[sys::rte_flow_action],
+) -> impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)> {
+    actions.iter().map(|action| {
+        let indirect = action.type_ == sys::RTE_FLOW_ACTION_TYPE_INDIRECT;
+        let shared = context.shared.filter(|_| indirect).and_then(|shared| shared.kind(action.conf.addr() as u64));
+        (action.type_, shared)
+    })
 }
 
 /// The order in which the device does the actions of a list that may stand in a rule.
@@ -102,13 +137,13 @@ struct Admission<'a> {
 pub(super) fn admit(
     domain: Domain,
     seen: &Seen,
-    kinds: &[sys::rte_flow_action_type],
+    kinds: impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)>,
     causes: Option<&[sys::rte_flow_action]>,
 ) -> Result<Order, Refusal> {
     let order = Order { places: Vec::new(), counts: false, age: None };
     let mut admission = Admission { domain, seen, causes, order, fate: None, tagged: seen.vlan, tunnelled: false };
-    for (index, &kind) in kinds.iter().enumerate() {
-        admission.take(index, kind)?;
+    for (index, (kind, shared)) in kinds.enumerate() {
+        admission.take(index, kind, shared)?;
     }
     if admission.fate.is_none() && !matches!(domain, Domain::Egress(_)) {
         let message = c"no action says where packets go: DROP, JUMP, QUEUE, RSS, REPRESENTED_PORT or PORT_REPRESENTOR";
@@ -136,6 +171,8 @@ enum Slot {
     Fixed(Action),
     /// One whose values are in this action of the rule.
     Own(usize),
+    /// One whose handle is.
+    Shared(SharedKind, usize),
 }
 
 /// A rule's actions with their values.
@@ -155,6 +192,7 @@ impl Plan {
         let conf = |at: usize| causes.and_then(|causes| causes.get(at)).map_or(null(), |action| action.conf);
         let slot = |at| match &template.values[at] {
             Values::Fixed(action) => check_jump(group, action.clone(), conf(at)).map(Slot::Fixed),
+            Values::Shared(kind) => Ok(Slot::Shared(*kind, at)),
             _ => Ok(Slot::Own(at)),
         };
         let slots = order.places.iter().map(|&at| slot(at)).collect::<Result<Vec<_>, _>>()?;
@@ -198,6 +236,8 @@ impl Plan {
             None => {
                 let taken = self.slots.iter().map(|slot| match slot {
                     Slot::Fixed(action) => Ok(action.clone()),
+                    // The handle is a number; that it is there the device sees when the rule is put in.
+                    Slot::Shared(kind, at) => Ok(Action::Shared(*kind, action(*at).conf.addr() as u64)),
                     Slot::Own(at) => {
                         // SAFETY: as the caller promises.
                         check_jump(self.group, unsafe { value(context, action(*at))? }, action(*at).conf)
@@ -227,7 +267,14 @@ impl Admission<'_> {
         Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION, cause, message))
     }
 
-    fn take(&mut self, index: usize, kind: sys::rte_flow_action_type) -> Result<(), Refusal> {
+    fn take(
+        &mut self,
+        index: usize,
+        kind: sys::rte_flow_action_type,
+        shared: Option<SharedKind>,
+    ) -> Result<(), Refusal> {
+        // What shares a fate is that fate.
+        let kind = if shared == Some(SharedKind::Rss) { sys::RTE_FLOW_ACTION_TYPE_RSS } else { kind };
         match kind {
             sys::RTE_FLOW_ACTION_TYPE_VOID => return Ok(()),
             sys::RTE_FLOW_ACTION_TYPE_COUNT if self.order.counts => {
@@ -252,8 +299,10 @@ impl Admission<'_> {
         match (self.fate, is_fate(kind)) {
             (None, true) => self.fate = Some(index),
             (Some(_), true) => return self.refuse(index, c"a second action that says where packets go"),
-            // A mark is no change.
-            (Some(_), false) if kind != sys::RTE_FLOW_ACTION_TYPE_MARK => {
+            // A mark is no change, nor is to count.
+            (Some(_), false)
+                if ![sys::RTE_FLOW_ACTION_TYPE_MARK, sys::RTE_FLOW_ACTION_TYPE_INDIRECT].contains(&kind) =>
+            {
                 return self.refuse(index, c"changes stand before the action that says where packets go");
             }
             (_, false) => self.order.places.push(index),
@@ -266,7 +315,10 @@ impl Admission<'_> {
             sys::RTE_FLOW_ACTION_TYPE_MARK if matches!(self.domain, Domain::Egress(_)) => {
                 Err(c"MARK: nobody receives what an egress rule sees")
             }
-            sys::RTE_FLOW_ACTION_TYPE_MARK | sys::RTE_FLOW_ACTION_TYPE_DROP | sys::RTE_FLOW_ACTION_TYPE_JUMP => Ok(()),
+            sys::RTE_FLOW_ACTION_TYPE_MARK
+            | sys::RTE_FLOW_ACTION_TYPE_DROP
+            | sys::RTE_FLOW_ACTION_TYPE_JUMP
+            | sys::RTE_FLOW_ACTION_TYPE_INDIRECT => Ok(()),
             sys::RTE_FLOW_ACTION_TYPE_QUEUE | sys::RTE_FLOW_ACTION_TYPE_RSS => match self.domain {
                 Domain::Ingress(_) => Ok(()),
                 _ => Err(c"QUEUE and RSS are for ingress rules: queues belong to a port"),
@@ -361,6 +413,7 @@ unsafe fn leaves_values(mask: &sys::rte_flow_action) -> bool {
 fn name(kind: sys::rte_flow_action_type) -> Option<&'static str> {
     Some(match kind {
         sys::RTE_FLOW_ACTION_TYPE_COUNT => "COUNT",
+        sys::RTE_FLOW_ACTION_TYPE_INDIRECT => "INDIRECT",
         sys::RTE_FLOW_ACTION_TYPE_AGE => "AGE",
         sys::RTE_FLOW_ACTION_TYPE_MARK => "MARK",
         sys::RTE_FLOW_ACTION_TYPE_DROP => "DROP",

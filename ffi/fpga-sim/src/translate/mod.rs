@@ -6,16 +6,18 @@ mod item;
 mod template;
 mod value;
 
+pub(crate) use action::check_known;
 pub(crate) use item::LEFT_TUNNEL;
 pub(crate) use template::{Actions, Pattern, Table};
 pub(crate) use value::RSS_TYPES;
 
-use crate::pipeline::{Domain, Limits, Rss, Rule};
+use crate::pipeline::{Action, Age, Domain, Limits, Rss, Rule, SharedActions};
 use action::{ActionsTemplate, Plan};
 use dpdk_sys as sys;
 use item::Mode;
 use std::ffi::{CStr, c_void};
 use std::ptr::null;
+use std::sync::Arc;
 
 /// What of the device and of the port a translation depends on.
 pub(crate) struct Context<'a> {
@@ -29,6 +31,8 @@ pub(crate) struct Context<'a> {
     pub rss: Option<&'a Rss>,
     /// Sizes of the device.
     pub limits: &'a Limits,
+    /// What rules can share.
+    pub shared: Option<&'a SharedActions>,
     /// Names of items and actions that are refused on demand.
     pub refuse: &'a [&'a [String]],
 }
@@ -86,8 +90,7 @@ pub(crate) unsafe fn rule(
     // SAFETY: as the caller promises; the items are those of the template.
     let value = unsafe { template.values(&fixed, context.ports, pattern.as_ptr())? };
     action::check_known(context, actions)?;
-    let kinds: Vec<_> = actions.iter().map(|action| action.type_).collect();
-    let order = action::admit(domain, &template.seen, &kinds, Some(actions))?;
+    let order = action::admit(domain, &template.seen, action::kinds_of(context, actions), Some(actions))?;
     // SAFETY: as the caller promises; the actions are those of the list.
     let (plan, done) = unsafe {
         let values = ActionsTemplate::read(context, actions, None)?;
@@ -105,6 +108,27 @@ pub(crate) unsafe fn rule(
         counts: plan.counts,
         age: done.age,
     })
+}
+
+/// Queues to spread over, as an ingress rule of the port would.
+///
+/// # Safety
+/// `action` leads to an RSS action.
+pub(crate) unsafe fn rss(context: &Context, action: &sys::rte_flow_action) -> Result<Arc<Rss>, Refusal> {
+    // SAFETY: as the caller promises.
+    match unsafe { value::value(context, action)? } {
+        Action::Spread(rss) => Ok(rss),
+        _ => Err(value::unsupported(action, c"not RSS")),
+    }
+}
+
+/// When something ages.
+///
+/// # Safety
+/// `action` leads to an AGE action.
+pub(crate) unsafe fn age(action: &sys::rte_flow_action) -> Result<Age, Refusal> {
+    // SAFETY: as the caller promises.
+    unsafe { value::age_of(action, None) }
 }
 
 fn domain(context: &Context, attributes: &sys::rte_flow_attr) -> Result<Domain, Refusal> {

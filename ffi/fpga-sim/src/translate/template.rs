@@ -86,8 +86,11 @@ impl Actions {
         let actions = actions.ok_or_else(|| missing(c"no actions"))?;
         let masks = masks.ok_or_else(|| missing(c"no masks"))?;
         check_known(context, actions)?;
-        let types = |list: &[sys::rte_flow_action]| list.iter().map(|action| action.type_).collect::<Vec<_>>();
-        if types(actions) != types(masks) {
+        // The mask of INDIRECT has the type of what it stands for.
+        let same = |(action, mask): (&sys::rte_flow_action, &sys::rte_flow_action)| {
+            action.type_ == mask.type_ || action.type_ == sys::RTE_FLOW_ACTION_TYPE_INDIRECT
+        };
+        if actions.len() != masks.len() || !actions.iter().zip(masks).all(same) {
             return Err(missing(c"the masks are not those of these actions"));
         }
         // SAFETY: as the caller promises.
@@ -196,6 +199,7 @@ impl Table {
             rx_queues: self.rx_queues,
             rss: self.rss.as_ref(),
             limits: &self.limits,
+            shared: None,
             refuse: &[],
         }
     }

@@ -130,3 +130,53 @@ fn what_fails_is_refused_at_once_or_pulled_as_an_error() {
     expect(&mut testpmd, &CONFIGURE.replace("meters_number 0", "meters_number 1"), "the device has no meters");
     testpmd.quit();
 }
+
+#[test]
+fn rules_share_actions_by_handles() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = dir.path().join("wire.pcap");
+    write_pcap(&wire, &traffic(3, 10));
+    let mut testpmd = Testpmd::start(&format!("wire=(net_pcap0,rx_pcap={})", wire.display()), &["--rxq=2", "--txq=2"]);
+    testpmd.command("port stop all");
+    expect(&mut testpmd, CONFIGURE, "number of queues 2 with 4 elements");
+    testpmd.command("port start all");
+    for (id, action) in [(1, "count"), (2, "age timeout 1"), (3, "rss queues 1 end")] {
+        let create = format!("flow indirect_action 0 create action_id {id} ingress transfer action {action} / end");
+        expect(&mut testpmd, &create, &format!("Indirect action #{id} created"));
+    }
+    let create = "flow indirect_action 0 create action_id 4 transfer action drop / end";
+    expect(&mut testpmd, create, "COUNT, AGE and RSS can be shared");
+
+    // One rule by itself, one by a template.
+    let rule = "flow create 0 ingress pattern eth / ipv4 dst is 10.0.0.1 / end actions indirect 1 / indirect 2 / indirect 3 / end";
+    expect(&mut testpmd, rule, "Flow rule #0 created");
+    expect(&mut testpmd, PATTERN, "Pattern template #1 created");
+    let actions = "flow actions_template 0 create transfer actions_template_id 1 \
+                   template indirect 1 / drop / end mask count / drop / end";
+    expect(&mut testpmd, actions, "Actions template #1 created");
+    let table = TABLE.replace(" actions_template 2", "");
+    expect(&mut testpmd, &table, "Template table #1 created");
+    expect(&mut testpmd, &create_with(2, "indirect 1 / drop"), "creation enqueued");
+    expect(&mut testpmd, &create_with(3, "indirect 2 / drop"), "creation enqueued");
+    expect(&mut testpmd, "flow pull 0 queue 0", "pulled 2 operations (1 failed, 1 succeeded)");
+
+    testpmd.command("set verbose 1");
+    testpmd.command("set fwd rxonly");
+    testpmd.command("start");
+    testpmd.wait_for_counter(0, "rx_good_packets", 20);
+    expect(&mut testpmd, "flow indirect_action 0 query 1", "hits: 20");
+    assert!(testpmd.output().contains("port 0/queue 1: received"));
+    testpmd.wait_for("flow aged event");
+    expect(&mut testpmd, "flow aged 0", "Indirect action");
+    expect(&mut testpmd, "flow indirect_action 0 query 2", "aged: 1");
+    expect(&mut testpmd, "flow indirect_action 0 update 3 action rss queues 0 end / end", "Indirect action #3 updated");
+    expect(&mut testpmd, "flow indirect_action 0 destroy action_id 1", "rules have the action");
+    testpmd.command("flow flush 0");
+    expect(&mut testpmd, "flow indirect_action 0 destroy action_id 1", "Indirect action #1 destroyed");
+    testpmd.quit();
+}
+
+/// A rule for 10.0.0.`host` with the first actions template.
+fn create_with(host: u8, actions: &str) -> String {
+    create(0, host, "no", actions).replace("actions_template 1", "actions_template 0")
+}

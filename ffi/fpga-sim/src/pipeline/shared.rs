@@ -1,0 +1,91 @@
+//! Actions that several rules share, by the number of one.
+
+use super::action::{Action, Rss};
+use super::rule::{Age, Tally};
+use super::table::RuleId;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What kind of action it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SharedKind {
+    /// It counts.
+    Count,
+    /// It ages when none of the rules has a packet.
+    Age,
+    /// It spreads over queues.
+    Rss,
+}
+
+/// A shared action.
+#[derive(Clone, Debug)]
+pub enum Shared {
+    /// It counts.
+    Count(Tally),
+    /// It ages.
+    Age {
+        /// When.
+        age: Age,
+        /// When the last packet came.
+        last_hit: Duration,
+        /// It has aged, and is listed as such.
+        aged: bool,
+    },
+    /// It spreads over queues.
+    Rss(Arc<Rss>),
+}
+
+impl Shared {
+    fn kind(&self) -> SharedKind {
+        match self {
+            Shared::Count(_) => SharedKind::Count,
+            Shared::Age { .. } => SharedKind::Age,
+            Shared::Rss(_) => SharedKind::Rss,
+        }
+    }
+
+    /// When it ages if no packet comes.
+    pub(super) fn deadline(&self) -> Option<Duration> {
+        match self {
+            Shared::Age { age, last_hit, .. } => Some(*last_hit + age.timeout),
+            _ => None,
+        }
+    }
+}
+
+/// The shared actions of the device.
+#[derive(Default)]
+pub struct SharedActions(pub(super) HashMap<RuleId, Sharing>);
+
+/// One, whose it is, and how many rules have it.
+pub(super) struct Sharing {
+    pub owner: u16,
+    pub users: usize,
+    pub action: Shared,
+}
+
+impl SharedActions {
+    /// What kind of action has this number.
+    pub fn kind(&self, id: RuleId) -> Option<SharedKind> {
+        self.0.get(&id).map(|sharing| sharing.action.kind())
+    }
+
+    pub(super) fn get_mut(&mut self, id: RuleId) -> Option<&mut Shared> {
+        self.0.get_mut(&id).map(|sharing| &mut sharing.action)
+    }
+
+    /// A rule with these actions has come.
+    pub(super) fn join(&mut self, actions: &[Action]) {
+        for (_, id) in actions.iter().filter_map(Action::shared) {
+            self.0.entry(id).and_modify(|sharing| sharing.users += 1);
+        }
+    }
+
+    /// Such a rule has gone.
+    pub(super) fn leave(&mut self, actions: &[Action]) {
+        for (_, id) in actions.iter().filter_map(Action::shared) {
+            self.0.entry(id).and_modify(|sharing| sharing.users -= 1);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Actions that rules share by a handle: a number in the place of a pointer that nobody follows.
+
+use super::abi::{Actions, Error, EthDev};
+use super::flow::{in_context, refuse, show_age, show_counters, unspecified};
+use super::template::done;
+use super::{Port, port};
+use crate::pipeline::{InUse, Shared, SharedKind, Tally};
+use crate::translate::{self, Context, Refusal};
+use dpdk_sys as sys;
+use std::ffi::{c_int, c_void};
+use std::ptr::{null_mut, without_provenance_mut};
+use std::time::Duration;
+
+fn gone(handle: *const sys::rte_flow_action_handle) -> Refusal {
+    let message = c"no such action: destroyed, or lost when the device was reset";
+    Refusal { errno: libc::ENOENT, kind: sys::RTE_FLOW_ERROR_TYPE_HANDLE, cause: handle.cast(), message }
+}
+
+fn unsupported(action: Actions, message: &'static std::ffi::CStr) -> Refusal {
+    Refusal { errno: libc::ENOTSUP, kind: sys::RTE_FLOW_ERROR_TYPE_ACTION, cause: action.cast(), message }
+}
+
+pub(super) unsafe extern "C" fn create(
+    dev: *mut EthDev,
+    conf: *const sys::rte_flow_indir_action_conf,
+    action: Actions,
+    error: Error,
+) -> *mut sys::rte_flow_action_handle {
+    // SAFETY: DPDK lends a port of ours, and the application the action.
+    match unsafe { share(port(dev), conf, action) } {
+        Ok(id) => without_provenance_mut(id as usize),
+        Err(refusal) => {
+            refuse(error, &refusal);
+            null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// `conf` and `action` are null or lead to what they are named after.
+unsafe fn share(port: &Port, conf: *const sys::rte_flow_indir_action_conf, action: Actions) -> Result<u64, Refusal> {
+    // SAFETY: as the caller promises.
+    let (Some(conf), Some(wanted)) = (unsafe { conf.as_ref() }, unsafe { action.as_ref() }) else {
+        return Err(unspecified(libc::EINVAL, c"no action, or none of its directions"));
+    };
+    let now = port.device.now();
+    let mut state = port.device.lock();
+    // SAFETY: as the caller promises.
+    let shared = in_context(port, &mut state, true, |context: &Context| unsafe {
+        translate::check_known(context, std::slice::from_ref(wanted))?;
+        match wanted.type_ {
+            sys::RTE_FLOW_ACTION_TYPE_COUNT => Ok(Shared::Count(Tally::default())),
+            sys::RTE_FLOW_ACTION_TYPE_AGE => {
+                Ok(Shared::Age { age: translate::age(wanted)?, last_hit: now, aged: false })
+            }
+            sys::RTE_FLOW_ACTION_TYPE_RSS if conf.ingress() == 0 => {
+                Err(unsupported(action, c"RSS is for ingress rules: queues belong to a port"))
+            }
+            sys::RTE_FLOW_ACTION_TYPE_RSS => Ok(Shared::Rss(translate::rss(context, wanted)?)),
+            _ => Err(unsupported(action, c"COUNT, AGE and RSS can be shared")),
+        }
+    })?;
+    let owner = state.ports[port.index].id;
+    Ok(state.pipeline.share(owner, shared))
+}
+
+pub(super) unsafe extern "C" fn destroy(
+    dev: *mut EthDev,
+    handle: *mut sys::rte_flow_action_handle,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let destroyed = match port.device.lock().pipeline.unshare(handle.addr() as u64) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(gone(handle)),
+        Err(InUse) => Err(unspecified(libc::EBUSY, c"rules have the action")),
+    };
+    done(destroyed, error)
+}
+
+pub(super) unsafe extern "C" fn update(
+    dev: *mut EthDev,
+    handle: *mut sys::rte_flow_action_handle,
+    update: *const c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours, and the application what belongs to the action.
+    done(unsafe { change(port(dev), handle, update) }, error)
+}
+
+/// # Safety
+/// `update` is null or what belongs to the action.
+unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: *const c_void) -> Result<(), Refusal> {
+    let (id, now) = (handle.addr() as u64, port.device.now());
+    let mut state = port.device.lock();
+    let kind = state.pipeline.shared().kind(id).ok_or_else(|| gone(handle))?;
+    if update.is_null() {
+        return Err(unspecified(libc::EINVAL, c"no update"));
+    }
+    let changed = match kind {
+        SharedKind::Count => return Err(unspecified(libc::ENOTSUP, c"COUNT has nothing to update")),
+        SharedKind::Age => {
+            // SAFETY: as the caller promises.
+            let update = unsafe { &*update.cast::<sys::rte_flow_update_age>() };
+            let timeout = (update.timeout_valid() != 0).then(|| Duration::from_secs(update.timeout().into()));
+            if timeout == Some(Duration::ZERO) {
+                return Err(unspecified(libc::EINVAL, c"AGE: with a timeout"));
+            }
+            state.pipeline.set_shared_age(id, timeout, update.touch() != 0, now)
+        }
+        SharedKind::Rss => {
+            // SAFETY: as the caller promises, an action.
+            let action = unsafe { &*update.cast::<sys::rte_flow_action>() };
+            if action.type_ != sys::RTE_FLOW_ACTION_TYPE_RSS {
+                return Err(unsupported(action, c"RSS is updated by RSS"));
+            }
+            // SAFETY: as above.
+            let rss = in_context(port, &mut state, true, |context| unsafe { translate::rss(context, action) })?;
+            state.pipeline.set_shared_rss(id, rss)
+        }
+    };
+    if changed { Ok(()) } else { Err(gone(handle)) }
+}
+
+pub(super) unsafe extern "C" fn query(
+    dev: *mut EthDev,
+    handle: *const sys::rte_flow_action_handle,
+    data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: DPDK lends a port of ours.
+    let port = unsafe { port(dev) };
+    let (id, now) = (handle.addr() as u64, port.device.now());
+    let mut state = port.device.lock();
+    match state.pipeline.shared().kind(id) {
+        Some(SharedKind::Count) => {
+            // SAFETY: the application lends the structure that belongs to the action.
+            let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
+            show_counters(state.pipeline.shared_counters(id, now, data.reset() != 0).unwrap_or_default(), data);
+            0
+        }
+        Some(SharedKind::Age) => {
+            // SAFETY: as above.
+            show_age(state.pipeline.shared_idle(id, now).unwrap_or_default(), unsafe { &mut *data.cast() });
+            0
+        }
+        Some(SharedKind::Rss) => refuse(error, &unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
+        None => refuse(error, &gone(handle)),
+    }
+}
