@@ -1,5 +1,6 @@
 //! A packet's way, and what it looks like at its end.
 
+use super::key::field;
 use super::parse::{VXLAN_PORT, protocol};
 use super::*;
 use proptest::prelude::*;
