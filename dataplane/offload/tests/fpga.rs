@@ -190,6 +190,26 @@ fn what_the_card_refuses_stays_with_the_workers() {
 }
 
 #[test]
+fn packets_that_the_card_gives_up_in_the_middle_are_the_workers() {
+    if !is_root() {
+        return;
+    }
+    for (seed, arguments) in [(SEEDS[0], ",abort-after=1"), (SEEDS[2], ",abort-after=2")] {
+        let totals = same_with_card(seed, arguments);
+        assert!(totals.packets > 20, "{arguments:?}: {totals:?}");
+    }
+}
+
+#[test]
+fn completions_that_never_come_cost_speed_alone() {
+    if !is_root() {
+        return;
+    }
+    let totals = same_with_card(SEEDS[2], ",lose-completion=9");
+    assert!(totals.lost_completions > 0 && totals.packets > 20, "{totals:?}");
+}
+
+#[test]
 fn a_reset_of_the_card_loses_no_packet_and_counts_none_twice() {
     if !is_root() {
         return;

@@ -1,6 +1,6 @@
 //! A switch on a card with `rte_flow`: the model of an FPGA, over veth pairs whose other ends the test has. Needs root.
 
-#![allow(unsafe_code)] // a network namespace of the test's own
+#![allow(unsafe_code)] // a network namespace of the test's own, and rules behind everybody's back
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool, Queues};
@@ -11,7 +11,9 @@ use packet::Burst;
 use port::{EthdevParams, EthdevPort};
 use rte_net_fpgasim as _;
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::CString;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use switch::{BridgeConfig, BridgePort, PortConfig, Switch};
@@ -42,6 +44,7 @@ pub(crate) struct Net {
     peers: Vec<Peer>,
     /// Frames that came out by each port and were not asked for yet.
     pub(crate) out: Vec<Vec<Vec<u8>>>,
+    card: String,
     markers: u32,
     _engine: Engine,
     _alone: MutexGuard<'static, usize>,
@@ -97,7 +100,16 @@ impl Net {
             Peer { queues: dev.start(&EthDevConfig::new(pool)).unwrap(), _dev: dev }
         };
         let (peers, out) = ((0..PORTS).map(peer).collect(), vec![Vec::new(); PORTS]);
-        Net { switch, offloader, peers, out, markers: 0, _engine: engine, _alone: alone }
+        Net {
+            switch,
+            offloader,
+            peers,
+            out,
+            card: format!("net_fpgasim{device}"),
+            markers: 0,
+            _engine: engine,
+            _alone: alone,
+        }
     }
 
     pub(crate) fn send(&mut self, port: usize, frame: &[u8]) {
@@ -174,9 +186,22 @@ impl Net {
         self.offloader.as_ref().map(|offloader| offloader.totals()).unwrap_or_default()
     }
 
-    /// Packets that the workers looked up.
-    pub(crate) fn looked_up(&self) -> u64 {
-        self.switch.worker_stats().iter().map(|s| s.hits_exact + s.hits_signature + s.hits_megaflow + s.misses).sum()
+    /// Somebody else takes all rules out of the card.
+    pub(crate) fn flush_rules(&self) {
+        let name = CString::new(self.card.as_str()).unwrap();
+        let (mut port, mut error) = (0, dpdk_sys::rte_flow_error::default());
+        // SAFETY: a C string; both calls fill what they are lent.
+        let flushed = unsafe {
+            assert_eq!(dpdk_sys::rte_eth_dev_get_port_by_name(name.as_ptr(), &raw mut port), 0);
+            dpdk_sys::rte_flow_flush(port, &raw mut error)
+        };
+        assert_eq!(flushed, 0);
+    }
+
+    /// Packets that the workers received: those that the card left to them.
+    pub(crate) fn received(&self) -> u64 {
+        let stats = self.switch.ports().into_iter().flat_map(|report| report.port.stats());
+        stats.map(|stats| stats.rx_packets.load(Ordering::Relaxed)).sum()
     }
 }
 
