@@ -32,7 +32,8 @@
 //! without `postpone` being a push too. An operation has its place in the queue until its completion is pulled. Rules are the same
 //! to query, destroy, flush and age, whichever way they came. Queues have no aged rules of their own (no `STRICT_QUEUE`).
 //!
-//! COUNT, AGE and RSS can be shared by handles (INDIRECT).
+//! COUNT, AGE and RSS can be shared by handles (INDIRECT). METER names a meter of `rte_mtr`: RFC 2697 in its color-blind mode, on
+//! bytes, with a policy that lets each color pass or drops it.
 //!
 //! # Restore data
 //! A packet that missed in a later group than 0, left a VXLAN tunnel before it missed, or was aborted in the middle has restore
@@ -46,8 +47,9 @@
 //! host as it was received, and none of the rules on its way has counted it.
 //!
 //! # What is not there
-//! METER, CONNTRACK, MODIFY_FIELD, SAMPLE, shared actions by queues, tunnels in tunnels, Geneve decapsulation and flexible items
-//! are refused. A reset loses rules and shared actions; templates, tables and queues are the driver's and stay.
+//! CONNTRACK, METER_MARK, MODIFY_FIELD, SAMPLE, shared actions by queues, tunnels in tunnels, Geneve decapsulation and flexible items
+//! are refused. A reset loses rules, shared actions and meters; templates, tables
+//! and queues are the driver's and stay.
 //!
 //! # Lifecycle and errors
 //! The driver registers itself when the library is loaded, and refuses to in a DPDK of another version. A device is there from

@@ -10,6 +10,7 @@ mod ageing;
 pub mod edit;
 mod index;
 pub mod key;
+mod meter;
 pub mod parse;
 mod restore;
 mod rule;
@@ -22,6 +23,7 @@ mod walk;
 pub use action::{Action, End, Rss};
 pub use edit::{Frame, Unfit};
 pub use key::{Key, Layer, Pattern};
+pub use meter::{Meter, Rate, Seen};
 pub use restore::{Restore, Tunnel};
 pub use rule::{Age, Blank, Counters, Entry, Rule, Tally};
 pub use shared::{Shared, SharedActions, SharedKind};
@@ -472,6 +474,11 @@ impl Pipeline {
         true
     }
 
+    /// A meter.
+    pub fn meter(&mut self, id: RuleId) -> Option<&mut Meter> {
+        if let Shared::Meter(meter) = self.shared.get_mut(id)? { Some(meter) } else { None }
+    }
+
     /// A packet came to a rule that shares an action.
     fn hit_shared(&mut self, id: RuleId, bytes: usize, now: Duration) {
         let Some(Sharing { owner, action, .. }) = self.shared.0.get_mut(&id) else { return };
@@ -484,7 +491,7 @@ impl Pipeline {
                     self.deadlines.add(now + age.timeout, id);
                 }
             }
-            Shared::Rss(_) => {}
+            Shared::Rss(_) | Shared::Meter(_) => {}
         }
     }
 

@@ -46,6 +46,13 @@ pub struct Counters {
     pub bytes: u64,
 }
 
+impl Counters {
+    pub(super) fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
 /// Counters, and as they are shown.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -57,8 +64,7 @@ pub struct Tally {
 impl Tally {
     pub(super) fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
         self.show(now, delay);
-        self.counters.packets += 1;
-        self.counters.bytes += bytes as u64;
+        self.counters.add(bytes);
     }
 
     /// What is shown now.

@@ -1,6 +1,7 @@
 //! Actions that several rules share, by the number of one.
 
 use super::action::{Action, Rss};
+use super::meter::Meter;
 use super::rule::{Age, Tally};
 use super::table::RuleId;
 use std::collections::HashMap;
@@ -16,6 +17,8 @@ pub enum SharedKind {
     Age,
     /// It spreads over queues.
     Rss,
+    /// It lets through what is not too much.
+    Meter,
 }
 
 /// A shared action.
@@ -34,6 +37,8 @@ pub enum Shared {
     },
     /// It spreads over queues.
     Rss(Arc<Rss>),
+    /// It lets through what is not too much.
+    Meter(Box<Meter>),
 }
 
 impl Shared {
@@ -42,6 +47,7 @@ impl Shared {
             Shared::Count(_) => SharedKind::Count,
             Shared::Age { .. } => SharedKind::Age,
             Shared::Rss(_) => SharedKind::Rss,
+            Shared::Meter(_) => SharedKind::Meter,
         }
     }
 
@@ -73,6 +79,14 @@ impl SharedActions {
 
     pub(super) fn get_mut(&mut self, id: RuleId) -> Option<&mut Shared> {
         self.0.get_mut(&id).map(|sharing| &mut sharing.action)
+    }
+
+    /// Whether a meter lets a packet through.
+    pub(super) fn pass(&mut self, id: RuleId, bytes: usize, now: Duration) -> bool {
+        match self.get_mut(id) {
+            Some(Shared::Meter(meter)) => meter.pass(bytes, now),
+            _ => true,
+        }
     }
 
     /// A rule with these actions has come.

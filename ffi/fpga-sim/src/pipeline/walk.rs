@@ -2,8 +2,8 @@
 
 use super::key::{field, source};
 use super::{
-    Action, Destination, Domain, Frame, Key, Layer, Pipeline, Restore, Shared, Source, Tunnel, Unfit, edit, key, parse,
-    toeplitz,
+    Action, Destination, Domain, Frame, Key, Layer, Pipeline, Restore, Shared, SharedKind, Source, Tunnel, Unfit, edit,
+    key, parse, toeplitz,
 };
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ impl Pipeline {
     /// Has the rules of a domain act on a packet, and count it if it gets to an end.
     fn walk(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way, now: Duration) -> Walk {
         self.met.clear();
-        let end = self.follow(domain, frame, way);
+        let end = self.follow(domain, frame, way, now);
         if !matches!(end, Walk::Aborted) {
             for at in 0..self.met.len() {
                 let (id, bytes) = self.met[at];
@@ -130,7 +130,7 @@ impl Pipeline {
     }
 
     /// Group after group, until a rule says where the packet goes or none wants it.
-    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way) -> Walk {
+    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way, now: Duration) -> Walk {
         let aborts = domain == Domain::Transfer && matches!(way.from, Source::Represented(_));
         let mut left = self.faults.abort_after.filter(|_| aborts).unwrap_or(u64::MAX);
         let mut group = 0;
@@ -152,6 +152,12 @@ impl Pipeline {
             for action in entry.actions.iter() {
                 let Some(fewer) = left.checked_sub(1) else { return Walk::Aborted };
                 left = fewer;
+                if let Action::Shared(SharedKind::Meter, meter) = action
+                    && !self.shared.pass(*meter, frame.total_len(), now)
+                {
+                    self.met.push((id, bytes));
+                    return Walk::Fate(Action::Drop);
+                }
                 match apply(action, frame, way) {
                     Ok(()) => {}
                     Err(Unfit) => return Walk::Unfit,

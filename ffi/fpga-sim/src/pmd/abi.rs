@@ -156,7 +156,9 @@ pub(super) struct EthDevOps {
     pub tx_queue_release: Option<unsafe extern "C" fn(*mut EthDev, u16)>,
     pub from_tx_done_cleanup: [Nothing; 23],
     pub flow_ops_get: Option<unsafe extern "C" fn(*mut EthDev, *mut *const FlowOps) -> c_int>,
-    pub from_get_dcb_info: [Nothing; 28],
+    pub from_get_dcb_info: [Nothing; 12],
+    pub mtr_ops_get: Option<unsafe extern "C" fn(*mut EthDev, *mut c_void) -> c_int>,
+    pub from_pool_ops_supported: [Nothing; 15],
     pub rx_metadata_negotiate: Option<unsafe extern "C" fn(*mut EthDev, *mut u64) -> c_int>,
     pub from_ip_reassembly: [Nothing; 13],
 }
@@ -292,6 +294,110 @@ pub(super) struct FlowOps {
     pub async_action_handle: [Nothing; 4],
 }
 
+pub(super) type MeterError = *mut MeterErrorInfo;
+type OfMeter = Option<unsafe extern "C" fn(*mut EthDev, u32, MeterError) -> c_int>;
+
+/// `struct rte_mtr_ops`
+#[repr(C)]
+pub(super) struct MeterOps {
+    pub capabilities_get: Option<unsafe extern "C" fn(*mut EthDev, *mut MeterCapabilities, MeterError) -> c_int>,
+    pub meter_profile_add: Option<unsafe extern "C" fn(*mut EthDev, u32, *const MeterProfile, MeterError) -> c_int>,
+    pub meter_profile_delete: OfMeter,
+    pub create: Option<unsafe extern "C" fn(*mut EthDev, u32, *const MeterParams, c_int, MeterError) -> c_int>,
+    pub destroy: OfMeter,
+    pub meter_enable: OfMeter,
+    pub meter_disable: OfMeter,
+    pub meter_profile_update: Option<unsafe extern "C" fn(*mut EthDev, u32, u32, MeterError) -> c_int>,
+    pub tables_and_input: [Nothing; 5],
+    pub stats_update: Nothing,
+    pub stats_read:
+        Option<unsafe extern "C" fn(*mut EthDev, u32, *mut MeterStats, *mut u64, c_int, MeterError) -> c_int>,
+    pub meter_policy_validate: Option<unsafe extern "C" fn(*mut EthDev, *const MeterPolicy, MeterError) -> c_int>,
+    pub meter_policy_add: Option<unsafe extern "C" fn(*mut EthDev, u32, *const MeterPolicy, MeterError) -> c_int>,
+    pub meter_policy_delete: OfMeter,
+    pub from_policy_update: [Nothing; 3],
+}
+
+/// `struct rte_mtr_capabilities`
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct MeterCapabilities {
+    pub n_max: u32,
+    pub n_shared_max: u32,
+    pub identical: c_int,
+    pub shared_identical: c_int,
+    pub shared_n_flows_per_mtr_max: u32,
+    pub chaining_n_mtrs_per_flow_max: u32,
+    pub chaining_use_prev_mtr_color: [c_int; 2],
+    pub meter_srtcm_rfc2697_n_max: u32,
+    pub trtcm_n_max: [u32; 2],
+    pub meter_rate_max: u64,
+    pub meter_policy_n_max: u64,
+    pub color_aware: [c_int; 3],
+    pub srtcm_rfc2697_byte_mode_supported: c_int,
+    pub other_modes: [c_int; 5],
+    pub stats_mask: u64,
+    pub input_color_proto_mask: u64,
+    pub separate_input_color_table_per_port: c_int,
+}
+
+/// `struct rte_mtr_meter_profile`
+#[repr(C)]
+pub(super) struct MeterProfile {
+    pub alg: u32,
+    /// Of RFC 2697: rate, committed and excess burst size.
+    pub values: [u64; 4],
+    pub packet_mode: c_int,
+}
+
+/// `struct rte_mtr_params`
+#[repr(C)]
+pub(super) struct MeterParams {
+    pub meter_profile_id: u32,
+    pub use_prev_mtr_color: c_int,
+    pub dscp_table: *const u32,
+    pub vlan_table: *const u32,
+    pub meter_enable: c_int,
+    pub stats_mask: u64,
+    pub meter_policy_id: u32,
+    pub default_input_color: u32,
+}
+
+/// `struct rte_mtr_meter_policy_params`
+#[repr(C)]
+pub(super) struct MeterPolicy {
+    /// Of green, yellow and red packets.
+    pub actions: [Actions; 3],
+}
+
+/// `struct rte_mtr_stats`
+#[repr(C)]
+#[derive(Default)]
+pub(super) struct MeterStats {
+    pub n_pkts: [u64; 3],
+    pub n_bytes: [u64; 3],
+    pub n_pkts_dropped: u64,
+    pub n_bytes_dropped: u64,
+}
+
+/// `struct rte_mtr_error`
+#[repr(C)]
+pub(super) struct MeterErrorInfo {
+    pub kind: u32,
+    pub cause: *const c_void,
+    pub message: *const c_char,
+}
+
+const _: () = {
+    assert!(size_of::<MeterOps>() == 168 && size_of::<MeterErrorInfo>() == 24);
+    assert!(size_of::<MeterCapabilities>() == 128 && offset_of!(MeterCapabilities, meter_rate_max) == 48);
+    assert!(offset_of!(MeterCapabilities, srtcm_rfc2697_byte_mode_supported) == 76);
+    assert!(offset_of!(MeterCapabilities, stats_mask) == 104);
+    assert!(size_of::<MeterProfile>() == 48 && offset_of!(MeterProfile, packet_mode) == 40);
+    assert!(size_of::<MeterParams>() == 48 && offset_of!(MeterParams, meter_enable) == 24);
+    assert!(offset_of!(MeterParams, meter_policy_id) == 40 && size_of::<MeterStats>() == 64);
+};
+
 const _: () = {
     assert!(size_of::<DynamicField>() == 88);
     assert!(size_of::<VdevDriver>() == 88 && offset_of!(VdevDriver, probe) == 48);
@@ -309,7 +415,8 @@ const _: () = {
     assert!(offset_of!(EthDevOps, mtu_set) == 136 && offset_of!(EthDevOps, stats_get) == 144);
     assert!(offset_of!(EthDevOps, xstats_get_names) == 176 && offset_of!(EthDevOps, dev_infos_get) == 192);
     assert!(offset_of!(EthDevOps, rx_queue_setup) == 328 && offset_of!(EthDevOps, tx_queue_setup) == 360);
-    assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
+    assert!(offset_of!(EthDevOps, flow_ops_get) == 560 && offset_of!(EthDevOps, mtr_ops_get) == 664);
+    assert!(offset_of!(EthDevOps, rx_metadata_negotiate) == 792);
     assert!(size_of::<FlowOps>() == 296 && offset_of!(FlowOps, get_aged_flows) == 56);
     assert!(offset_of!(FlowOps, get_q_aged_flows) == 64 && offset_of!(FlowOps, action_handle_create) == 72);
     assert!(

@@ -6,6 +6,7 @@ use super::restore::Restores;
 use super::tell;
 use crate::config::{Config, InvalidArgument, Troubles};
 use crate::pipeline::{Destination, Frame, Limits, Pipeline, Rss, Source};
+use crate::translate::Meters;
 use dpdk_sys as sys;
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -61,6 +62,7 @@ pub(super) struct PortState {
     pub queues: Vec<(VecDeque<Mbuf>, usize)>,
     pub pool: Pool,
     pub stats: Stats,
+    pub meters: Meters,
     polled: u64,
     /// The application was told of aged rules, and has not asked for them yet.
     aged_told: bool,
@@ -91,6 +93,7 @@ impl PortState {
             queues: Vec::new(),
             pool: Pool(std::ptr::null_mut()),
             stats: Stats::default(),
+            meters: Meters::default(),
             polled: 0,
             aged_told: false,
         }

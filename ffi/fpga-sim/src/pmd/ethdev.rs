@@ -1,9 +1,9 @@
 //! A port's operations and its packets.
 
-use super::abi::{EthDev, EthDevOps, FlowOps};
+use super::abi::{EthDev, EthDevOps, FlowOps, MeterOps};
 use super::device::{self, Device, Pool, PortState, State, Stats};
 use super::mbuf::Mbuf;
-use super::{Port, flow, port};
+use super::{Port, flow, meter, port};
 use crate::pipeline::Rss;
 use crate::pipeline::toeplitz::DEFAULT_KEY;
 use crate::translate::RSS_TYPES;
@@ -49,7 +49,9 @@ pub(super) static OPS: EthDevOps = EthDevOps {
     tx_queue_release: Some(tx_queue_release),
     from_tx_done_cleanup: [None; 23],
     flow_ops_get: Some(flow_ops_get),
-    from_get_dcb_info: [None; 28],
+    from_get_dcb_info: [None; 12],
+    mtr_ops_get: Some(mtr_ops_get),
+    from_pool_ops_supported: [None; 15],
     rx_metadata_negotiate: Some(rx_metadata_negotiate),
     from_ip_reassembly: [None; 13],
 };
@@ -349,6 +351,12 @@ unsafe extern "C" fn xstats_get_names(dev: *mut EthDev, names: *mut sys::rte_eth
 unsafe extern "C" fn flow_ops_get(_dev: *mut EthDev, ops: *mut *const FlowOps) -> c_int {
     // SAFETY: DPDK lends the place to fill.
     unsafe { *ops = &raw const flow::OPS };
+    0
+}
+
+unsafe extern "C" fn mtr_ops_get(_dev: *mut EthDev, ops: *mut c_void) -> c_int {
+    // SAFETY: DPDK lends the place to fill.
+    unsafe { *ops.cast::<*const MeterOps>() = &raw const meter::OPS };
     0
 }
 

@@ -67,9 +67,10 @@ fn not_inserted(error: InsertError) -> Refusal {
         InsertError::Exists => unspecified(libc::EEXIST, c"a rule of the same pattern and priority is there"),
         InsertError::ExactFull => unspecified(libc::ENOSPC, c"the exact-match table is full, and the masked table too"),
         InsertError::MaskedFull => unspecified(libc::ENOSPC, c"the masked table is full"),
-        InsertError::NotShared => {
-            unspecified(libc::ENOENT, c"INDIRECT: no such action: destroyed, or lost when the device was reset")
-        }
+        InsertError::NotShared => unspecified(
+            libc::ENOENT,
+            c"INDIRECT or METER: no such action: destroyed, or lost when the device was reset",
+        ),
         InsertError::TableFull => unspecified(libc::ENOSPC, c"the template table is full"),
     }
 }
@@ -92,6 +93,7 @@ pub(super) fn in_context<T>(
         rss: rss.as_ref(),
         limits: state.limits(),
         shared: Some(state.pipeline.shared()),
+        meters: Some(&state.ports[port.index].meters),
         refuse,
     })
 }

@@ -71,7 +71,13 @@ pub(super) unsafe extern "C" fn destroy(
 ) -> c_int {
     // SAFETY: DPDK lends a port of ours.
     let port = unsafe { port(dev) };
-    let destroyed = match port.device.lock().pipeline.unshare(handle.addr() as u64) {
+    let id = handle.addr() as u64;
+    let mut state = port.device.lock();
+    // Meters are not named by handles.
+    let destroyed = match state.pipeline.shared().kind(id).map_or(Ok(false), |kind| match kind {
+        SharedKind::Meter => Ok(false),
+        _ => state.pipeline.unshare(id),
+    }) {
         Ok(true) => Ok(()),
         Ok(false) => Err(gone(handle)),
         Err(InUse) => Err(unspecified(libc::EBUSY, c"rules have the action")),
@@ -99,6 +105,7 @@ unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: 
         return Err(unspecified(libc::EINVAL, c"no update"));
     }
     let changed = match kind {
+        SharedKind::Meter => return Err(gone(handle)),
         SharedKind::Count => return Err(unspecified(libc::ENOTSUP, c"COUNT has nothing to update")),
         SharedKind::Age => {
             // SAFETY: as the caller promises.
@@ -146,6 +153,6 @@ pub(super) unsafe extern "C" fn query(
             0
         }
         Some(SharedKind::Rss) => refuse(error, &unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
-        None => refuse(error, &gone(handle)),
+        Some(SharedKind::Meter) | None => refuse(error, &gone(handle)),
     }
 }

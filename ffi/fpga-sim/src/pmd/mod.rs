@@ -7,6 +7,7 @@ mod ethdev;
 mod flow;
 mod indirect;
 mod mbuf;
+mod meter;
 mod queue;
 mod restore;
 mod telemetry;

@@ -3,6 +3,7 @@
 use super::abi::{Actions, Error, EthDev, Items};
 use super::device::Device;
 use super::flow::{refuse, unspecified};
+use super::meter::MAX_METERS;
 use super::template::{Engine, Table, done, no_table};
 use super::{Port, port};
 use crate::pipeline::{Entry, RuleId};
@@ -132,6 +133,7 @@ pub(super) unsafe extern "C" fn info_get(
             max_nb_queues: MAX_QUEUES,
             max_nb_counters: rules,
             max_nb_aging_objects: rules,
+            max_nb_meters: MAX_METERS,
             ..Default::default()
         };
         if let Some(info) = queue_info.as_mut() {
@@ -169,8 +171,11 @@ fn set_up(port: &Port, attributes: &sys::rte_flow_port_attr, sizes: Vec<u32>) ->
     if attributes.nb_counters > rules || attributes.nb_aging_objects > rules {
         return invalid(c"counters and ages: the device has one for each rule");
     }
-    if attributes.nb_meters > 0 || attributes.nb_conn_tracks > 0 {
-        return Err(unspecified(libc::ENOTSUP, c"the device has no meters and no connection tracking"));
+    if attributes.nb_meters > MAX_METERS {
+        return invalid(c"meters: the port has 65536");
+    }
+    if attributes.nb_conn_tracks > 0 {
+        return Err(unspecified(libc::ENOTSUP, c"the device has no connection tracking"));
     }
     if attributes.flags != 0 {
         return Err(unspecified(libc::ENOTSUP, c"the device knows no flags: any queue may change any rule"));

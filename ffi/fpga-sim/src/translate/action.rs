@@ -72,6 +72,12 @@ impl ActionsTemplate {
                     sys::RTE_FLOW_ACTION_TYPE_AGE => {
                         Values::Age(Some(conf::<sys::rte_flow_action_age>(action)?.timeout()))
                     }
+                    sys::RTE_FLOW_ACTION_TYPE_METER if own => {
+                        return Err(unsupported(
+                            action,
+                            c"METER: which one is the template's, so its mask is not zero",
+                        ));
+                    }
                     _ if own => Values::Own,
                     _ => Values::Fixed(value(context, action)?),
                 }
@@ -318,6 +324,7 @@ impl Admission<'_> {
             sys::RTE_FLOW_ACTION_TYPE_MARK
             | sys::RTE_FLOW_ACTION_TYPE_DROP
             | sys::RTE_FLOW_ACTION_TYPE_JUMP
+            | sys::RTE_FLOW_ACTION_TYPE_METER
             | sys::RTE_FLOW_ACTION_TYPE_INDIRECT => Ok(()),
             sys::RTE_FLOW_ACTION_TYPE_QUEUE | sys::RTE_FLOW_ACTION_TYPE_RSS => match self.domain {
                 Domain::Ingress(_) => Ok(()),
@@ -414,6 +421,7 @@ fn name(kind: sys::rte_flow_action_type) -> Option<&'static str> {
     Some(match kind {
         sys::RTE_FLOW_ACTION_TYPE_COUNT => "COUNT",
         sys::RTE_FLOW_ACTION_TYPE_INDIRECT => "INDIRECT",
+        sys::RTE_FLOW_ACTION_TYPE_METER => "METER",
         sys::RTE_FLOW_ACTION_TYPE_AGE => "AGE",
         sys::RTE_FLOW_ACTION_TYPE_MARK => "MARK",
         sys::RTE_FLOW_ACTION_TYPE_DROP => "DROP",

@@ -11,10 +11,11 @@ pub(crate) use item::LEFT_TUNNEL;
 pub(crate) use template::{Actions, Pattern, Table};
 pub(crate) use value::RSS_TYPES;
 
-use crate::pipeline::{Action, Age, Domain, Limits, Rss, Rule, SharedActions};
+use crate::pipeline::{Action, Age, Domain, Limits, Rate, Rss, Rule, RuleId, SharedActions};
 use action::{ActionsTemplate, Plan};
 use dpdk_sys as sys;
 use item::Mode;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::ptr::null;
 use std::sync::Arc;
@@ -33,8 +34,33 @@ pub(crate) struct Context<'a> {
     pub limits: &'a Limits,
     /// What rules can share.
     pub shared: Option<&'a SharedActions>,
+    /// The meters of the port.
+    pub meters: Option<&'a Meters>,
     /// Names of items and actions that are refused on demand.
     pub refuse: &'a [&'a [String]],
+}
+
+/// The meters of a port, with what they were made of.
+#[derive(Default)]
+pub(crate) struct Meters {
+    /// Profiles.
+    pub rates: BTreeMap<u32, Rate>,
+    /// Policies: which of the colors green, yellow and red are dropped.
+    pub policies: BTreeMap<u32, [bool; 3]>,
+    pub meters: BTreeMap<u32, MadeOf>,
+}
+
+/// A meter's number in the pipeline, and its profile and policy.
+pub(crate) struct MadeOf {
+    pub number: RuleId,
+    pub profile: u32,
+    pub policy: u32,
+}
+
+impl Meters {
+    pub(crate) fn number(&self, meter: u32) -> Option<RuleId> {
+        self.meters.get(&meter).map(|made_of| made_of.number)
+    }
 }
 
 impl Context<'_> {

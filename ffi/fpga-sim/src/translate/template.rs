@@ -200,6 +200,7 @@ impl Table {
             rss: self.rss.as_ref(),
             limits: &self.limits,
             shared: None,
+            meters: None,
             refuse: &[],
         }
     }

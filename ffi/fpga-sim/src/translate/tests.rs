@@ -50,7 +50,16 @@ fn translated(
     let actions = [actions, &[plain(sys::RTE_FLOW_ACTION_TYPE_END)]].concat();
     let limits = Limits::default();
     let refuse: &[&[String]] = &[refuse];
-    let context = Context { port: 3, ports: &PORTS, rx_queues: 4, rss: None, limits: &limits, shared: None, refuse };
+    let context = Context {
+        port: 3,
+        ports: &PORTS,
+        rx_queues: 4,
+        rss: None,
+        limits: &limits,
+        shared: None,
+        meters: None,
+        refuse,
+    };
     // SAFETY: both lists end, and what they lead to lives in the caller.
     unsafe { rule(&context, attributes, items.as_ptr(), actions.as_ptr()) }
 }
@@ -167,8 +176,16 @@ fn a_refusal_names_the_clause() {
     let drop = [plain(sys::RTE_FLOW_ACTION_TYPE_DROP), plain(sys::RTE_FLOW_ACTION_TYPE_END)];
     let (limits, refuse) = (Limits::default(), [vec!["GENEVE".to_owned(), "MARK".to_owned()]]);
     let refuse = [&refuse[0][..]];
-    let context =
-        Context { port: 3, ports: &PORTS, rx_queues: 4, rss: None, limits: &limits, shared: None, refuse: &refuse };
+    let context = Context {
+        port: 3,
+        ports: &PORTS,
+        rx_queues: 4,
+        rss: None,
+        limits: &limits,
+        shared: None,
+        meters: None,
+        refuse: &refuse,
+    };
     let end = bare(sys::RTE_FLOW_ITEM_TYPE_END);
     for (items, word) in [
         ([bare(sys::RTE_FLOW_ITEM_TYPE_MPLS), end], "does not know this item"),
@@ -195,7 +212,6 @@ fn a_refusal_names_the_clause() {
         (sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN, "no tag is sure"),
         (sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP, "must have VXLAN"),
         (sys::RTE_FLOW_ACTION_TYPE_CONNTRACK, "does not know this action"),
-        (sys::RTE_FLOW_ACTION_TYPE_METER, "does not know this action"),
     ] {
         let refusal = translated(&ingress(), &[], &[plain(kind)], &[]).map(|_| ()).unwrap_err();
         assert_eq!((refusal.errno, refusal.kind), (libc::ENOTSUP, sys::RTE_FLOW_ERROR_TYPE_ACTION));

@@ -2,7 +2,7 @@
 
 use super::{Context, Refusal, copy, encap};
 use crate::pipeline::toeplitz::{DEFAULT_KEY, KEY_LEN};
-use crate::pipeline::{Action, Age, End, Rss};
+use crate::pipeline::{Action, Age, End, Rss, SharedKind};
 use dpdk_sys as sys;
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ pub(super) fn conf_len(kind: sys::rte_flow_action_type) -> usize {
     match kind {
         sys::RTE_FLOW_ACTION_TYPE_MARK
         | sys::RTE_FLOW_ACTION_TYPE_JUMP
+        | sys::RTE_FLOW_ACTION_TYPE_METER
         | sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_SRC
         | sys::RTE_FLOW_ACTION_TYPE_SET_IPV4_DST
         | sys::RTE_FLOW_ACTION_TYPE_AGE => 4,
@@ -89,6 +90,12 @@ pub(super) unsafe fn value(context: &Context, action: &sys::rte_flow_action) -> 
         Ok(match action.type_ {
             sys::RTE_FLOW_ACTION_TYPE_MARK => Action::Mark(conf::<sys::rte_flow_action_mark>(action)?.id),
             sys::RTE_FLOW_ACTION_TYPE_DROP => Action::Drop,
+            sys::RTE_FLOW_ACTION_TYPE_METER => {
+                let meter = conf::<sys::rte_flow_action_meter>(action)?.mtr_id;
+                let number = context.meters.and_then(|meters| meters.number(meter));
+                let number = number.ok_or_else(|| bad_conf(action, c"METER: the port has no such meter"))?;
+                Action::Shared(SharedKind::Meter, number)
+            }
             sys::RTE_FLOW_ACTION_TYPE_JUMP => jump(context, action)?,
             sys::RTE_FLOW_ACTION_TYPE_QUEUE => match conf::<sys::rte_flow_action_queue>(action)?.index {
                 queue if queue < context.rx_queues => Action::Queue(queue),

@@ -208,6 +208,43 @@ fn what_misses_later_comes_with_its_restore_data() {
     testpmd.quit();
 }
 
+#[test]
+fn a_meter_lets_through_what_is_not_too_much() {
+    let dir = tempfile::tempdir().unwrap();
+    let wire = dir.path().join("wire.pcap");
+    write_pcap(&wire, &traffic(1, 10));
+    let mut testpmd = Testpmd::start(&format!("wire=(net_pcap0,rx_pcap={})", wire.display()), &[]);
+    let said = testpmd.command("add port meter profile trtcm_rfc2698 0 2 1 1 300 300 0");
+    assert!(said.contains("by RFC 2697 alone"), "{said}");
+    testpmd.command("add port meter profile srtcm_rfc2697 0 1 1 300 120 0");
+    testpmd.command("add port meter policy 0 1 g_actions end y_actions end r_actions drop / end");
+    testpmd.command("create port meter 0 5 1 1 yes 255 1 g 0");
+    let rule = |meter| {
+        format!(
+            "flow create 0 ingress pattern eth / ipv4 / end actions meter mtr_id {meter} / count / queue index 0 / end"
+        )
+    };
+    assert!(testpmd.command(&rule(6)).contains("no such meter"));
+    assert!(testpmd.command(&rule(5)).contains("Flow rule #0 created"));
+    assert!(testpmd.command("del port meter 0 5").contains("rules have the meter"));
+    testpmd.command("set fwd rxonly");
+    testpmd.command("start");
+    // Ten packets of 60 bytes: five in the committed burst, two in the excess burst, and three too many.
+    testpmd.wait_for_counter(0, "represented_rx_packets", 10);
+    testpmd.wait_for_counter(0, "rx_good_packets", 7);
+    testpmd.command("stop");
+    let said = testpmd.command("show port meter stats 0 5 yes");
+    for line in ["Pkts G: 5", "Pkts Y: 2", "Pkts R: 3", "Pkts DROPPED: 3", "Bytes DROPPED: 180"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    assert!(testpmd.command("flow query 0 0 count").contains("hits: 10\n"));
+    assert!(testpmd.command("del port meter profile 0 1").contains("a meter has the profile"));
+    testpmd.command("flow flush 0");
+    testpmd.command("del port meter 0 5");
+    assert!(testpmd.command("show port meter stats 0 5 no").contains("no such meter"));
+    testpmd.quit();
+}
+
 /// `dpdk-test-flow-perf` with a device's and its own arguments. Says what it printed.
 fn flow_perf(device: &str, args: &[&str]) -> String {
     let output = Command::new("dpdk-test-flow-perf")

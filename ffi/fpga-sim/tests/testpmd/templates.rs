@@ -127,7 +127,7 @@ fn what_fails_is_refused_at_once_or_pulled_as_an_error() {
     let again = TABLE.replace("table_id 1", "table_id 2").replace("actions_template 2", "actions_template 3");
     expect(&mut testpmd, &again, "no action says where packets go");
     testpmd.command("port stop all");
-    expect(&mut testpmd, &CONFIGURE.replace("meters_number 0", "meters_number 1"), "the device has no meters");
+    expect(&mut testpmd, &CONFIGURE.replace("flags 0", "flags 1"), "the device knows no flags");
     testpmd.quit();
 }
 
