@@ -198,6 +198,11 @@ impl Net {
         assert_eq!(flushed, 0);
     }
 
+    /// Packets that the workers looked up, as they last told: they do ten times a second.
+    pub(crate) fn looked_up(&self) -> u64 {
+        self.switch.worker_stats().iter().map(|s| s.hits_exact + s.hits_signature + s.hits_megaflow + s.misses).sum()
+    }
+
     /// Packets that the workers received: those that the card left to them.
     pub(crate) fn received(&self) -> u64 {
         let stats = self.switch.ports().into_iter().flat_map(|report| report.port.stats());
