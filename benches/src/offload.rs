@@ -379,7 +379,8 @@ fn offer_all(
 }
 
 fn shares(count: usize) -> Vec<Arc<HardwareShare>> {
-    (0..count).map(|_| Arc::default()).collect()
+    let marks = Arc::default();
+    (0..count).map(|_| Arc::new(HardwareShare::new(&marks))).collect()
 }
 
 fn config() -> Config {
@@ -446,7 +447,7 @@ fn look(plan: &Plan, idle: usize) -> Result<()> {
     for (n, share) in movers.iter().enumerate() {
         offloader.offer(Offer { flow: station(n)?, packets: 100, share: share.clone() });
     }
-    let engine = Engine::start(&[plan.client_cpu], IdlePolicy::default())?;
+    let engine = Engine::start(&[plan.client_cpu], IdlePolicy::POLL)?;
     let shard = card.ports[0].open_shard(&engine.workers()[0])?;
     let id = engine.workers()[0].add("packets", Box::new(Packets { shard, burst: Burst::new(), next: Cycles::now() }));
     let deadline = Instant::now() + PATIENCE;

@@ -52,6 +52,7 @@ pub use flow::PortNo;
 pub use limit::RateLimit;
 pub use mac::{IpPrefix, Mac, ParseError};
 pub use mac_table::{MacEntry, Station};
+pub use marks::Marks;
 pub use offload::{HardwareShare, Offer, Offload, Placed};
 pub use security::Security;
 pub use stats::{Loss, PathStats, PortLoad, WorkerStats};

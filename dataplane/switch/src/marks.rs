@@ -12,7 +12,7 @@ const IN_USE: usize = MARK_PLACES as usize / 8 * 7;
 
 /// The marks that are in use, each in a place of its own in the workers' tables.
 #[derive(Debug, Default)]
-pub(crate) struct Marks(Mutex<InUse>);
+pub struct Marks(Mutex<InUse>);
 
 #[derive(Debug, Default)]
 struct InUse {

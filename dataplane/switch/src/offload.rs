@@ -77,13 +77,19 @@ pub struct HardwareShare {
     packets: AtomicU64,
     bytes: AtomicU64,
     used: AtomicU64,
-    refused: Mutex<Option<Box<str>>>,
+    /// Few flows are refused: elsewhere, not to make room for it in each.
+    refused: Mutex<Option<Box<Why>>>,
 }
 
-const _: () = assert!(size_of::<HardwareShare>() <= 64);
+const _: () = assert!(size_of::<HardwareShare>() <= 56);
+
+/// Why the hardware cannot do it.
+#[derive(Debug)]
+struct Why(String);
 
 impl HardwareShare {
-    fn new(marks: &Arc<Marks>) -> HardwareShare {
+    /// Of a flow whose mark, if hardware asks for one, is one of these.
+    pub fn new(marks: &Arc<Marks>) -> HardwareShare {
         let mut share = HardwareShare::default();
         share.marks = marks.clone();
         share
@@ -143,7 +149,7 @@ impl HardwareShare {
     /// The hardware cannot do it, or not all of it, and this is why. What it does nothing of is not offered again before it
     /// changes.
     pub fn refuse(&self, why: String) {
-        *self.refused.lock().expect("no panic under this lock") = Some(why.into());
+        *self.refused.lock().expect("no panic under this lock") = Some(Box::new(Why(why)));
     }
 
     /// It is another flow by now: the hardware may be asked again.
@@ -158,7 +164,7 @@ impl HardwareShare {
 
     /// Why the hardware cannot do it.
     pub fn refused(&self) -> Option<String> {
-        self.refused.lock().expect("no panic under this lock").as_deref().map(str::to_owned)
+        self.refused.lock().expect("no panic under this lock").as_ref().map(|why| why.0.clone())
     }
 
     /// The hardware saw so many more.
