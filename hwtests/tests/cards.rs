@@ -140,6 +140,12 @@ fn ports_without_rte_flow_are_the_workers_and_flows_to_them_are_told() -> Result
     let from_third = |flow: &&String| flow.contains("in_port(3)");
     let flows = card.flows()?;
     ensure!(flows.iter().filter(from_third).all(|flow| !flow.contains("offloaded:yes")), "{flows:#?}");
+    // The other way the card marks the packets, and the worker does not look them up.
+    eventually("a flow that is partly in the card", || {
+        third.ping("10.98.0.1", 100)?;
+        let to_third = |flow: &String| flow.contains("in_port(1)") && flow.contains("offloaded:partial, dp:ovs");
+        Ok(card.flows()?.iter().any(to_third) && card.offloaded("partial")? > 0)
+    })?;
     // And what is between ports of the card goes into it all the same.
     card.ping_until("both directions in the card", Card::is_offloaded)
 }
