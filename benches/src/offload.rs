@@ -162,8 +162,9 @@ fn flow_perf(plan: &Plan, rules: usize) -> Result<f64> {
         .context("dpdk-test-flow-perf: is Debian's package dpdk-dev installed?")?;
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     let rates = said.lines().filter(|line| line.contains("insertion rate") || line.contains("Insertion rate"));
-    let rate = rates.filter_map(|line| line.split_whitespace().filter_map(|word| word.parse::<f64>().ok()).next_back());
-    rate.last().with_context(|| format!("no rate in what it said: {said}"))
+    let mut rates =
+        rates.filter_map(|line| line.split_whitespace().filter_map(|word| word.parse::<f64>().ok()).next_back());
+    rates.next_back().with_context(|| format!("no rate in what it said: {said}"))
 }
 
 /// The driver, as other programs load it.
