@@ -47,9 +47,8 @@
 //! host as it was received, and none of the rules on its way has counted it.
 //!
 //! # What is not there
-//! CONNTRACK, METER_MARK, MODIFY_FIELD, SAMPLE, shared actions by queues, tunnels in tunnels, Geneve decapsulation and flexible items
-//! are refused. A reset loses rules, shared actions and meters; templates, tables
-//! and queues are the driver's and stay.
+//! CONNTRACK, METER_MARK, MODIFY_FIELD, SAMPLE, tunnels in tunnels, Geneve decapsulation and flexible items are refused. A reset
+//! loses rules, shared actions and meters; templates, tables and queues are the driver's and stay.
 //!
 //! # Lifecycle and errors
 //! The driver registers itself when the library is loaded, and refuses to in a DPDK of another version. A device is there from

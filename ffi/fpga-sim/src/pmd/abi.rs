@@ -291,7 +291,49 @@ pub(super) struct FlowOps {
     >,
     pub push: Option<unsafe extern "C" fn(*mut EthDev, u32, Error) -> c_int>,
     pub pull: Option<unsafe extern "C" fn(*mut EthDev, u32, *mut sys::rte_flow_op_result, u16, Error) -> c_int>,
-    pub async_action_handle: [Nothing; 4],
+    pub async_action_handle_create: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *const sys::rte_flow_indir_action_conf,
+            Actions,
+            *mut c_void,
+            Error,
+        ) -> *mut sys::rte_flow_action_handle,
+    >,
+    pub async_action_handle_destroy: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *mut sys::rte_flow_action_handle,
+            *mut c_void,
+            Error,
+        ) -> c_int,
+    >,
+    pub async_action_handle_update: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *mut sys::rte_flow_action_handle,
+            *const c_void,
+            *mut c_void,
+            Error,
+        ) -> c_int,
+    >,
+    pub async_action_handle_query: Option<
+        unsafe extern "C" fn(
+            *mut EthDev,
+            u32,
+            *const sys::rte_flow_op_attr,
+            *const sys::rte_flow_action_handle,
+            *mut c_void,
+            *mut c_void,
+            Error,
+        ) -> c_int,
+    >,
 }
 
 pub(super) type MeterError = *mut MeterErrorInfo;
@@ -426,7 +468,11 @@ const _: () = {
     );
     assert!(offset_of!(FlowOps, info_get) == 168 && offset_of!(FlowOps, configure) == 176);
     assert!(offset_of!(FlowOps, pattern_template_create) == 184 && offset_of!(FlowOps, async_create) == 232);
-    assert!(offset_of!(FlowOps, push) == 248 && offset_of!(FlowOps, pull) == 256);
+    assert!(
+        offset_of!(FlowOps, async_action_handle_query) == 288
+            && offset_of!(FlowOps, push) == 248
+            && offset_of!(FlowOps, pull) == 256
+    );
 };
 
 // Not among the libraries that pkg-config names, as applications do not call it.

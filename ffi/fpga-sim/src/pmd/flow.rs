@@ -43,7 +43,10 @@ pub(super) static OPS: FlowOps = FlowOps {
     async_destroy: Some(queue::async_destroy),
     push: Some(queue::push),
     pull: Some(queue::pull),
-    async_action_handle: [None; 4],
+    async_action_handle_create: Some(indirect::async_create),
+    async_action_handle_destroy: Some(indirect::async_destroy),
+    async_action_handle_update: Some(indirect::async_update),
+    async_action_handle_query: Some(indirect::async_query),
 };
 
 /// Tells why not. Returns what DPDK's function returns then, and sets `rte_errno`.

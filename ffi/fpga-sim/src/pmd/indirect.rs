@@ -2,6 +2,7 @@
 
 use super::abi::{Actions, Error, EthDev};
 use super::flow::{in_context, refuse, show_age, show_counters, unspecified};
+use super::queue::{Operation, enqueue};
 use super::template::done;
 use super::{Port, port};
 use crate::pipeline::{InUse, Shared, SharedKind, Tally};
@@ -136,23 +137,101 @@ pub(super) unsafe extern "C" fn query(
     data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    let port = unsafe { port(dev) };
+    // SAFETY: DPDK lends a port of ours, and the application the structure that belongs to the action.
+    done(unsafe { show(port(dev), handle, data) }, error)
+}
+
+/// # Safety
+/// `data` leads to the structure that belongs to the action.
+unsafe fn show(port: &Port, handle: *const sys::rte_flow_action_handle, data: *mut c_void) -> Result<(), Refusal> {
     let (id, now) = (handle.addr() as u64, port.device.now());
     let mut state = port.device.lock();
     match state.pipeline.shared().kind(id) {
         Some(SharedKind::Count) => {
-            // SAFETY: the application lends the structure that belongs to the action.
+            // SAFETY: as the caller promises.
             let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
             show_counters(state.pipeline.shared_counters(id, now, data.reset() != 0).unwrap_or_default(), data);
-            0
+            Ok(())
         }
         Some(SharedKind::Age) => {
             // SAFETY: as above.
             show_age(state.pipeline.shared_idle(id, now).unwrap_or_default(), unsafe { &mut *data.cast() });
-            0
+            Ok(())
         }
-        Some(SharedKind::Rss) => refuse(error, &unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
-        Some(SharedKind::Meter) | None => refuse(error, &gone(handle)),
+        Some(SharedKind::Rss) => Err(unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
+        Some(SharedKind::Meter) | None => Err(gone(handle)),
+    }
+}
+
+// By queues: what is made, changed or shown is so at once, and what is taken away when its turn comes. The news comes in order.
+
+pub(super) unsafe extern "C" fn async_create(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    conf: *const sys::rte_flow_indir_action_conf,
+    action: Actions,
+    user_data: *mut c_void,
+    error: Error,
+) -> *mut sys::rte_flow_action_handle {
+    let mut id = 0;
+    // SAFETY: DPDK lends a port of ours, and the application the action.
+    unsafe {
+        let port = port(dev);
+        enqueue(port, (queue, attributes, user_data), error, || {
+            id = share(port, conf, action)?;
+            Ok(Operation::Done)
+        });
+    }
+    without_provenance_mut(id as usize)
+}
+
+pub(super) unsafe extern "C" fn async_destroy(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    handle: *mut sys::rte_flow_action_handle,
+    user_data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let (port, id) = (port(dev), handle.addr() as u64);
+        enqueue(port, (queue, attributes, user_data), error, || match port.device.lock().pipeline.shared().kind(id) {
+            Some(SharedKind::Meter) | None => Err(gone(handle)),
+            Some(_) => Ok(Operation::Unshare(id)),
+        })
+    }
+}
+
+pub(super) unsafe extern "C" fn async_update(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    handle: *mut sys::rte_flow_action_handle,
+    update: *const c_void,
+    user_data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let port = port(dev);
+        enqueue(port, (queue, attributes, user_data), error, || change(port, handle, update).map(|()| Operation::Done))
+    }
+}
+
+pub(super) unsafe extern "C" fn async_query(
+    dev: *mut EthDev,
+    queue: u32,
+    attributes: *const sys::rte_flow_op_attr,
+    handle: *const sys::rte_flow_action_handle,
+    data: *mut c_void,
+    user_data: *mut c_void,
+    error: Error,
+) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let port = port(dev);
+        enqueue(port, (queue, attributes, user_data), error, || show(port, handle, data).map(|()| Operation::Done))
     }
 }

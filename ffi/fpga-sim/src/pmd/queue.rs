@@ -35,9 +35,13 @@ pub(super) struct Queue {
     completed: u64,
 }
 
-enum Operation {
+pub(super) enum Operation {
     Insert(RuleId, Box<Entry>),
     Remove(RuleId),
+    /// An action that rules share is to be taken away.
+    Unshare(RuleId),
+    /// Nothing is left to do.
+    Done,
     /// An insertion that fails on demand.
     Fail,
 }
@@ -91,7 +95,7 @@ impl Queue {
         let looked_at = self.postponed.iter_mut().map(|(operation, _)| match operation {
             Operation::Insert(_, entry) => state.pipeline.prepare(entry),
             Operation::Remove(id) => state.pipeline.prepare_removal(*id),
-            Operation::Fail => 0,
+            Operation::Unshare(_) | Operation::Done | Operation::Fail => 0,
         });
         std::hint::black_box(looked_at.fold(0, |all, one| all ^ one));
         for (operation, user_data) in self.postponed.drain(..) {
@@ -103,6 +107,8 @@ impl Queue {
                     state.pipeline.insert_filled(id, entry, now).is_ok()
                 }
                 Operation::Remove(id) => state.pipeline.remove(id),
+                Operation::Unshare(id) => state.pipeline.unshare(id) == Ok(true),
+                Operation::Done => true,
                 Operation::Fail => false,
             };
             self.completed += 1;
@@ -277,16 +283,32 @@ pub(super) unsafe extern "C" fn async_destroy(
     error: Error,
 ) -> c_int {
     // SAFETY: DPDK lends a port of ours, and the application attributes.
-    let (port, postponed) = unsafe { (port(dev), is_postponed(attributes)) };
-    let destroyed = find(&mut port.engine(), queue).and_then(|queue| {
+    unsafe {
+        enqueue(port(dev), (queue, attributes, user_data), error, || Ok(Operation::Remove(flow.addr() as RuleId)))
+    }
+}
+
+/// Has a queue do what `prepare` gives if there is room for it.
+///
+/// # Safety
+/// The attributes are null or attributes.
+pub(super) unsafe fn enqueue(
+    port: &Port,
+    (queue, attributes, user_data): (u32, *const sys::rte_flow_op_attr, *mut c_void),
+    error: Error,
+    prepare: impl FnOnce() -> Result<Operation, Refusal>,
+) -> c_int {
+    // SAFETY: as the caller promises.
+    let postponed = unsafe { is_postponed(attributes) };
+    let enqueued = find(&mut port.engine(), queue).and_then(|queue| {
         queue.check_room()?;
-        queue.postponed.push((Operation::Remove(flow.addr() as RuleId), user_data));
+        queue.postponed.push((prepare()?, user_data));
         if !postponed {
             queue.push(&port.device);
         }
         Ok(())
     });
-    done(destroyed, error)
+    done(enqueued, error)
 }
 
 pub(super) unsafe extern "C" fn push(dev: *mut EthDev, queue: u32, error: Error) -> c_int {

@@ -173,6 +173,19 @@ fn rules_share_actions_by_handles() {
     expect(&mut testpmd, "flow indirect_action 0 destroy action_id 1", "rules have the action");
     testpmd.command("flow flush 0");
     expect(&mut testpmd, "flow indirect_action 0 destroy action_id 1", "Indirect action #1 destroyed");
+
+    // The same by a queue.
+    let create = "flow queue 0 indirect_action 0 create action_id 5 ingress postpone no action count / end";
+    expect(&mut testpmd, create, "Indirect action #5 creation queued");
+    expect(&mut testpmd, "flow queue 0 indirect_action 0 query 5 postpone yes", "queued");
+    expect(&mut testpmd, "flow queue 0 indirect_action 0 destroy action_id 5 postpone yes", "destruction queued");
+    expect(&mut testpmd, "flow push 0 queue 0", "operations pushed");
+    expect(&mut testpmd, "flow pull 0 queue 0", "pulled 3 operations (0 failed, 3 succeeded)");
+    expect(
+        &mut testpmd,
+        "flow queue 0 indirect_action 0 create action_id 6 postpone no action drop / end",
+        "can be shared",
+    );
     testpmd.quit();
 }
 
