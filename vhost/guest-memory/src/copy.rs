@@ -12,28 +12,26 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: as the caller promises.
     unsafe {
         match len {
-            8..16 => blocks::<8>(from, to, len),
-            16..64 => blocks::<16>(from, to, len),
-            64..=SHORT => blocks::<64>(from, to, len),
+            8..16 => ends::<8>(from, to, len),
+            16..32 => ends::<16>(from, to, len),
+            32..64 => ends::<32>(from, to, len),
+            64..128 => ends::<64>(from, to, len),
+            128..=SHORT => ends::<128>(from, to, len),
             _ => std::ptr::copy_nonoverlapping(from, to, len),
         }
     }
 }
 
-/// Copies whole blocks from the start, and one that ends at the end.
+/// Copies a block from the start and one that ends at the end. No loop, which the compiler would take for a memcpy to call.
 ///
 /// # Safety
-/// As of [`std::ptr::copy_nonoverlapping`]; `len` is at least `N`.
+/// As of [`std::ptr::copy_nonoverlapping`]; `len` is from `N` to `2 * N`.
 #[inline(always)]
-unsafe fn blocks<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
+unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
     let last = len - N;
-    let mut at = 0;
-    // SAFETY: each block lies inside the range.
+    // SAFETY: both blocks lie inside the range, and leave nothing of it out.
     unsafe {
-        while at < last {
-            std::ptr::copy_nonoverlapping(from.add(at), to.add(at), N);
-            at += N;
-        }
+        std::ptr::copy_nonoverlapping(from, to, N);
         std::ptr::copy_nonoverlapping(from.add(last), to.add(last), N);
     }
 }

@@ -32,14 +32,18 @@ impl Span<'_> {
         self.len == 0
     }
 
-    /// Has the CPU fetch the start, for a copy soon.
+    /// Has the CPU fetch the start, for a copy soon: two cache lines, for a header in front of a packet often ends the first.
     #[inline(always)]
     pub fn prefetch(&self) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, which reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.host.as_ptr().cast()) };
+            let start = self.host.as_ptr().cast::<i8>();
+            // SAFETY: hints, which read nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(start);
+                _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(64));
+            }
         }
     }
 

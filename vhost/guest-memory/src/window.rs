@@ -72,22 +72,35 @@ impl Window {
         (u64::from_le(pair[0].load(Ordering::Relaxed)), second)
     }
 
-    /// As [`load_u64_pair`](Self::load_u64_pair), for `count` pairs one behind the other: checked once, each loaded when it is asked
-    /// for.
+    /// As [`load_u64_pair`](Self::load_u64_pair), for `N` pairs one behind the other: all second ones first. Four are a cache line
+    /// of descriptors.
     #[inline(always)]
-    pub fn load_u64_pairs(&self, offset: usize, count: usize, order: Ordering) -> impl Iterator<Item = (u64, u64)> {
-        self.run::<[AtomicU64; 2]>(offset, count).iter().map(move |pair| {
-            let second = u64::from_le(pair[1].load(order));
-            (u64::from_le(pair[0].load(Ordering::Relaxed)), second)
-        })
+    pub fn load_u64_pairs<const N: usize>(&self, offset: usize, order: Ordering) -> [(u64, u64); N] {
+        let pairs = self.cells::<[AtomicU64; 2], N>(offset);
+        let seconds = pairs.each_ref().map(|pair| u64::from_le(pair[1].load(order)));
+        std::array::from_fn(|at| (u64::from_le(pairs[at][0].load(Ordering::Relaxed)), seconds[at]))
     }
 
-    /// Stores two neighbours of 32 bits: a used element.
+    /// Loads `N` neighbours of 16 bits: heads in an available ring.
     #[inline(always)]
-    pub fn store_u32_pair(&self, offset: usize, first: u32, second: u32) {
-        let pair = self.cells::<AtomicU32, 2>(offset);
-        pair[0].store(first.to_le(), Ordering::Relaxed);
-        pair[1].store(second.to_le(), Ordering::Relaxed);
+    pub fn load_u16s<const N: usize>(&self, offset: usize, order: Ordering) -> [u16; N] {
+        self.cells::<AtomicU16, N>(offset).each_ref().map(|cell| u16::from_le(cell.load(order)))
+    }
+
+    /// Stores the second one of 64-bit pairs that stand one behind the other, in order: used descriptors.
+    #[inline(always)]
+    pub fn store_u64_seconds(&self, offset: usize, seconds: impl ExactSizeIterator<Item = u64>, order: Ordering) {
+        let pairs = self.run::<[AtomicU64; 2]>(offset, seconds.len());
+        pairs.iter().zip(seconds).for_each(|(pair, second)| pair[1].store(second.to_le(), order));
+    }
+
+    /// Stores 32-bit pairs that stand one behind the other: used elements.
+    #[inline(always)]
+    pub fn store_u32_pairs(&self, offset: usize, values: impl ExactSizeIterator<Item = (u32, u32)>) {
+        for (pair, (first, second)) in self.run::<[AtomicU32; 2]>(offset, values.len()).iter().zip(values) {
+            pair[0].store(first.to_le(), Ordering::Relaxed);
+            pair[1].store(second.to_le(), Ordering::Relaxed);
+        }
     }
 
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! A ring of a network device.
 
+use arrayvec::ArrayVec;
 use guest_memory::{GuestMemory, Span};
 use packet::BURST;
+use std::ops::RangeInclusive;
 use vhost_device::{Fault, Queue, Vring};
 use vhost_user::RingStart;
 use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
@@ -17,6 +19,8 @@ pub(crate) struct NetQueue {
     /// Negotiated virtio features.
     features: u64,
     pub(crate) header_len: usize,
+    /// A batch of chains of one buffer.
+    pub(crate) singles: [Single; BURST],
     /// Receive buffers of one packet that is being sent, with the bytes written.
     pub(crate) taken: Vec<(Token, u32)>,
 }
@@ -41,7 +45,8 @@ impl NetQueue {
         };
         // Until the worker sleeps it polls; kicks on a receive ring are never needed.
         vring.ring.disarm();
-        NetQueue { vring, features, header_len, taken: Vec::with_capacity(usize::from(setup.size)) }
+        let taken = Vec::with_capacity(usize::from(setup.size));
+        NetQueue { vring, features, header_len, singles: [Single::default(); BURST], taken }
     }
 
     /// Whether packets for the guest go here.
@@ -72,14 +77,19 @@ impl Queue for NetQueue {
     }
 }
 
-/// Where the buffers of a batch are, on their way into the cache; `None` where one is not in one region.
+/// Where the buffers of a batch are, on their way into the cache: of those that come first and are each in one region and of such a
+/// length.
 #[inline(always)]
-pub(crate) fn spans<'a>(memory: &'a GuestMemory, singles: &[Single]) -> [Option<Span<'a>>; BURST] {
-    let mut spans = [None; BURST];
-    for (span, Single { buffer, .. }) in spans.iter_mut().zip(singles) {
-        *span = memory.in_one_region(buffer.address, buffer.len as usize).inspect(Span::prefetch);
-    }
-    spans
+pub(crate) fn spans<'a>(
+    memory: &'a GuestMemory,
+    singles: &[Single],
+    lengths: RangeInclusive<usize>,
+) -> ArrayVec<Span<'a>, BURST> {
+    let span = |Single { buffer, .. }: &Single| {
+        let len = buffer.len as usize;
+        memory.in_one_region(buffer.address, len).filter(|_| lengths.contains(&len)).inspect(Span::prefetch)
+    };
+    singles.iter().map_while(span).collect()
 }
 
 /// Where to go on without an inflight region. A ring is drained whenever it stops, so what was used is what was taken; and after a

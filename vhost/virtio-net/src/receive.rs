@@ -7,7 +7,7 @@ use packet::{BURST, Burst, DATA_ROOM, Packet, Pool};
 use port::PortStats;
 use vhost_device::Fault;
 use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
-use virtqueue::{Access, Descriptor, QueueError, Single};
+use virtqueue::{Access, Descriptor, QueueError};
 
 /// Fewest bytes of a frame: an Ethernet header.
 const MIN_FRAME: u64 = 14;
@@ -53,28 +53,26 @@ impl NetQueue {
         Ok(more.map(drop)?)
     }
 
-    /// Takes the chains of one buffer that come next. `false` when there were none, or no buffer for one.
+    /// Takes the chains of one buffer that come next, for as long as they are of the usual size and in one region, and well-formed.
+    /// `false` when there was none, or no buffer for one.
     #[inline]
     fn receive_singles(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, received: &mut Received) -> bool {
-        let mut singles = [Single::default(); BURST];
-        let count = self.vring.ring.pop_singles(Access::Read, &mut singles[..burst.remaining_capacity()]);
-        let singles = &singles[..count];
-        let spans = spans(self.vring.ring.memory(), singles);
-        let (mut buffers, mut done) = (Burst::new(), 0);
-        pool.take(&mut buffers, count);
-        for ((packet, single), span) in buffers.drain(..).zip(singles).zip(&spans) {
-            match self.read_single(packet, &single.buffer, *span, pool, mtu) {
-                Ok(packet) => {
-                    received.bytes += packet.len() as u64;
-                    burst.push(packet);
-                }
-                Err(Dropped::Invalid) => received.invalid += 1,
-                Err(Dropped::NoBuffer) => break,
-            }
-            done += 1;
+        if self.header_len != HEADER_LEN {
+            return false;
         }
-        self.vring.ring.complete_read(&singles[..done]);
-        singles[done..].iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
+        let count = self.vring.ring.pop_singles(Access::Read, &mut self.singles[..burst.remaining_capacity()]);
+        let longest = usize::from(DATA_ROOM.min(mtu.saturating_add(FRAMING as u16)));
+        let usual = HEADER_LEN + MIN_FRAME as usize..=HEADER_LEN + longest;
+        let spans = spans(self.vring.ring.memory(), &self.singles[..count], usual);
+        let before = burst.len();
+        pool.take(burst, spans.len());
+        let read = |(packet, span): (&mut Packet, Span<'_>)| self.read_single(packet, &span);
+        let done = burst[before..].iter_mut().zip(spans).map(read).take_while(|&read| read).count();
+        burst.truncate(before + done);
+        received.bytes += burst[before..].iter().map(|packet| packet.len() as u64).sum::<u64>();
+        let (taken, left) = self.singles[..count].split_at(done);
+        self.vring.ring.complete_read(taken);
+        left.iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
         done > 0
     }
 
@@ -119,27 +117,15 @@ impl NetQueue {
         Ok(())
     }
 
-    /// Copies a chain of one buffer into `packet`, which is empty: as [`read_packet`](Self::read_packet), which gets what is not of
-    /// the usual size or in one region.
-    #[inline]
-    fn read_single(
-        &self,
-        mut packet: Packet,
-        buffer: &Descriptor,
-        span: Option<Span<'_>>,
-        pool: &Pool,
-        mtu: u16,
-    ) -> Result<Packet, Dropped> {
-        let longest = DATA_ROOM.min(mtu.saturating_add(FRAMING as u16));
-        let usual = self.header_len + MIN_FRAME as usize..=self.header_len + usize::from(longest);
-        let Some(span) = span.filter(|span| usual.contains(&span.len())) else {
-            return self.read_packet(packet, std::slice::from_ref(buffer), pool, mtu);
-        };
+    /// Copies a chain of one buffer into `packet`, which is empty: as [`read_packet`](Self::read_packet), which gets those for which
+    /// this returns `false`.
+    #[inline(always)]
+    fn read_single(&self, packet: &mut Packet, span: &Span<'_>) -> bool {
         let mut header = [0; HEADER_LEN];
-        span.read(0, &mut header[..self.header_len]);
-        let frame = packet.append(span.len() - self.header_len).ok_or(Dropped::NoBuffer)?;
-        span.read(self.header_len, frame);
-        self.take_header(packet, &header)
+        span.read(0, &mut header);
+        let Some(frame) = packet.append(span.len() - HEADER_LEN) else { return false };
+        span.read(HEADER_LEN, frame);
+        self.take_header(packet, &header).is_ok()
     }
 
     /// Copies a chain into `packet`, which is empty.
@@ -157,17 +143,18 @@ impl NetQueue {
         if header[1] == gso::NONE && len > u64::from(mtu) + FRAMING as u64 {
             return Err(Dropped::Invalid);
         }
-        self.take_header(packet, &header)
+        self.take_header(&mut packet, &header)?;
+        Ok(packet)
     }
 
     /// Notes what the driver left undone: nothing, mostly.
     #[inline(always)]
-    fn take_header(&self, mut packet: Packet, header: &[u8; HEADER_LEN]) -> Result<Packet, Dropped> {
+    fn take_header(&self, packet: &mut Packet, header: &[u8; HEADER_LEN]) -> Result<(), Dropped> {
         let [flags, gso_type, ..] = *header;
         if flags & flag::NEEDS_CSUM != 0 || gso_type != gso::NONE {
-            self.take_offloads(&mut packet, &Header::parse(header))?;
+            self.take_offloads(packet, &Header::parse(header))?;
         }
-        Ok(packet)
+        Ok(())
     }
 
     #[inline(never)]

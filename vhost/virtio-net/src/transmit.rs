@@ -7,7 +7,7 @@ use packet::{BURST, L4Checksum, Offload, Packet, Pool, offload_flag};
 use port::PortStats;
 use vhost_device::Fault;
 use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
-use virtqueue::{Access, Descriptor, QueueError, Single};
+use virtqueue::{Access, Descriptor, QueueError};
 
 /// Headers of packets with nothing left to do, in one buffer: unknown whether the checksum is right, or known.
 const PLAIN: [u8; HEADER_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
@@ -45,44 +45,46 @@ impl NetQueue {
     /// the guest's next buffer. Returns how many.
     #[inline]
     fn transmit_singles(&mut self, packets: &[Packet], mtu: u16, stats: &PortStats) -> usize {
+        if self.header_len != HEADER_LEN {
+            return 0;
+        }
         let longest = usize::from(mtu) + FRAMING;
         let is_plain =
             |packet: &&Packet| packet.segment_count() == 1 && packet.offload().is_none() && packet.len() <= longest;
         let plain = packets.iter().take(BURST).take_while(is_plain).count();
-        let mut singles = [Single::default(); BURST];
-        let count = self.vring.ring.pop_singles(Access::Write, &mut singles[..plain]);
-        let spans = spans(self.vring.ring.memory(), &singles[..count]);
+        let count = self.vring.ring.pop_singles(Access::Write, &mut self.singles[..plain]);
+        let checks = self.has(feature::GUEST_CSUM);
+        let (ring, singles) = (&mut self.vring.ring, &mut self.singles[..count]);
+        let spans = spans(ring.memory(), singles, HEADER_LEN..=usize::MAX);
         let (mut done, mut bytes) = (0, 0);
-        for ((packet, single), span) in packets.iter().zip(&mut singles[..count]).zip(&spans) {
-            let (header, data) = (&self.plain_header(packet)[..self.header_len], packet.data());
-            let len = header.len() + data.len();
-            let Some(span) = span.filter(|span| span.len() >= len) else { break };
-            span.write(0, header);
-            span.write(header.len(), data);
-            self.log(single.buffer.address, len);
+        for ((packet, single), span) in packets.iter().zip(&mut *singles).zip(spans) {
+            let data = packet.data();
+            let len = HEADER_LEN + data.len();
+            if len > span.len() {
+                break;
+            }
+            span.write(0, plain_header(packet, checks));
+            span.write(HEADER_LEN, data);
+            if let Some(log) = ring.log() {
+                log.mark(single.buffer.address, len as u64);
+            }
             single.written = len as u32;
             bytes += data.len() as u64;
             done += 1;
         }
-        self.vring.ring.complete_written(&singles[..done]);
-        singles[done..count].iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
+        let (written, left) = singles.split_at(done);
+        ring.complete_written(written);
+        left.iter().rev().for_each(|single| ring.unpop(single.token));
         PortStats::add(&stats.tx_packets, done as u64);
         PortStats::add(&stats.tx_bytes, bytes);
         done
-    }
-
-    /// The header of a packet with nothing left to do, in one buffer.
-    #[inline(always)]
-    fn plain_header(&self, packet: &Packet) -> &'static [u8; HEADER_LEN] {
-        let checked = packet.flags() & offload_flag::RX_L4_CKSUM_GOOD != 0 && self.has(feature::GUEST_CSUM);
-        if checked { &CHECKED } else { &PLAIN }
     }
 
     /// Sends a packet, in segments where the guest does not take it whole.
     fn transmit_any(&mut self, packet: &mut Packet, mtu: u16, pool: &Pool, stats: &PortStats) -> Result<(), Fault> {
         let offload = packet.offload();
         if offload.is_none() {
-            let header = Header::parse(self.plain_header(packet));
+            let header = Header::parse(plain_header(packet, self.has(feature::GUEST_CSUM)));
             return self.transmit_one(packet, header, mtu, stats);
         }
         if offload.segment_size != 0 && !self.takes_segments(&offload) {
@@ -229,6 +231,12 @@ impl NetQueue {
         }
         Sent::Invalid
     }
+}
+
+/// The header of a packet with nothing left to do, in one buffer. `checks`: whether the guest wants to hear of good checksums.
+#[inline(always)]
+fn plain_header(packet: &Packet, checks: bool) -> &'static [u8; HEADER_LEN] {
+    if checks && packet.flags() & offload_flag::RX_L4_CKSUM_GOOD != 0 { &CHECKED } else { &PLAIN }
 }
 
 /// How far a packet is copied.

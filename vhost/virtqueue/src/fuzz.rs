@@ -28,6 +28,8 @@ pub(crate) struct Seen {
     pub(crate) used: usize,
     pub(crate) restarts: usize,
     pub(crate) singles: usize,
+    /// Batches of as many as are looked at together.
+    pub(crate) together: usize,
 }
 
 /// Bytes to take decisions from. Zeros when they have run out.
@@ -112,7 +114,7 @@ impl World {
                 };
                 Write::Descriptor { at, address, len, words }
             }
-            kind => Write::Available { head: input.u16() % size, ahead: u16::from(kind) % 4 },
+            kind => Write::Available { head: input.u16() % size, ahead: u16::from(kind) % 8 },
         }
     }
 
@@ -134,14 +136,20 @@ impl World {
                 self.put(at + 12, &words[0].to_le_bytes());
                 self.put(at + 14, &words[1].to_le_bytes());
             }
-            Write::Available { head, .. } if self.setup.packed() => {
-                let at = DESCRIPTORS + u64::from(self.next.load(Ordering::Relaxed) & 0x7fff) * DESC_LEN as u64;
-                self.put(at + 12, &head.to_le_bytes());
-                self.put(at + 14, &self.next_wrap().to_le_bytes());
+            Write::Available { head, ahead } if self.setup.packed() => {
+                let next = self.next.load(Ordering::Relaxed) as u16 & 0x7fff;
+                for index in (next..self.setup.size).take(usize::from(ahead.max(1))) {
+                    let at = DESCRIPTORS + u64::from(index) * DESC_LEN as u64;
+                    self.put(at + 12, &head.to_le_bytes());
+                    self.put(at + 14, &self.next_wrap().to_le_bytes());
+                }
             }
             Write::Available { head, ahead } => {
-                let next = self.next.load(Ordering::Relaxed) as u16;
-                self.put(DRIVER_AREA + 4 + 2 * u64::from(next % self.setup.size), &head.to_le_bytes());
+                let (next, size) = (self.next.load(Ordering::Relaxed) as u16, self.setup.size);
+                for n in 0..ahead.max(1) {
+                    let slot = u64::from(next.wrapping_add(n) % size);
+                    self.put(DRIVER_AREA + 4 + 2 * slot, &((head + n) % size).to_le_bytes());
+                }
                 self.put(DRIVER_AREA + 2, &next.wrapping_add(ahead).to_le_bytes());
             }
         }
@@ -173,6 +181,8 @@ impl World {
 
 /// The device's side: what is taken and not given back.
 struct Device {
+    /// Whether the driver writes between our steps only, so that looking twice shows the same.
+    quiet: bool,
     queue: Virtqueue,
     chain: Chain,
     open: Vec<Token>,
@@ -180,10 +190,10 @@ struct Device {
 }
 
 impl Device {
-    fn new(world: &World) -> Option<Device> {
+    fn new(world: &World, quiet: bool) -> Option<Device> {
         let queue = Virtqueue::new(world.memory.clone(), &world.setup).ok()?;
         let chain = Virtqueue::chain(world.setup.size);
-        Some(Device { queue, chain, open: Vec::new(), seen: Seen::default() })
+        Some(Device { quiet, queue, chain, open: Vec::new(), seen: Seen::default() })
     }
 
     /// One step, of those that a device takes.
@@ -243,14 +253,59 @@ impl Device {
     fn pop_singles(&mut self, world: &World, choice: u8) {
         let mut singles = [Single::default(); 8];
         let access = if choice & 1 == 0 { Access::Read } else { Access::Write };
-        let count = self.queue.pop_singles(access, &mut singles[..1 + usize::from(choice >> 1 & 7)]);
+        let asked = 1 + usize::from(choice >> 1 & 7);
+        let count = self.queue.pop_singles(access, &mut singles[..asked]);
         assert!(self.queue.in_flight() <= world.setup.size);
+        if self.quiet {
+            self.check_batch(access, &singles[..count]);
+            if count < asked && !self.may_end_batch(world, count) && !self.check_end(world, access) {
+                return;
+            }
+        }
         match choice >> 3 & 1 {
             0 => self.open.extend(singles[..count].iter().map(|single| single.token)),
             _ => self.queue.complete_read(&singles[..count]),
         }
         self.seen.singles += count;
+        self.seen.together += usize::from(count >= 4);
         world.next.store(self.queue.base(), Ordering::Relaxed);
+    }
+
+    /// What a batch is: what `pop` gives one by one.
+    fn check_batch(&mut self, access: Access, singles: &[Single]) {
+        singles.iter().rev().for_each(|single| self.queue.unpop(single.token));
+        for single in singles {
+            assert!(self.queue.pop(&mut self.chain).expect("no error is in a batch"));
+            let buffers = [self.chain.readable(), self.chain.writable()];
+            let single_buffer = std::slice::from_ref(&single.buffer);
+            assert_eq!(buffers, if access == Access::Read { [single_buffer, &[]] } else { [&[], single_buffer] });
+            assert_eq!(self.chain.token(), single.token);
+        }
+    }
+
+    /// Whether a batch of `count` may end where the queue is, whatever comes: at the end of the ring, and where the driver's index
+    /// was no good before the batch. A table of one buffer is no single.
+    fn may_end_batch(&self, world: &World, count: usize) -> bool {
+        let Setup { size, features, ref inflight, .. } = world.setup;
+        let place = self.queue.base() as u16;
+        let mut index = [0; 2];
+        world.memory.read(GuestAddress(DRIVER_AREA + 2), &mut index).expect("inside memory");
+        let ahead = u16::from_le_bytes(index).wrapping_sub(place.wrapping_sub(count as u16));
+        let bad_index = !world.setup.packed() && ahead > size;
+        let no_batches = inflight.is_some() || features & RING_INDIRECT_DESC != 0;
+        no_batches || bad_index || (place & 0x7fff).is_multiple_of(size) || self.queue.in_flight() == size
+    }
+
+    /// What comes behind a batch is not of it. Put back, unless it is an error: then the ring starts anew.
+    fn check_end(&mut self, world: &World, access: Access) -> bool {
+        let (open, errors) = (self.open.len(), self.seen.errors);
+        self.pop(world);
+        if self.open.len() > open {
+            let chain = [self.chain.readable().len(), self.chain.writable().len()];
+            assert_ne!(chain, if access == Access::Read { [1, 0] } else { [0, 1] }, "left out of a batch");
+            self.queue.unpop(self.open.pop().expect("one more than before"));
+        }
+        self.seen.errors == errors
     }
 
     /// The process dies and another goes on.
@@ -271,7 +326,7 @@ pub(crate) fn run(data: &[u8]) -> Seen {
     assert!(ring_len(MAX_SIZE) < 0x1000);
     let mut input = Input(data);
     let world = World::new(&mut input);
-    let Some(mut device) = Device::new(&world) else { return Seen::default() };
+    let Some(mut device) = Device::new(&world, true) else { return Seen::default() };
     while !input.0.is_empty() {
         match input.u8() {
             choice if choice & 1 == 0 => world.apply(world.write(&mut input)),
@@ -296,7 +351,7 @@ pub fn fuzz_ring_race(data: &[u8]) {
 pub(crate) fn race(data: &[u8]) -> Seen {
     let mut input = Input(data);
     let world = World::new(&mut input);
-    let Some(mut device) = Device::new(&world) else { return Seen::default() };
+    let Some(mut device) = Device::new(&world, false) else { return Seen::default() };
     let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     let (driver, started_driver, stop_driver) = (world.clone(), &started, &stop);
     std::thread::scope(|scope| {

@@ -112,7 +112,7 @@ impl Virtqueue {
         each!(&mut self.0, q => q.complete_read(singles))
     }
 
-    /// Gives back chains with the bytes that each says were written, in any order.
+    /// Gives back chains with the bytes that each says were written, in the order in which they were taken.
     #[inline]
     pub fn complete_written(&mut self, singles: &[Single]) {
         each!(&mut self.0, q => q.complete_written(singles))

@@ -47,12 +47,14 @@ impl Areas {
     /// Writes a used descriptor: length, id and flags at once. The address stays.
     #[inline(always)]
     fn store_used(&self, at: Position, id: u16, written: u32) {
-        let mut flags = if at.wrap { desc::AVAIL | desc::USED } else { 0 };
-        if written > 0 {
-            flags |= desc::WRITE;
-        }
-        let rest = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
-        self.descriptors.store_u64(usize::from(at.index) * DESC_LEN + 8, rest, Release);
+        self.descriptors.store_u64(usize::from(at.index) * DESC_LEN + 8, used(at.wrap, id, written), Release);
+    }
+
+    /// The same for chains of one descriptor each, from `at` on, as far as the ring goes.
+    #[inline(always)]
+    fn store_used_run(&self, at: Position, singles: &[Single]) {
+        let seconds = singles.iter().map(|single| used(at.wrap, single.token.id(), single.written));
+        self.descriptors.store_u64_seconds(usize::from(at.index) * DESC_LEN, seconds, Release);
     }
 
     /// Takes back the flags of a used descriptor that was not published.
@@ -66,6 +68,16 @@ impl Areas {
         self.load(at.index).is_available(at)
     }
 }
+
+/// What a used descriptor says behind its address.
+#[inline(always)]
+fn used(wrap: bool, id: u16, written: u32) -> u64 {
+    let flags = if wrap { desc::AVAIL | desc::USED } else { 0 } | if written > 0 { desc::WRITE } else { 0 };
+    u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48
+}
+
+/// Descriptors of a cache line, which are looked at together.
+const LINE: usize = 4;
 
 /// A packed virtqueue.
 #[derive(Debug)]
@@ -194,22 +206,42 @@ impl PackedQueue {
         let (room, start) = (singles.len().min(usize::from(self.size - self.in_flight())), self.avail);
         // A batch ends where the ring does.
         let run = room.min(usize::from(self.size - start.index));
-        let wanted = access.flags() | if start.wrap { desc::AVAIL } else { desc::USED };
-        let at = usize::from(start.index) * DESC_LEN;
+        let singles = &mut singles[..run];
         let mut count = 0;
-        for (single, (address, rest)) in singles.iter_mut().zip(self.areas.descriptors.load_u64_pairs(at, run, Acquire))
-        {
-            let (id, flags) = ((rest >> 32) as u16, (rest >> 48) as u16);
-            if flags & (Access::MASK | desc::AVAIL | desc::USED) != wanted {
+        for line in singles.chunks_exact_mut(LINE) {
+            if !self.take_singles::<LINE>(access, count, line) {
                 break;
             }
-            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
-            *single = Single { buffer, token: Token::new(id, 1, 0, self.taken.wrapping_add(count)), written: 0 };
+            count += LINE;
+        }
+        for single in singles[count..].chunks_exact_mut(1) {
+            if !self.take_singles::<1>(access, count, single) {
+                break;
+            }
             count += 1;
         }
-        self.avail = start.advanced(count, self.size);
-        self.taken = self.taken.wrapping_add(count);
-        usize::from(count)
+        self.avail = start.advanced(count as u16, self.size);
+        self.taken = self.taken.wrapping_add(count as u16);
+        count
+    }
+
+    /// Copies the `N` descriptors that stand `count` behind the available position, if each is available and a whole chain for
+    /// `access`: one test for all. `false` where one is not.
+    #[inline(always)]
+    fn take_singles<const N: usize>(&self, access: Access, count: usize, singles: &mut [Single]) -> bool {
+        const MASK: u64 = ((Access::MASK | desc::AVAIL | desc::USED) as u64) << 48;
+        let wanted = u64::from(access.flags() | if self.avail.wrap { desc::AVAIL } else { desc::USED }) << 48;
+        let at = (usize::from(self.avail.index) + count) * DESC_LEN;
+        let descriptors = self.areas.descriptors.load_u64_pairs::<N>(at, Acquire);
+        if descriptors.iter().fold(0, |differ, (_, rest)| differ | (rest ^ wanted)) & MASK != 0 {
+            return false;
+        }
+        for (n, (single, (address, rest))) in singles.iter_mut().zip(descriptors).enumerate() {
+            let sequence = self.taken.wrapping_add((count + n) as u16);
+            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
+            *single = Single { buffer, token: Token::new((rest >> 32) as u16, 1, 0, sequence), written: 0 };
+        }
+        true
     }
 
     #[inline]
@@ -294,9 +326,34 @@ impl PackedQueue {
 
     #[inline]
     pub(crate) fn complete_written(&mut self, singles: &[Single]) {
-        match self.order {
-            None => singles.iter().for_each(|single| self.put(single.token, single.written)),
-            Some(_) => singles.iter().for_each(|single| self.complete(single.token, single.written)),
+        let Some(first) = singles.first() else { return };
+        let in_order = self.order.as_mut().is_none_or(|order| order.pass(first.token, singles.len() as u16));
+        if !in_order {
+            return singles.iter().for_each(|single| self.complete(single.token, single.written));
+        }
+        if self.is_tracked() {
+            return self.batch.extend(singles.iter().map(|single| (single.token, single.written)));
+        }
+        self.write_used_singles(singles);
+    }
+
+    /// As [`write_used`](Self::write_used) for each of `singles`, in one go.
+    #[inline]
+    fn write_used_singles(&mut self, singles: &[Single]) {
+        debug_assert!(singles.iter().all(|single| single.token.count() == 1), "one descriptor each");
+        let mut rest = singles;
+        if let ([first, others @ ..], None) = (rest, self.first_used) {
+            self.write_used(first.token.id(), first.written, 1, 1);
+            rest = others;
+        }
+        while !rest.is_empty() {
+            // A run ends where the ring does.
+            let (run, others) = rest.split_at(rest.len().min(usize::from(self.size - self.used_end.index)));
+            self.areas.store_used_run(self.used_end, run);
+            self.log_descriptors(self.used_end, run.len());
+            self.used_end = self.used_end.advanced(run.len() as u16, self.size);
+            self.unpublished += run.len() as u16;
+            rest = others;
         }
     }
 
@@ -322,7 +379,7 @@ impl PackedQueue {
             self.first_used = Some((id, written));
         } else {
             self.areas.store_used(self.used_end, id, written);
-            self.log_descriptor(self.used_end);
+            self.log_descriptors(self.used_end, 1);
         }
         self.used_end = self.used_end.advanced(count, self.size);
         self.unpublished += chains;
@@ -339,7 +396,7 @@ impl PackedQueue {
         let Some((id, written)) = self.first_used.take() else { return false };
         // Last: the driver looks at the first one, and then finds the rest.
         self.areas.store_used(self.used, id, written);
-        self.log_descriptor(self.used);
+        self.log_descriptors(self.used, 1);
         if let Some(inflight) = &mut self.inflight {
             inflight.unmark(self.batch.iter().map(|(token, _)| token));
             self.batch.clear();
@@ -356,7 +413,7 @@ impl PackedQueue {
             let (at, next) = (self.used_end, self.used_end.advanced(token.count(), self.size));
             place.note_place(at, next);
             self.areas.store_used(at, token.id(), written);
-            self.log_descriptor(at);
+            self.log_descriptors(at, 1);
             place.note_place(next, next);
             self.used_end = next;
         }
@@ -449,10 +506,10 @@ impl PackedQueue {
     }
 
     #[inline]
-    fn log_descriptor(&self, at: Position) {
+    fn log_descriptors(&self, at: Position, count: usize) {
         if let (Some(log), Some(_)) = (&self.log, self.addresses.used_log) {
             let offset = u64::from(at.index) * DESC_LEN as u64;
-            log.mark(GuestAddress(self.areas.descriptors_at.0.wrapping_add(offset)), DESC_LEN as u64);
+            log.mark(GuestAddress(self.areas.descriptors_at.0.wrapping_add(offset)), (DESC_LEN * count) as u64);
         }
     }
 

@@ -17,6 +17,9 @@ const USED_FLAGS: usize = 0;
 const USED_IDX: usize = 2;
 const USED_RING: usize = 4;
 
+/// Entries that are looked at together.
+const TOGETHER: usize = 4;
+
 /// The three areas, checked.
 #[derive(Debug)]
 struct Areas {
@@ -143,30 +146,55 @@ impl SplitQueue {
     #[inline]
     pub(crate) fn pop_singles(&mut self, access: Access, singles: &mut [Single]) -> usize {
         let room = singles.len().min(usize::from(self.size - self.in_flight()));
-        let known = usize::from(self.known_avail.wrapping_sub(self.next_avail));
-        // An error shows again at the next pop, which reports it.
-        if self.inflight.is_some() || known < room && self.look().is_err() {
+        if self.inflight.is_some() {
             return 0;
         }
+        if usize::from(self.known_avail.wrapping_sub(self.next_avail)) < room {
+            let _error_shows_at_the_next_pop = self.look();
+        }
         let available = room.min(usize::from(self.known_avail.wrapping_sub(self.next_avail)));
+        // A batch ends where the ring does.
+        let run = available.min(usize::from(self.size - (self.next_avail & self.mask)));
+        let singles = &mut singles[..run];
         let mut count = 0;
-        for single in &mut singles[..available] {
-            let slot = usize::from(self.next_avail.wrapping_add(count) & self.mask);
-            let head = self.areas.avail.load_u16(AVAIL_RING + 2 * slot, Relaxed);
-            if head >= self.size {
+        for four in singles.chunks_exact_mut(TOGETHER) {
+            if !self.take_singles::<TOGETHER>(access, count, four) {
                 break;
             }
-            let (address, rest) = self.areas.descriptors.load_u64_pair(usize::from(head) * DESC_LEN, Relaxed);
-            if (rest >> 32) as u16 & Access::MASK != access.flags() {
+            count += TOGETHER;
+        }
+        for single in singles[count..].chunks_exact_mut(1) {
+            if !self.take_singles::<1>(access, count, single) {
                 break;
             }
-            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
-            *single = Single { buffer, token: Token::new(head, 1, 0, self.taken.wrapping_add(count)), written: 0 };
             count += 1;
         }
-        self.next_avail = self.next_avail.wrapping_add(count);
-        self.taken = self.taken.wrapping_add(count);
-        usize::from(count)
+        self.next_avail = self.next_avail.wrapping_add(count as u16);
+        self.taken = self.taken.wrapping_add(count as u16);
+        count
+    }
+
+    /// Copies the `N` descriptors whose heads stand `count` behind the next entry, if each is a whole chain for `access`: one test
+    /// for all heads, one for all flags. `false` where one is not.
+    #[inline(always)]
+    fn take_singles<const N: usize>(&self, access: Access, count: usize, singles: &mut [Single]) -> bool {
+        let slot = usize::from(self.next_avail & self.mask) + count;
+        let heads = self.areas.avail.load_u16s::<N>(AVAIL_RING + 2 * slot, Relaxed);
+        if heads.iter().fold(0, |all, head| all | head) > self.mask {
+            return false;
+        }
+        let load = |head| self.areas.descriptors.load_u64_pair(usize::from(head) * DESC_LEN, Relaxed);
+        let descriptors = heads.map(load);
+        let (mask, wanted) = (u64::from(Access::MASK) << 32, u64::from(access.flags()) << 32);
+        if descriptors.iter().fold(0, |differ, (_, rest)| differ | (rest ^ wanted)) & mask != 0 {
+            return false;
+        }
+        for (n, (single, (address, rest))) in singles.iter_mut().zip(descriptors).enumerate() {
+            let sequence = self.taken.wrapping_add((count + n) as u16);
+            let buffer = Descriptor { address: GuestAddress(address), len: rest as u32 };
+            *single = Single { buffer, token: Token::new(heads[n], 1, 0, sequence), written: 0 };
+        }
+        true
     }
 
     #[inline]
@@ -245,9 +273,33 @@ impl SplitQueue {
 
     #[inline]
     pub(crate) fn complete_written(&mut self, singles: &[Single]) {
-        match self.order {
-            None => singles.iter().for_each(|single| self.put(single.token, single.written, 1)),
-            Some(_) => singles.iter().for_each(|single| self.complete(single.token, single.written)),
+        let Some(first) = singles.first() else { return };
+        let in_order = self.order.as_mut().is_none_or(|order| order.pass(first.token, singles.len() as u16));
+        if !in_order {
+            return singles.iter().for_each(|single| self.complete(single.token, single.written));
+        }
+        let mut rest = singles;
+        while !rest.is_empty() {
+            let slot = self.next_used & self.mask;
+            // A run ends where the ring does.
+            let (run, others) = rest.split_at(rest.len().min(usize::from(self.size - slot)));
+            self.put_run(USED_RING + 8 * usize::from(slot), run);
+            rest = others;
+        }
+    }
+
+    /// Writes used elements that stand one behind the other from `at` on.
+    #[inline(always)]
+    fn put_run(&mut self, at: usize, singles: &[Single]) {
+        let count = singles.len() as u16;
+        let elements = singles.iter().map(|single| (u32::from(single.token.id()), single.written));
+        self.areas.used.store_u32_pairs(at, elements);
+        self.log_used(at, 8 * u64::from(count));
+        self.next_used = self.next_used.wrapping_add(count);
+        debug_assert!(self.in_flight() >= count, "completed twice");
+        self.given_back = self.given_back.wrapping_add(count);
+        if self.inflight.is_some() {
+            self.batch.extend(singles.iter().map(|single| single.token.id()));
         }
     }
 
@@ -255,7 +307,7 @@ impl SplitQueue {
     #[inline(always)]
     fn put(&mut self, token: Token, written: u32, count: u16) {
         let at = USED_RING + 8 * usize::from(self.next_used & self.mask);
-        self.areas.used.store_u32_pair(at, u32::from(token.id()), written);
+        self.areas.used.store_u32_pairs(at, std::iter::once((u32::from(token.id()), written)));
         self.log_used(at, 8);
         self.next_used = self.next_used.wrapping_add(count);
         debug_assert!(self.in_flight() >= count, "completed twice");

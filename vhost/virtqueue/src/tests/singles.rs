@@ -22,8 +22,8 @@ struct Fast {
     queue: Virtqueue,
     chain: Chain,
     rng: Lcg,
-    /// Batches and chains that are not given back.
-    open: Vec<(Access, Vec<Single>)>,
+    /// Batches, and chains of any kind each alone, that are not given back.
+    open: Vec<(Option<Access>, Vec<Single>)>,
     batched: usize,
 }
 
@@ -42,7 +42,7 @@ impl Fast {
         }
         self.batched += kept;
         if kept > 0 {
-            self.open.push((access, singles.to_vec()));
+            self.open.push((Some(access), singles.to_vec()));
         } else if count == 0 {
             if !self.queue.pop(&mut self.chain).unwrap() {
                 return false;
@@ -50,7 +50,7 @@ impl Fast {
             taken.push(buffers_of(&self.chain));
             let token = self.chain.token();
             let single = Single { token, written: u32::from(token.id()) + 1, ..Single::default() };
-            self.open.push((Access::Write, vec![single]));
+            self.open.push((None, vec![single]));
         }
         true
     }
@@ -62,8 +62,9 @@ impl Fast {
             let (access, singles) = self.open.swap_remove(self.rng.below(self.open.len() as u64) as usize);
             written.extend(singles.iter().map(|single| (single.token.id(), single.written)));
             match access {
-                Access::Read => self.queue.complete_read(&singles),
-                Access::Write => self.queue.complete_written(&singles),
+                Some(Access::Read) => self.queue.complete_read(&singles),
+                Some(Access::Write) => self.queue.complete_written(&singles),
+                None => self.queue.complete(singles[0].token, singles[0].written),
             }
         }
         written
