@@ -12,11 +12,11 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: as the caller promises.
     unsafe {
         match len {
-            8..16 => ends::<8>(from, to, len),
-            16..32 => ends::<16>(from, to, len),
-            32..64 => ends::<32>(from, to, len),
-            64..128 => ends::<64>(from, to, len),
-            128..=SHORT => ends::<128>(from, to, len),
+            8..=16 => ends::<8>(from, to, len),
+            17..=32 => ends::<16>(from, to, len),
+            33..=64 => ends::<32>(from, to, len),
+            65..=128 => ends::<64>(from, to, len),
+            129..=SHORT => ends::<128>(from, to, len),
             _ => std::ptr::copy_nonoverlapping(from, to, len),
         }
     }

@@ -69,8 +69,8 @@ impl NetQueue {
         let read = |(packet, span): (&mut Packet, Span<'_>)| self.read_single(packet, &span);
         let done = burst[before..].iter_mut().zip(spans).map(read).take_while(|&read| read).count();
         burst.truncate(before + done);
-        received.bytes += burst[before..].iter().map(|packet| packet.len() as u64).sum::<u64>();
         let (taken, left) = self.singles[..count].split_at(done);
+        received.bytes += taken.iter().map(|single| u64::from(single.buffer.len) - HEADER_LEN as u64).sum::<u64>();
         self.vring.ring.complete_read(taken);
         left.iter().rev().for_each(|single| self.vring.ring.unpop(single.token));
         done > 0
