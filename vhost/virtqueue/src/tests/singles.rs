@@ -176,3 +176,37 @@ fn in_order_one_used_element_stands_for_a_batch_that_was_read() {
         assert_eq!(std::iter::from_fn(|| driver.take_used()).map(|(id, _)| id).collect::<Vec<_>>(), ids);
     }
 }
+
+#[test]
+fn what_batches_write_to_the_used_ring_is_logged_and_nothing_else() {
+    const SIZE: u16 = 512;
+    for features in [0, RING_PACKED] {
+        let memory = memory();
+        let mut driver = Driver::new(&memory, RING, SIZE, features);
+        let setup = driver.setup();
+        let device = setup.addresses.device.0;
+        let bits = Arc::new(GuestMemory::anonymous(4096).unwrap());
+        let addresses = RingAddresses { used_log: Some(GuestAddress(device)), ..setup.addresses };
+        let mut queue = Virtqueue::new(memory.clone(), &Setup { addresses, ..setup.clone() }).unwrap();
+        queue.set_log(Some(DirtyLog::over(bits.user_window(UserAddress(0), 4096, 8).unwrap())));
+        (0..SIZE).for_each(|_| assert!(driver.add(&[(GuestAddress(0), 1, true)]).is_some()));
+        let mut singles = [Single::default(); 50];
+        let mut given_back = 0;
+        while given_back < usize::from(SIZE) {
+            let count = queue.pop_singles(Access::Write, &mut singles);
+            queue.complete_written(&singles[..count]);
+            queue.flush();
+            given_back += count;
+        }
+        // Of a split ring flags and the avail event are not written.
+        let written = match features {
+            0 => device + 2..device + 4 + 8 * u64::from(SIZE),
+            _ => setup.addresses.descriptor.0..setup.addresses.descriptor.0 + 16 * u64::from(SIZE),
+        };
+        let mut log = [0; 4096];
+        bits.read(GuestAddress(0), &mut log).unwrap();
+        let logged = (0..4096 * 8).filter(|page| log[page / 8] >> (page % 8) & 1 == 1);
+        let pages = written.start / 4096..=(written.end - 1) / 4096;
+        assert!(logged.map(|page| page as u64).eq(pages), "{features:#x}");
+    }
+}
