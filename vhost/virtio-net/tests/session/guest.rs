@@ -260,6 +260,12 @@ impl Ring {
         std::iter::from_fn(|| self.driver.take_used()).map(|(id, _)| self.open.remove(&id).expect("used once")).count()
     }
 
+    /// Takes what the device has sent. Returns whether nothing is under way any more.
+    pub(crate) fn reclaim_all(&mut self) -> bool {
+        self.reclaim();
+        self.open.is_empty()
+    }
+
     /// Takes what was received: the frames.
     pub(crate) fn take(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
