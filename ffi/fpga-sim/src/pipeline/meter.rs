@@ -108,11 +108,12 @@ mod tests {
         assert_eq!((packets(&meter), meter.seen.dropped.bytes), ([3, 1, 1], 100));
         assert!(!meter.pass(100, at(49)), "the 49 bytes that came and the 50 left of the excess are not together");
         assert!(meter.pass(100, at(100)), "a hundred bytes came");
+        assert!(!meter.pass(100, at(100)), "they went into one bucket");
         // The committed bucket fills first, then the excess bucket with what is over.
         let passed = (0..9).filter(|_| meter.pass(100, at(100_000))).count();
-        assert_eq!((passed, packets(&meter)), (4, [7, 2, 7]));
+        assert_eq!((passed, packets(&meter)), (4, [7, 2, 8]));
         meter.enabled = false;
         assert!(meter.pass(100, at(100_000)));
-        assert_eq!(packets(&meter), [7, 2, 7]);
+        assert_eq!(packets(&meter), [7, 2, 8]);
     }
 }

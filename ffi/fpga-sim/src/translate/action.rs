@@ -237,21 +237,23 @@ impl Plan {
         let action = |at: usize| unsafe { &*actions.add(at) };
         // SAFETY: as the caller promises.
         let age = self.age.map(|(at, timeout)| unsafe { age_of(action(at), timeout) }).transpose()?;
-        let actions = match &self.fixed {
-            Some(fixed) => fixed.clone(),
-            None => {
-                let taken = self.slots.iter().map(|slot| match slot {
-                    Slot::Fixed(action) => Ok(action.clone()),
-                    // The handle is a number; that it is there the device sees when the rule is put in.
-                    Slot::Shared(kind, at) => Ok(Action::Shared(*kind, action(*at).conf.addr() as u64)),
-                    Slot::Own(at) => {
-                        // SAFETY: as the caller promises.
-                        check_jump(self.group, unsafe { value(context, action(*at))? }, action(*at).conf)
-                    }
-                });
-                taken.collect::<Result<_, _>>()?
+        if let Some(fixed) = &self.fixed {
+            return Ok(Done { actions: fixed.clone(), age });
+        }
+        // In one allocation, with the rule's own in the second pass.
+        let without_own = |slot: &Slot| if let Slot::Fixed(action) = slot { action.clone() } else { Action::Drop };
+        let mut actions: Arc<[Action]> = self.slots.iter().map(without_own).collect();
+        for (place, slot) in Arc::get_mut(&mut actions).into_iter().flatten().zip(&self.slots) {
+            match slot {
+                Slot::Fixed(_) => {}
+                // The handle is a number; that it is there the device sees when the rule is put in.
+                Slot::Shared(kind, at) => *place = Action::Shared(*kind, action(*at).conf.addr() as u64),
+                Slot::Own(at) => {
+                    // SAFETY: as the caller promises.
+                    *place = check_jump(self.group, unsafe { value(context, action(*at))? }, action(*at).conf)?;
+                }
             }
-        };
+        }
         Ok(Done { actions, age })
     }
 }
