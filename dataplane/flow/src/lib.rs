@@ -2,6 +2,7 @@
 //!
 //! A packet's headers become a [`Key`] ([`extract`]), held in a [`Miniflow`]; a [`FlowCache`] finds the [`Megaflow`] that it
 //! matches; the flow's [`Action`]s are carried out ([`execute`]). Each worker owns one cache, so nothing here locks or waits.
+//! A packet that hardware has looked up already has a mark, and needs no key ([`FlowCache::lookup_marked`]).
 //!
 //! ```text
 //! burst -> extract -> FlowCache::lookup_batch -> FlowCache::record -> execute -> (packet, port) pairs

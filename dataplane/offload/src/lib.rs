@@ -6,6 +6,11 @@
 //! when the device is full, counts what the device counts, and forgets what a reset took away. The [`Offloader`] is the thread that
 //! does this for the switch.
 //!
+//! *Parts.* What a device does not do as a whole ([`Rule::of`] or the device refuse an action, or it leads to a port of the workers)
+//! becomes a rule that marks the packets where their port receives them ([`Rule::marking`]): the mark names the flow, and workers do
+//! such packets without looking them up. They count them, too; what the rule counts tells what it is worth, a quarter of one that does
+//! all. The refused clause stays in the share.
+//!
 //! *Rules on their way.* Where a driver has templates, rules go in and out by a queue, and completions say what became of them: no
 //! call waits for the device. A flow is the hardware's from the completion on. One that does not come within a second is given up:
 //! the flow stays with the workers, its share says so, and the rule is taken out in case it is there.

@@ -116,8 +116,11 @@ fn packets_for_a_guest_are_marked_and_not_looked_up() {
     assert_eq!((flows, partial, packets), (0, 1, 0), "the workers count them");
 }
 
+/// What comes out by each port, after each half of a round; what is counted; what the card did; hits by mark.
+type Ran = (Vec<Vec<Vec<Vec<u8>>>>, Counters, Totals, u64);
+
 /// What comes out and is counted while flows for the guest and for others come, change and go, and what the card did.
-fn run(arguments: &str, offload: bool) -> (Vec<Vec<Vec<Vec<u8>>>>, Counters, Totals, u64) {
+fn run(arguments: &str, offload: bool) -> Ran {
     let mut host = Host::new(arguments, offload);
     let mut outputs = Vec::new();
     for round in 0..24 {
