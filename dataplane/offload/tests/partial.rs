@@ -123,7 +123,7 @@ type Ran = (Vec<Vec<Vec<Vec<u8>>>>, Counters, Totals, u64);
 fn run(arguments: &str, offload: bool) -> Ran {
     let mut host = Host::new(arguments, offload);
     let mut outputs = Vec::new();
-    for round in 0..24 {
+    for round in 0..16 {
         host.send(round % PORTS, STATION, 40);
         host.send((round + 1) % PORTS, (round % PORTS) as u8, 20);
         outputs.push(host.take());
