@@ -100,6 +100,15 @@ fn a_card_without_room_leaves_flows_to_the_workers() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
+fn a_port_has_no_more_rules_than_it_may() -> Result<()> {
+    let card = Card::with_options(&["--offload-rules-per-port=0"])?;
+    card.ping_until("a flow without a credit", |card| Ok(card.offloaded("full")? > 0))?;
+    ensure!(card.offloaded("flows")? == 0, "{:#}", card.offload()?);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
 fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Result<()> {
     // Validate says that it is fine.
     let Some(card) = Card::with_trouble(",refuse-create=represented_port")? else { return Ok(()) };

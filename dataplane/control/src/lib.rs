@@ -76,6 +76,8 @@ pub struct Settings {
     pub vhost_socket_mode: u32,
     /// Buffers of the pool that packets of all ports come from. It is made with the first port or bridge.
     pub packet_buffers: usize,
+    /// Rules in hardware for packets from one port, at most, where it is not as usual.
+    pub offload_rules_per_port: Option<u32>,
     /// Options of DPDK's EAL. Where they are given, even none, packets of all ports are in DPDK's memory from the start; else DPDK
     /// is started with its first port.
     pub eal: Option<Vec<String>>,
@@ -124,7 +126,7 @@ impl Control {
             bdevs: Bdevs::default(),
             controllers: Controllers::default(),
             nvme: nvme::NvmeControllers::default(),
-            switching: switch::Switching::new(settings.packet_buffers, settings.eal),
+            switching: switch::Switching::new(&settings),
             captures: capture::Captures::default(),
             scheduler: scheduler::Scheduler::default(),
             copies: methods::image::Copies::default(),

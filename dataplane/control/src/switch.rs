@@ -1,8 +1,8 @@
 //! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
 
-use crate::Control;
 use crate::rpc::RpcError;
 use crate::rpc::method::blocking;
+use crate::{Control, Settings};
 #[cfg(feature = "dpdk")]
 use offload::Offloader;
 use packet::Pool;
@@ -16,6 +16,8 @@ use virtio_net::NetController;
 pub(crate) struct Switching {
     packet_buffers: usize,
     #[cfg(feature = "dpdk")]
+    limits: offload::Config,
+    #[cfg(feature = "dpdk")]
     pub(crate) dpdk: crate::dpdk::Dpdk,
     /// Hardware behind its ports.
     #[cfg(feature = "dpdk")]
@@ -28,13 +30,16 @@ pub(crate) struct Switching {
 }
 
 impl Switching {
-    pub(crate) fn new(packet_buffers: usize, eal: Option<Vec<String>>) -> Switching {
-        #[cfg(not(feature = "dpdk"))]
-        drop(eal);
+    pub(crate) fn new(settings: &Settings) -> Switching {
         Switching {
-            packet_buffers,
+            packet_buffers: settings.packet_buffers,
             #[cfg(feature = "dpdk")]
-            dpdk: crate::dpdk::Dpdk::new(eal, packet_buffers),
+            limits: offload::Config {
+                rules_of_a_port: settings.offload_rules_per_port.unwrap_or(offload::Config::default().rules_of_a_port),
+                ..offload::Config::default()
+            },
+            #[cfg(feature = "dpdk")]
+            dpdk: crate::dpdk::Dpdk::new(settings.eal.clone(), settings.packet_buffers),
             #[cfg(feature = "dpdk")]
             offloader: OnceLock::new(),
             made: Mutex::default(),
@@ -73,7 +78,8 @@ impl Switching {
     /// Offers what the switch does to the hardware behind its ports.
     #[cfg(feature = "dpdk")]
     fn offload(&self, switch: &Switch) -> Result<(), RpcError> {
-        let started = Offloader::start().map_err(|error| RpcError::from_io(&error, "thread".to_owned()))?;
+        let started =
+            Offloader::start_with(self.limits).map_err(|error| RpcError::from_io(&error, "thread".to_owned()))?;
         let offloader = self.offloader.get_or_init(|| Arc::new(started));
         switch.set_offload(offloader.clone());
         Ok(())

@@ -31,7 +31,8 @@ pub(crate) struct Table<D: Device> {
     pub(crate) last_ticket: u32,
     /// The place of the flow that the hand came to last.
     pub(crate) hand: u32,
-    waiting: VecDeque<Waiting<D::Rule>>,
+    /// By the name of the flow.
+    waiting: HashMap<u128, Waiting<D::Rule>>,
     completed: Vec<Completed<D::Rule>>,
     next_overdue: Cycles,
     /// Flows were lost since somebody asked.
@@ -110,7 +111,7 @@ impl<D: Device> Table<D> {
             active: VecDeque::new(),
             last_ticket: 0,
             hand: 0,
-            waiting: VecDeque::new(),
+            waiting: HashMap::new(),
             completed: Vec::new(),
             next_overdue: Cycles::default(),
             has_lost: false,
@@ -385,11 +386,12 @@ impl<D: Device> Table<D> {
 
     /// The offer is taken later, if not too many wait. A flow that does something else by now does not stay as it was.
     fn wait(&mut self, offer: Box<Offer>, after: Option<(u16, D::Rule)>, now: Cycles) {
-        if self.waiting.len() >= self.config.waiting {
+        let ufid = offer.flow.ufid;
+        if self.waiting.len() >= self.config.waiting && !self.waiting.contains_key(&ufid) {
             self.totals.dropped += 1;
-            return self.withdraw(offer.flow.ufid, now);
+            return self.withdraw(ufid, now);
         }
-        self.waiting.push_back(Waiting { offer, after });
+        self.waiting.insert(ufid, Waiting { offer, after });
     }
 
     /// Takes out a flow that sees much less, of the device and, where given, of the port.
@@ -434,7 +436,7 @@ impl<D: Device> Table<D> {
 
     /// A flow is to be done by the workers alone.
     pub(crate) fn withdraw(&mut self, ufid: u128, now: Cycles) {
-        self.waiting.retain(|waiting| waiting.offer.flow.ufid != ufid);
+        self.waiting.remove(&ufid);
         if let Some(at) = self.flows.find(ufid) {
             self.take_out(at, now);
         }
@@ -561,17 +563,11 @@ impl<D: Device> Table<D> {
     }
 
     pub(crate) fn retry_waiting(&mut self, now: Cycles) {
-        let mut victims = Victims::new();
-        for _ in 0..self.waiting.len() {
-            let Some(waiting) = self.waiting.pop_front() else { return };
-            let is_going = |(domain, rule): &(u16, D::Rule)| {
-                self.devices.get(domain).is_some_and(|of| of.going.contains_key(rule))
-            };
-            match waiting.after.as_ref().is_some_and(is_going) {
-                true => self.waiting.push_back(waiting),
-                false => self.take(waiting.offer, now, &mut victims),
-            }
-        }
+        let is_going =
+            |(domain, rule): &(u16, D::Rule)| self.devices.get(domain).is_some_and(|of| of.going.contains_key(rule));
+        let ready = self.waiting.extract_if(|_, waiting| !waiting.after.as_ref().is_some_and(is_going));
+        let ready = ready.map(|(_, waiting)| waiting.offer).collect();
+        self.offer(ready, now);
     }
 }
 

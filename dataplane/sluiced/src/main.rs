@@ -54,7 +54,9 @@ fn run() -> Result<(), StartError> {
         let engine = Engine::start(&cpus, options.idle())?;
         let (state_dir, idle, eal) = (options.state_dir.clone(), options.idle(), options.eal()?);
         let packet_buffers = options.packet_buffers.unwrap_or(Control::DEFAULT_PACKET_BUFFERS);
-        let settings = Settings { state_dir, vhost_dir, vhost_socket_mode, packet_buffers, eal, idle };
+        let offload_rules_per_port = options.offload_rules_per_port;
+        let settings =
+            Settings { state_dir, vhost_dir, vhost_socket_mode, packet_buffers, offload_rules_per_port, eal, idle };
         let control = Control::new(engine, log, settings)?;
         // After the state: a daemon that can be connected to has its directory for itself.
         let server = Server::bind(&socket, mode, options.rpc_allowed_uids.clone().unwrap_or_default())?;

@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Buffers for packets, of 2 KiB each; they are allocated with the first port [default: 16384]
     #[arg(long, value_name = "N")]
     pub(crate) packet_buffers: Option<usize>,
+    /// Rules in hardware for packets from one port, at most: no port takes all the room of its card [default: 131072]
+    #[arg(long, value_name = "N")]
+    pub(crate) offload_rules_per_port: Option<u32>,
     /// Options for DPDK, such as "--in-memory -a 0000:03:00.0". With them packets are in DPDK's memory from the start, and no port
     /// of DPDK has to copy them; without, DPDK is started with its first port, in hugepages where there are enough
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
@@ -125,6 +128,7 @@ impl Options {
             workers: self.workers.or(file.workers),
             idle_spin_us: self.idle_spin_us.or(file.idle_spin_us),
             packet_buffers: self.packet_buffers.or(file.packet_buffers),
+            offload_rules_per_port: self.offload_rules_per_port.or(file.offload_rules_per_port),
             eal: self.eal.or(file.eal),
             metrics: self.metrics.or(file.metrics),
             log_format: self.log_format.or(file.log_format),

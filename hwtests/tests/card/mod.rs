@@ -34,13 +34,18 @@ pub(crate) struct Card {
 impl Card {
     /// The card that the environment names, else the model.
     pub(crate) fn new() -> Result<Card> {
-        let Ok(devargs) = env::var("SLUICE_TEST_CARD") else { return Self::model("") };
+        Self::with_options(&[])
+    }
+
+    /// The same, of a daemon with these options besides.
+    pub(crate) fn with_options(options: &[&str]) -> Result<Card> {
+        let Ok(devargs) = env::var("SLUICE_TEST_CARD") else { return Self::model("", options) };
         let peers = env::var("SLUICE_TEST_CARD_PEERS").context("SLUICE_TEST_CARD_PEERS is not set")?;
         let [wire, function] = pair("SLUICE_TEST_CARD_PEERS", &peers)?;
         let wire = Namespace::holding("l", ADDRESSES[0], &wire)?;
         let function = Namespace::holding("r", ADDRESSES[1], &function)?;
         let eal = env::var("SLUICE_TEST_CARD_EAL").unwrap_or_default();
-        Self::start([wire, function], pair("SLUICE_TEST_CARD", &devargs)?, &eal)
+        Self::start([wire, function], pair("SLUICE_TEST_CARD", &devargs)?, &eal, options)
     }
 
     /// The model with these arguments besides. Nothing, with a word, where the tests run with a card.
@@ -49,19 +54,20 @@ impl Card {
             println!("left out: no card has {arguments:?} on demand");
             return Ok(None);
         }
-        Self::model(arguments).map(Some)
+        Self::model(arguments, &[]).map(Some)
     }
 
-    fn model(arguments: &str) -> Result<Card> {
+    fn model(arguments: &str, options: &[&str]) -> Result<Card> {
         let (wire, function) = (Namespace::new("l", ADDRESSES[0])?, Namespace::new("r", ADDRESSES[1])?);
         let [left, right] = [wire.cable(), function.cable()];
         let backends = format!("wire=(net_af_packet0,iface={left}),function=(net_af_packet1,iface={right})");
         let devargs = [format!("net_fpgasim0,{backends}{arguments}"), "net_fpgasim0_representor_0".to_owned()];
-        Self::start([wire, function], devargs, "-d librte_net_fpgasim.so --no-huge -m 256")
+        Self::start([wire, function], devargs, "-d librte_net_fpgasim.so --no-huge -m 256", options)
     }
 
-    fn start([wire, function]: [Namespace; 2], devargs: [String; 2], eal: &str) -> Result<Card> {
-        let daemon = Daemon::start_with("0", &[&format!("--eal={eal}"), "--packet-buffers=32768"])?;
+    fn start([wire, function]: [Namespace; 2], devargs: [String; 2], eal: &str, options: &[&str]) -> Result<Card> {
+        let eal = format!("--eal={eal}");
+        let daemon = Daemon::start_with("0", &[&[eal.as_str(), "--packet-buffers=32768"], options].concat())?;
         let card = Card { daemon, wire, function, devargs };
         card.daemon.rpc("bridge_create", json!({"name": "br"}))?;
         card.plug("wire", &card.devargs[0])?;

@@ -108,6 +108,7 @@ impl Rig {
             vhost_dir: std::env::temp_dir(),
             vhost_socket_mode: 0o600,
             packet_buffers: 1024,
+            offload_rules_per_port: None,
             eal: None,
             idle: IdlePolicy::default(),
         };

@@ -31,6 +31,7 @@ impl Served {
                     vhost_dir: path,
                     vhost_socket_mode: 0o600,
                     packet_buffers: Control::DEFAULT_PACKET_BUFFERS,
+                    offload_rules_per_port: None,
                     eal: None,
                     idle: IdlePolicy::default(),
                 };
