@@ -32,8 +32,15 @@
 //! without `postpone` being a push too. An operation has its place in the queue until its completion is pulled. Rules are the same
 //! to query, destroy, flush and age, whichever way they came. Queues have no aged rules of their own (no `STRICT_QUEUE`).
 //!
-//! COUNT, AGE and RSS can be shared by handles (INDIRECT). METER names a meter of `rte_mtr`: RFC 2697 in its color-blind mode, on
-//! bytes, with a policy that lets each color pass or drops it.
+//! COUNT, AGE and RSS can be shared by handles (INDIRECT), and CONNTRACK comes by a handle alone. METER names a meter of `rte_mtr`:
+//! RFC 2697 in its color-blind mode, on bytes, with a policy that lets each color pass or drops it.
+//!
+//! # Connections
+//! CONNTRACK judges the packets of a rule as of one direction of a TCP connection: the one that the connection had when the rule was
+//! made. A CONNTRACK item in a later group of the same domain matches what it said. It drops and changes nothing itself, and a packet
+//! that is not valid does not change it. Windows are checked as Linux does, sequence numbers of RST by RFC 5961. A segment with data
+//! that comes again is valid `retransmission_limit` times in a row, an ACK however often; `max_ack_window` is the shift of 65535 that
+//! an ACK may be behind. A connection that is reset is in TIME_WAIT, the last of the states.
 //!
 //! # Restore data
 //! A packet that missed in a later group than 0, left a VXLAN tunnel before it missed, or was aborted in the middle has restore
@@ -47,8 +54,8 @@
 //! host as it was received, and none of the rules on its way has counted it.
 //!
 //! # What is not there
-//! CONNTRACK, METER_MARK, MODIFY_FIELD, SAMPLE, tunnels in tunnels, Geneve decapsulation and flexible items are refused. A reset
-//! loses rules, shared actions and meters; templates, tables and queues are the driver's and stay.
+//! METER_MARK, MODIFY_FIELD, SAMPLE, tunnels in tunnels, Geneve decapsulation and flexible items are refused. A reset loses rules,
+//! shared actions, connections among them, and meters; templates, tables and queues are the driver's and stay.
 //!
 //! # Lifecycle and errors
 //! The driver registers itself when the library is loaded, and refuses to in a DPDK of another version. A device is there from

@@ -70,7 +70,7 @@ pub enum Action {
     Spread(Arc<Rss>),
     /// Fate: the rules of another group.
     Jump(u32),
-    /// What rules share that have this number: a counter, an age, a meter or, as fate, queues to spread over.
+    /// What rules share that have this number: a counter, an age, a meter, a connection or, as fate, queues to spread over.
     Shared(SharedKind, RuleId),
 }
 

@@ -14,6 +14,10 @@ pub trait Frame {
     fn bytes_mut(&mut self) -> &mut [u8];
     /// Its length, also of what [`bytes`](Self::bytes) does not show.
     fn total_len(&self) -> usize;
+    /// Whether the checksum of its transport header needs no look: it is known to be right, or to be filled in later.
+    fn l4_is_checked(&self) -> bool {
+        false
+    }
     /// More bytes at the front, whatever is in them. Says whether there was room.
     fn grow_front(&mut self, count: usize) -> bool;
     /// Fewer bytes at the front. Says whether there were as many.

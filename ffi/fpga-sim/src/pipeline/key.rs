@@ -5,7 +5,8 @@ use std::hash::{Hash, Hasher};
 /// Bytes of a key: whole words of eight.
 const LEN: usize = PREAMBLE + 2 * LAYER;
 const _: () = assert!(LEN.is_multiple_of(8));
-/// Bytes before the layers: where the packet comes from, the tunnel between the layers, and the one it was taken out of.
+/// Bytes before the layers: where the packet comes from, the tunnel between the layers, the one it was taken out of,
+/// and what a connection said of it.
 const PREAMBLE: usize = 20;
 /// Bytes of a layer.
 const LAYER: usize = 74;
@@ -66,6 +67,8 @@ pub mod field {
     pub const TUNNEL_OPTIONS: Field = Field::new(8, 2);
     pub const TUNNEL_PROTOCOL: Field = Field::new(10, 2);
     pub const LEFT_TUNNEL: Field = Field::new(12, 1);
+    /// Bits of [`judged`](crate::pipeline::judged).
+    pub const CONNTRACK: Field = Field::new(13, 1);
 
     pub const ETH_DST: Field = Field::of_layer(0, 6);
     pub const ETH_SRC: Field = Field::of_layer(6, 6);

@@ -7,6 +7,7 @@
 
 pub mod action;
 mod ageing;
+mod conntrack;
 pub mod edit;
 mod index;
 pub mod key;
@@ -14,6 +15,7 @@ mod meter;
 pub mod parse;
 mod restore;
 mod rule;
+mod segment;
 mod shared;
 mod store;
 mod table;
@@ -21,6 +23,7 @@ pub mod toeplitz;
 mod walk;
 
 pub use action::{Action, End, Rss};
+pub use conntrack::{Connection, Direction, Kind as TcpKind, Last, MAX_SCALE, MAX_WINDOW, Sender, State, judged};
 pub use edit::{Frame, Unfit};
 pub use key::{Key, Layer, Pattern};
 pub use meter::{Meter, Rate, Seen};
@@ -273,6 +276,7 @@ impl Pipeline {
         let id = self.reserve_ids(1).start;
         let blank = Blank { owner, table: None, format, priority };
         let mut entry = blank.fill(*pattern.value(), actions, counts, age);
+        self.aim(&mut entry);
         self.prepare(&mut entry);
         let inserted = self.insert_filled(id, entry, now);
         self.formats.release(format);
@@ -324,6 +328,11 @@ impl Pipeline {
     pub fn blank(&self, table: TableId, pattern: usize) -> Option<Blank> {
         let of = self.tables.get(table as usize)?.as_ref()?;
         Some(Blank { owner: of.owner, table: Some(table), format: *of.formats.get(pattern)?, priority: of.priority })
+    }
+
+    /// Has a rule's packets be judged as those of the direction that its connection says now.
+    pub fn aim(&self, entry: &mut Entry) {
+        entry.direction = self.shared.direction(&entry.actions);
     }
 
     /// Gets a rule ready to be put in. Looks at where it will be: the memory's delays overlap when many are prepared in a row.
@@ -479,6 +488,11 @@ impl Pipeline {
         if let Shared::Meter(meter) = self.shared.get_mut(id)? { Some(meter) } else { None }
     }
 
+    /// A connection.
+    pub fn connection(&mut self, id: RuleId) -> Option<&mut Connection> {
+        if let Shared::Conntrack(connection) = self.shared.get_mut(id)? { Some(connection) } else { None }
+    }
+
     /// A packet came to a rule that shares an action.
     fn hit_shared(&mut self, id: RuleId, bytes: usize, now: Duration) {
         let Some(Sharing { owner, action, .. }) = self.shared.0.get_mut(&id) else { return };
@@ -491,7 +505,7 @@ impl Pipeline {
                     self.deadlines.add(now + age.timeout, id);
                 }
             }
-            Shared::Rss(_) | Shared::Meter(_) => {}
+            Shared::Rss(_) | Shared::Meter(_) | Shared::Conntrack(_) => {}
         }
     }
 

@@ -1,7 +1,9 @@
 //! A rule, as it is asked for and as the device holds it.
 
 use super::action::Action;
+use super::conntrack::Direction;
 use super::key::{Key, Pattern};
+use super::shared::SharedKind;
 use super::table::FormatId;
 use super::{Domain, TableId};
 use std::sync::Arc;
@@ -104,6 +106,7 @@ impl Blank {
             counts,
             age,
             kind: Kind::Masked,
+            direction: Direction::default(),
             aged: false,
             tally: Tally::default(),
             last_hit: Duration::ZERO,
@@ -130,6 +133,8 @@ pub struct Entry {
     /// Whether it ages.
     pub age: Option<Age>,
     pub(super) kind: Kind,
+    /// Of its packets in the connection that judges them.
+    pub(super) direction: Direction,
     /// It has aged, and is listed as such.
     pub(super) aged: bool,
     pub(super) tally: Tally,
@@ -137,6 +142,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Whether a connection judges its packets.
+    pub fn is_judged(&self) -> bool {
+        self.actions.iter().any(|action| matches!(action, Action::Shared(SharedKind::Conntrack, _)))
+    }
+
     pub(super) fn count(&mut self, bytes: usize, now: Duration, delay: Duration) {
         self.tally.count(bytes, now, delay);
         self.last_hit = now;

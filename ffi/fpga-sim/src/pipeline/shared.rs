@@ -1,6 +1,8 @@
 //! Actions that several rules share, by the number of one.
 
 use super::action::{Action, Rss};
+use super::conntrack::{Connection, Direction};
+use super::edit::Frame;
 use super::meter::Meter;
 use super::rule::{Age, Tally};
 use super::table::RuleId;
@@ -19,6 +21,8 @@ pub enum SharedKind {
     Rss,
     /// It lets through what is not too much.
     Meter,
+    /// It says whether packets fit into a connection.
+    Conntrack,
 }
 
 /// A shared action.
@@ -39,6 +43,8 @@ pub enum Shared {
     Rss(Arc<Rss>),
     /// It lets through what is not too much.
     Meter(Box<Meter>),
+    /// It says whether packets fit into a connection.
+    Conntrack(Box<Connection>),
 }
 
 impl Shared {
@@ -48,6 +54,7 @@ impl Shared {
             Shared::Age { .. } => SharedKind::Age,
             Shared::Rss(_) => SharedKind::Rss,
             Shared::Meter(_) => SharedKind::Meter,
+            Shared::Conntrack(_) => SharedKind::Conntrack,
         }
     }
 
@@ -86,6 +93,24 @@ impl SharedActions {
         match self.get_mut(id) {
             Some(Shared::Meter(meter)) => meter.pass(bytes, now),
             _ => true,
+        }
+    }
+
+    /// The direction of the packets of a rule with these actions that is put in now.
+    pub(super) fn direction(&self, actions: &[Action]) -> Direction {
+        let shared = actions.iter().filter_map(Action::shared).filter_map(|(_, id)| self.0.get(&id));
+        let directions = shared.map(|sharing| match &sharing.action {
+            Shared::Conntrack(connection) => Some(connection.direction),
+            _ => None,
+        });
+        directions.flatten().next().unwrap_or_default()
+    }
+
+    /// What a connection says of a packet.
+    pub(super) fn judge(&mut self, id: RuleId, direction: Direction, frame: &impl Frame) -> u8 {
+        match self.get_mut(id) {
+            Some(Shared::Conntrack(connection)) => connection.judge(direction, frame),
+            _ => 0,
         }
     }
 

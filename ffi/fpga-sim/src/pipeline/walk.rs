@@ -134,11 +134,12 @@ impl Pipeline {
         let aborts = domain == Domain::Transfer && matches!(way.from, Source::Represented(_));
         let mut left = self.faults.abort_after.filter(|_| aborts).unwrap_or(u64::MAX);
         let mut group = 0;
+        let mut judged = 0;
         loop {
             if !self.formats.has_group(domain, group) {
                 return Walk::Miss(group);
             }
-            let key = key_of(frame.bytes(), way);
+            let key = key_of(frame.bytes(), way, judged);
             let best = self.formats.lookup(domain, group, &key, |id| self.rules.get(id));
             let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get(id)?))) else {
                 return Walk::Miss(group);
@@ -158,6 +159,9 @@ impl Pipeline {
                     self.met.push((id, bytes));
                     return Walk::Fate(Action::Drop);
                 }
+                if let Action::Shared(SharedKind::Conntrack, connection) = action {
+                    judged = self.shared.judge(*connection, entry.direction, frame);
+                }
                 match apply(action, frame, way) {
                     Ok(()) => {}
                     Err(Unfit) => return Walk::Unfit,
@@ -175,7 +179,7 @@ impl Pipeline {
     }
 }
 
-fn key_of(bytes: &[u8], way: &Way) -> Key {
+fn key_of(bytes: &[u8], way: &Way, judged: u8) -> Key {
     let mut key = parse::parse(bytes).0;
     let (kind, port) = match way.from {
         Source::Represented(port) => (source::REPRESENTED, port),
@@ -183,6 +187,7 @@ fn key_of(bytes: &[u8], way: &Way) -> Key {
     };
     key.set(Layer::Outer, field::SOURCE, &[kind]);
     key.set(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes());
+    key.set(Layer::Outer, field::CONNTRACK, &[judged]);
     if way.tunnel.is_some() {
         key.set(Layer::Outer, field::LEFT_TUNNEL, &[key::tunnel::VXLAN]);
     }

@@ -1,6 +1,7 @@
 //! Actions that rules share by a handle: a number in the place of a pointer that nobody follows.
 
 use super::abi::{Actions, Error, EthDev};
+use super::device::State;
 use super::flow::{in_context, refuse, show_age, show_counters, unspecified};
 use super::queue::{Operation, enqueue};
 use super::template::done;
@@ -58,7 +59,10 @@ unsafe fn share(port: &Port, conf: *const sys::rte_flow_indir_action_conf, actio
                 Err(unsupported(action, c"RSS is for ingress rules: queues belong to a port"))
             }
             sys::RTE_FLOW_ACTION_TYPE_RSS => Ok(Shared::Rss(translate::rss(context, wanted)?)),
-            _ => Err(unsupported(action, c"COUNT, AGE and RSS can be shared")),
+            sys::RTE_FLOW_ACTION_TYPE_CONNTRACK => {
+                Ok(Shared::Conntrack(Box::new(translate::connection(context, wanted.conf.cast())?)))
+            }
+            _ => Err(unsupported(action, c"COUNT, AGE, RSS and CONNTRACK can be shared")),
         }
     })?;
     let owner = state.ports[port.index].id;
@@ -127,8 +131,33 @@ unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: 
             let rss = in_context(port, &mut state, true, |context| unsafe { translate::rss(context, action) })?;
             state.pipeline.set_shared_rss(id, rss)
         }
+        // SAFETY: as the caller promises.
+        SharedKind::Conntrack => change_connection(port, &mut state, id, unsafe { &*update.cast() })?,
     };
     if changed { Ok(()) } else { Err(gone(handle)) }
+}
+
+/// Changes the direction of the rules to come, or all else, or both. Says whether the connection is there.
+fn change_connection(
+    port: &Port,
+    state: &mut State,
+    id: u64,
+    update: &sys::rte_flow_modify_conntrack,
+) -> Result<bool, Refusal> {
+    if update.direction() == 0 && update.state() == 0 {
+        return Err(unspecified(libc::EINVAL, c"CONNTRACK: direction, state or both are updated"));
+    }
+    let new = match update.state() {
+        0 => None,
+        // SAFETY: it leads to a connection.
+        _ => Some(in_context(port, state, true, |context| unsafe { translate::connection(context, &update.new_ct) })?),
+    };
+    let Some(connection) = state.pipeline.connection(id) else { return Ok(false) };
+    if update.direction() != 0 {
+        connection.direction = translate::direction(update.new_ct.is_original_dir());
+    }
+    new.into_iter().for_each(|new| connection.set_state(new));
+    Ok(true)
 }
 
 pub(super) unsafe extern "C" fn query(
@@ -159,6 +188,12 @@ unsafe fn show(port: &Port, handle: *const sys::rte_flow_action_handle, data: *m
             Ok(())
         }
         Some(SharedKind::Rss) => Err(unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
+        Some(SharedKind::Conntrack) => {
+            let connection = state.pipeline.connection(id).ok_or_else(|| gone(handle))?;
+            // SAFETY: as above.
+            unsafe { *data.cast() = translate::show_connection(connection) };
+            Ok(())
+        }
         Some(SharedKind::Meter) | None => Err(gone(handle)),
     }
 }

@@ -13,6 +13,12 @@ unsafe impl Send for Mbuf {}
 
 /// Flags of buffers that lie in another one, or outside of their pool.
 const ATTACHED: u64 = (1 << 62) | (1 << 61);
+/// What is known of the checksum of the transport header: that it is right, or that it is not there and the data is whole.
+const L4_CKSUM_MASK: u64 = L4_CKSUM_NONE;
+const L4_CKSUM_GOOD: u64 = 1 << 8;
+const L4_CKSUM_NONE: u64 = (1 << 3) | (1 << 8);
+/// It is to be filled in by who sends the packet.
+const TX_L4_MASK: u64 = 3 << 52;
 
 impl Mbuf {
     /// # Safety
@@ -96,6 +102,12 @@ impl Frame for Mbuf {
 
     fn total_len(&self) -> usize {
         self.raw().pkt_len as usize
+    }
+
+    fn l4_is_checked(&self) -> bool {
+        let flags = self.raw().ol_flags;
+        let received = flags & L4_CKSUM_MASK;
+        received == L4_CKSUM_GOOD || received == L4_CKSUM_NONE || flags & TX_L4_MASK != 0
     }
 
     fn grow_front(&mut self, count: usize) -> bool {

@@ -140,6 +140,7 @@ pub(super) unsafe extern "C" fn info_get(
             max_nb_counters: rules,
             max_nb_aging_objects: rules,
             max_nb_meters: MAX_METERS,
+            max_nb_conn_tracks: rules,
             ..Default::default()
         };
         if let Some(info) = queue_info.as_mut() {
@@ -149,7 +150,7 @@ pub(super) unsafe extern "C" fn info_get(
     0
 }
 
-/// Rules that the device holds; each has a counter and an age.
+/// Rules that the device holds; there is a counter, an age and a connection for each.
 fn rules(port: &Port) -> u32 {
     let state = port.device.lock();
     let limits = state.limits();
@@ -174,14 +175,11 @@ pub(super) unsafe extern "C" fn configure(
 fn set_up(port: &Port, attributes: &sys::rte_flow_port_attr, sizes: Vec<u32>) -> Result<(), Refusal> {
     let rules = rules(port);
     let invalid = |message| Err(unspecified(libc::EINVAL, message));
-    if attributes.nb_counters > rules || attributes.nb_aging_objects > rules {
-        return invalid(c"counters and ages: the device has one for each rule");
+    if attributes.nb_counters.max(attributes.nb_aging_objects).max(attributes.nb_conn_tracks) > rules {
+        return invalid(c"counters, ages and connections: the device has one for each rule");
     }
     if attributes.nb_meters > MAX_METERS {
         return invalid(c"meters: the port has 65536");
-    }
-    if attributes.nb_conn_tracks > 0 {
-        return Err(unspecified(libc::ENOTSUP, c"the device has no connection tracking"));
     }
     if attributes.flags != 0 {
         return Err(unspecified(libc::ENOTSUP, c"the device knows no flags: any queue may change any rule"));
@@ -249,7 +247,10 @@ unsafe fn create(
     let (pattern_index, actions_index) = (usize::from(pattern_index), usize::from(actions_index));
     // SAFETY: as the caller promises.
     let (value, values, counts) = unsafe { table.templates.rule((items, pattern_index), (actions, actions_index))? };
-    let entry = table.blanks[pattern_index].fill(value, values.actions, counts, values.age);
+    let mut entry = table.blanks[pattern_index].fill(value, values.actions, counts, values.age);
+    if entry.is_judged() {
+        port.device.lock().pipeline.aim(&mut entry);
+    }
     let fails = port.device.refuses.load(Ordering::Relaxed) && fails(port, table, pattern_index, actions_index)?;
     let queue = find(engine, queue)?;
     let id = queue.next_id(&port.device);

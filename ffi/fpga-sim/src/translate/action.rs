@@ -22,6 +22,7 @@ fn shared_kind(kind: sys::rte_flow_action_type) -> Option<SharedKind> {
         sys::RTE_FLOW_ACTION_TYPE_COUNT => Some(SharedKind::Count),
         sys::RTE_FLOW_ACTION_TYPE_AGE => Some(SharedKind::Age),
         sys::RTE_FLOW_ACTION_TYPE_RSS => Some(SharedKind::Rss),
+        sys::RTE_FLOW_ACTION_TYPE_CONNTRACK => Some(SharedKind::Conntrack),
         _ => None,
     }
 }
@@ -64,7 +65,7 @@ impl ActionsTemplate {
                         Values::Shared(kind.ok_or_else(|| {
                             unsupported(
                                 action,
-                                c"INDIRECT: a COUNT, AGE or RSS that is there; in a template its mask says which",
+                                c"INDIRECT: a COUNT, AGE, RSS or CONNTRACK that is there; in a template its mask says which",
                             )
                         })?)
                     }
@@ -105,6 +106,17 @@ pub(crate) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -
     Ok(())
 }
 
+/// The same of the actions of a rule or a template.
+pub(super) fn check_list(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
+    check_known(context, actions)?;
+    match actions.iter().find(|action| action.type_ == sys::RTE_FLOW_ACTION_TYPE_CONNTRACK) {
+        Some(action) => {
+            Err(unsupported(action, c"CONNTRACK: by a handle alone (INDIRECT), which keeps the connection"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The actions of a rule, and what they share with others.
 pub(super) fn kinds_of(
     context: &Context,
@@ -137,6 +149,8 @@ struct Admission<'a> {
     tagged: bool,
     /// The outer headers are not those that the pattern knows.
     tunnelled: bool,
+    /// A connection judges the packets.
+    judged: bool,
 }
 
 /// Says whether such actions may stand in a rule of the domain behind such a pattern, whatever their values are.
@@ -147,7 +161,8 @@ pub(super) fn admit(
     causes: Option<&[sys::rte_flow_action]>,
 ) -> Result<Order, Refusal> {
     let order = Order { places: Vec::new(), counts: false, age: None };
-    let mut admission = Admission { domain, seen, causes, order, fate: None, tagged: seen.vlan, tunnelled: false };
+    let (tagged, tunnelled, judged) = (seen.vlan, false, false);
+    let mut admission = Admission { domain, seen, causes, order, fate: None, tagged, tunnelled, judged };
     for (index, (kind, shared)) in kinds.enumerate() {
         admission.take(index, kind, shared)?;
     }
@@ -301,6 +316,9 @@ impl Admission<'_> {
             }
             _ => {}
         }
+        if shared == Some(SharedKind::Conntrack) && std::mem::replace(&mut self.judged, true) {
+            return self.refuse(index, c"CONNTRACK: once in a rule");
+        }
         if let Err(message) = self.may_stand(kind) {
             return self.refuse(index, message);
         }
@@ -425,6 +443,7 @@ fn name(kind: sys::rte_flow_action_type) -> Option<&'static str> {
         sys::RTE_FLOW_ACTION_TYPE_INDIRECT => "INDIRECT",
         sys::RTE_FLOW_ACTION_TYPE_METER => "METER",
         sys::RTE_FLOW_ACTION_TYPE_AGE => "AGE",
+        sys::RTE_FLOW_ACTION_TYPE_CONNTRACK => "CONNTRACK",
         sys::RTE_FLOW_ACTION_TYPE_MARK => "MARK",
         sys::RTE_FLOW_ACTION_TYPE_DROP => "DROP",
         sys::RTE_FLOW_ACTION_TYPE_JUMP => "JUMP",

@@ -3,9 +3,10 @@
 use super::{Context, Refusal, copy};
 use crate::pipeline::key::{Field, field, present, source, tunnel};
 use crate::pipeline::parse::protocol;
-use crate::pipeline::{Key, Layer, Pattern};
+use crate::pipeline::{Key, Layer, Pattern, judged};
 use dpdk_sys as sys;
 use std::ffi::{CStr, c_void};
+use std::ptr::null;
 
 /// The driver's own item, which `rte_flow_tunnel_match` gives: the packet was taken out of a tunnel.
 pub(crate) const LEFT_TUNNEL: sys::rte_flow_item_type = 0x8000_0001;
@@ -222,6 +223,8 @@ pub(crate) struct PatternTemplate {
     pub(super) seen: Seen,
     /// An item says where packets come from.
     pub(super) source: bool,
+    /// An item says what a connection said of them.
+    judged: bool,
 }
 
 /// A value in an item's structure.
@@ -243,6 +246,8 @@ enum Value {
     Zero { bit: u8 },
     /// A port of the device.
     Port { to: usize },
+    /// What a connection said, under a mask.
+    Judged { mask: u32, to: usize },
 }
 
 /// A pattern as it is read.
@@ -271,7 +276,7 @@ pub(super) unsafe fn pattern(
 ) -> Result<PatternTemplate, Refusal> {
     let kinds = items.iter().map(|item| item.type_).chain([sys::RTE_FLOW_ITEM_TYPE_END]).collect();
     let (fixed, steps, seen) = (Pattern::default(), Vec::new(), Seen::default());
-    let template = PatternTemplate { kinds, fixed, steps, seen, source: false };
+    let template = PatternTemplate { kinds, fixed, steps, seen, source: false, judged: false };
     let (layer, level) = (Layer::Outer, Level::Start);
     let mut reader = Reader { context, mode, transfer, template, layer, level, vlans: 0, tagged: false, eth: false };
     for (index, item) in items.iter().enumerate() {
@@ -287,6 +292,7 @@ impl PatternTemplate {
         self.kinds.iter().filter_map(|&kind| match kind {
             sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT => Some("REPRESENTED_PORT"),
             sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR => Some("PORT_REPRESENTOR"),
+            sys::RTE_FLOW_ITEM_TYPE_CONNTRACK => Some("CONNTRACK"),
             _ => SHAPES.iter().find(|shape| shape.kind == kind).map(|shape| shape.name),
         })
     }
@@ -301,6 +307,16 @@ impl PatternTemplate {
             fixed.want(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes(), &[0xff; 2]);
         }
         fixed
+    }
+
+    /// Whether rules of a group can have it; `items` is the application's list, if it is at hand.
+    pub(super) fn check_group(&self, group: u32, items: Option<&[sys::rte_flow_item]>) -> Result<(), Refusal> {
+        if !self.judged || group > 0 {
+            return Ok(());
+        }
+        let item = items.and_then(|items| items.iter().find(|item| item.type_ == sys::RTE_FLOW_ITEM_TYPE_CONNTRACK));
+        let message = c"CONNTRACK: no connection has judged packets before group 0";
+        Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, item.map_or(null(), std::ptr::from_ref), message))
     }
 
     /// The values of a rule: those of all, and those in its items.
@@ -360,6 +376,13 @@ impl Step {
                     }
                     key[to..to + 2].copy_from_slice(&port.to_be_bytes());
                 }
+                Value::Judged { mask, to } => {
+                    let flags = from.cast::<u32>().read_unaligned() & mask;
+                    match judged::ALL.iter().find(|&&said| u32::from(said) & mask == flags) {
+                        Some(&said) => key[to] = said,
+                        None => return invalid(c"CONNTRACK: no packet has these flags"),
+                    }
+                }
             }
         }
         Ok(())
@@ -380,6 +403,10 @@ impl Reader<'_> {
             sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR => {
                 // SAFETY: as the caller promises.
                 return unsafe { self.read_source(index, item, source::REPRESENTOR, "PORT_REPRESENTOR") };
+            }
+            sys::RTE_FLOW_ITEM_TYPE_CONNTRACK => {
+                // SAFETY: as the caller promises.
+                return unsafe { self.read_judged(index, item) };
             }
             LEFT_TUNNEL if self.level == Level::Start && self.layer == Layer::Outer => {
                 self.template.fixed.want(Layer::Outer, field::LEFT_TUNNEL, &[tunnel::VXLAN], &[0xff]);
@@ -584,6 +611,40 @@ impl Reader<'_> {
             let to = field::SOURCE_PORT.range(Layer::Outer).start;
             steps.push(Step { item: index, at: 0, what: Value::Port { to } });
         }
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for [`rule`](super::rule).
+    unsafe fn read_judged(&mut self, index: usize, item: &sys::rte_flow_item) -> Result<(), Refusal> {
+        let refused =
+            |message| Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, std::ptr::from_ref(item), message));
+        if self.context.refuses("CONNTRACK") {
+            return refused(c"this item is refused on demand (argument refuse or refuse-create)");
+        }
+        if self.template.judged || self.layer == Layer::Inner || matches!(self.level, Level::Tunnel(_)) {
+            return refused(c"one CONNTRACK stands before the tunnel");
+        }
+        if !item.last.is_null() {
+            return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
+        }
+        // SAFETY: as the caller promises.
+        let mask = unsafe { item.mask.cast::<sys::rte_flow_item_conntrack>().as_ref() }.map(|mask| mask.flags);
+        let mask = match (self.mode, item.spec.is_null(), mask) {
+            (Mode::Template { relaxed: true }, _, None) => return Ok(()),
+            (Mode::Template { relaxed: false }, _, None) => return refused(c"CONNTRACK: its mask says which flags"),
+            (Mode::Rule, true, _) => return refused(c"CONNTRACK: with flags"),
+            (Mode::Rule, false, None) => u32::MAX,
+            (_, _, Some(mask)) => mask,
+        };
+        // Where all that can be said is wanted, it is wanted whole.
+        let all = judged::ALL.iter().fold(0, |all, said| all | said);
+        let ours = if mask & u32::from(all) == u32::from(all) { 0xff } else { mask as u8 & all };
+        let PatternTemplate { fixed, steps, judged, .. } = &mut self.template;
+        *judged = true;
+        fixed.want(Layer::Outer, field::CONNTRACK, &[0], &[ours]);
+        let to = field::CONNTRACK.range(Layer::Outer).start;
+        steps.push(Step { item: index, at: 0, what: Value::Judged { mask, to } });
         Ok(())
     }
 }

@@ -1,12 +1,14 @@
 //! From rte_flow's attributes, pattern and actions to a [`Rule`], or to the clause that the device does not do and why.
 
 mod action;
+mod conntrack;
 mod encap;
 mod item;
 mod template;
 mod value;
 
 pub(crate) use action::check_known;
+pub(crate) use conntrack::{connection, direction, show_connection};
 pub(crate) use item::LEFT_TUNNEL;
 pub(crate) use template::{Actions, Pattern, Table};
 pub(crate) use value::RSS_TYPES;
@@ -112,10 +114,11 @@ pub(crate) unsafe fn rule(
     let domain = domain(context, attributes)?;
     // SAFETY: as the caller promises.
     let template = unsafe { item::pattern(context, attributes.transfer() != 0, pattern, Mode::Rule)? };
+    template.check_group(attributes.group, Some(pattern))?;
     let fixed = template.fixed(context.port, attributes);
     // SAFETY: as the caller promises; the items are those of the template.
     let value = unsafe { template.values(&fixed, context.ports, pattern.as_ptr())? };
-    action::check_known(context, actions)?;
+    action::check_list(context, actions)?;
     let order = action::admit(domain, &template.seen, action::kinds_of(context, actions), Some(actions))?;
     // SAFETY: as the caller promises; the actions are those of the list.
     let (plan, done) = unsafe {

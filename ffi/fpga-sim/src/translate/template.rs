@@ -1,6 +1,6 @@
 //! Templates: what rules have in common is translated once, and each rule brings values alone.
 
-use super::action::{ActionsTemplate, Done, Plan, admit, check_known};
+use super::action::{ActionsTemplate, Done, Plan, admit, check_list};
 use super::item::{self, Mode, PatternTemplate};
 use super::{Context, Refusal, domain, is_last_action, is_last_item, list};
 use crate::pipeline::{self, Domain, Key, Limits, Rss};
@@ -85,7 +85,7 @@ impl Actions {
         let (actions, masks) = unsafe { (list(actions, is_last_action), list(masks, is_last_action)) };
         let actions = actions.ok_or_else(|| missing(c"no actions"))?;
         let masks = masks.ok_or_else(|| missing(c"no masks"))?;
-        check_known(context, actions)?;
+        check_list(context, actions)?;
         // The mask of INDIRECT has the type of what it stands for.
         let same = |(action, mask): (&sys::rte_flow_action, &sys::rte_flow_action)| {
             action.type_ == mask.type_ || action.type_ == sys::RTE_FLOW_ACTION_TYPE_INDIRECT
@@ -147,6 +147,7 @@ impl Table {
                 let message = c"REPRESENTED_PORT and PORT_REPRESENTOR are for transfer rules";
                 return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, null::<c_void>(), message));
             }
+            template.check_group(attributes.group, None)?;
             let plan = |actions: &&Actions| {
                 fits(actions.directions)?;
                 let order = admit(domain, &template.seen, actions.template.kinds(), None)?;

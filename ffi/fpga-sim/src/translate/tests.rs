@@ -50,18 +50,14 @@ fn translated(
     let actions = [actions, &[plain(sys::RTE_FLOW_ACTION_TYPE_END)]].concat();
     let limits = Limits::default();
     let refuse: &[&[String]] = &[refuse];
-    let context = Context {
-        port: 3,
-        ports: &PORTS,
-        rx_queues: 4,
-        rss: None,
-        limits: &limits,
-        shared: None,
-        meters: None,
-        refuse,
-    };
+    let context = Context { refuse, ..context_of(&PORTS, &limits) };
     // SAFETY: both lists end, and what they lead to lives in the caller.
     unsafe { rule(&context, attributes, items.as_ptr(), actions.as_ptr()) }
+}
+
+/// What [`translated`] depends on, with nothing refused.
+fn context_of<'a>(ports: &'a [u16], limits: &'a Limits) -> Context<'a> {
+    Context { port: 3, ports, rx_queues: 4, rss: None, limits, shared: None, meters: None, refuse: &[] }
 }
 
 fn dropping(items: &[sys::rte_flow_item]) -> Result<Rule, Refusal> {
@@ -176,16 +172,7 @@ fn a_refusal_names_the_clause() {
     let drop = [plain(sys::RTE_FLOW_ACTION_TYPE_DROP), plain(sys::RTE_FLOW_ACTION_TYPE_END)];
     let (limits, refuse) = (Limits::default(), [vec!["GENEVE".to_owned(), "MARK".to_owned()]]);
     let refuse = [&refuse[0][..]];
-    let context = Context {
-        port: 3,
-        ports: &PORTS,
-        rx_queues: 4,
-        rss: None,
-        limits: &limits,
-        shared: None,
-        meters: None,
-        refuse: &refuse,
-    };
+    let context = Context { refuse: &refuse, ..context_of(&PORTS, &limits) };
     let end = bare(sys::RTE_FLOW_ITEM_TYPE_END);
     for (items, word) in [
         ([bare(sys::RTE_FLOW_ITEM_TYPE_MPLS), end], "does not know this item"),
@@ -211,12 +198,171 @@ fn a_refusal_names_the_clause() {
         (sys::RTE_FLOW_ACTION_TYPE_SET_TTL, "must have IPV4 or IPV6"),
         (sys::RTE_FLOW_ACTION_TYPE_OF_POP_VLAN, "no tag is sure"),
         (sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP, "must have VXLAN"),
-        (sys::RTE_FLOW_ACTION_TYPE_CONNTRACK, "does not know this action"),
+        (sys::RTE_FLOW_ACTION_TYPE_CONNTRACK, "by a handle alone"),
+        (sys::RTE_FLOW_ACTION_TYPE_SAMPLE, "does not know this action"),
     ] {
         let refusal = translated(&ingress(), &[], &[plain(kind)], &[]).map(|_| ()).unwrap_err();
         assert_eq!((refusal.errno, refusal.kind), (libc::ENOTSUP, sys::RTE_FLOW_ERROR_TYPE_ACTION));
         assert!(refusal.message.to_str().unwrap().contains(word), "{refusal:?}");
     }
+}
+
+/// A connection of which every field says something.
+fn connection() -> sys::rte_flow_action_conntrack {
+    let end = |scale, first| {
+        let mut end = sys::rte_flow_tcp_dir_param {
+            sent_end: first,
+            reply_end: first + 1,
+            max_win: first + 2,
+            max_ack: first + 3,
+            ..Default::default()
+        };
+        end.set_scale(scale);
+        end.set_close_initiated(1);
+        end.set_last_ack_seen(u32::from(scale == 7));
+        end.set_data_unacked(u32::from(scale != 7));
+        end
+    };
+    let mut connection = sys::rte_flow_action_conntrack {
+        peer_port: 4,
+        state: sys::RTE_FLOW_CONNTRACK_STATE_LAST_ACK,
+        max_ack_window: 14,
+        retransmission_limit: 5,
+        original_dir: end(7, 100),
+        reply_dir: end(0xf, 200),
+        last_window: 300,
+        last_index: sys::RTE_FLOW_CONNTRACK_FLAG_RST,
+        last_seq: 301,
+        last_ack: 302,
+        last_end: 303,
+        ..Default::default()
+    };
+    connection.set_enable(1);
+    connection.set_last_direction(1);
+    connection.set_selective_ack(1);
+    connection
+}
+
+#[test]
+fn a_connection_is_shown_as_it_was_described_and_nonsense_is_refused() {
+    let limits = Limits::default();
+    let context = context_of(&PORTS, &limits);
+    // SAFETY: it leads to a connection.
+    let read = |conf: &sys::rte_flow_action_conntrack| unsafe { super::connection(&context, conf) };
+    let bytes = |shown: &sys::rte_flow_action_conntrack| {
+        let fields = [
+            shown.is_original_dir(),
+            shown.enable(),
+            shown.live_connection(),
+            shown.selective_ack(),
+            shown.challenge_ack_passed(),
+            shown.last_direction(),
+            shown.liberal_mode(),
+            shown.peer_port.into(),
+            shown.state,
+            shown.max_ack_window.into(),
+            shown.retransmission_limit.into(),
+            shown.last_window.into(),
+            shown.last_index,
+            shown.last_seq,
+            shown.last_ack,
+            shown.last_end,
+        ];
+        let end = |end: &sys::rte_flow_tcp_dir_param| {
+            let flags = [end.scale(), end.close_initiated(), end.last_ack_seen(), end.data_unacked()];
+            [flags, [end.sent_end, end.reply_end, end.max_win, end.max_ack]].concat()
+        };
+        [&fields[..], &end(&shown.original_dir), &end(&shown.reply_dir)].concat()
+    };
+    let mut other = connection();
+    other.set_is_original_dir(1);
+    other.set_enable(0);
+    other.set_live_connection(1);
+    other.set_challenge_ack_passed(1);
+    other.set_last_direction(0);
+    other.set_liberal_mode(1);
+    for conf in [connection(), other] {
+        assert_eq!(bytes(&show_connection(&read(&conf).unwrap())), bytes(&conf));
+    }
+    let mut wide = connection();
+    wide.reply_dir.max_win = u32::MAX;
+    for (conf, word) in [
+        (sys::rte_flow_action_conntrack { peer_port: 9, ..connection() }, "peer_port"),
+        (sys::rte_flow_action_conntrack { state: 6, ..connection() }, "no such state"),
+        (sys::rte_flow_action_conntrack { last_index: 3, ..connection() }, "last_index"),
+        (sys::rte_flow_action_conntrack { max_ack_window: 15, ..connection() }, "max_ack_window"),
+        (wide, "max_win"),
+    ] {
+        let refusal = read(&conf).map(|_| ()).unwrap_err();
+        assert_eq!((refusal.kind, refusal.cause), (sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, from_ref(&conf).cast()));
+        assert!(refusal.message.to_str().unwrap().contains(word), "{refusal:?}");
+    }
+}
+
+#[test]
+fn what_a_connection_said_is_matched_in_later_groups_alone() {
+    let flags = |flags| sys::rte_flow_item_conntrack { flags };
+    let (valid, all, two) = (flags(1), flags(u32::MAX), flags(3));
+    let drop = [plain(sys::RTE_FLOW_ACTION_TYPE_DROP)];
+    let in_group = |group, items: &[sys::rte_flow_item]| {
+        translated(&sys::rte_flow_attr { group, ..transfer() }, items, &drop, &[])
+    };
+    let said = |spec: &sys::rte_flow_item_conntrack, mask: Option<&sys::rte_flow_item_conntrack>| {
+        item(sys::RTE_FLOW_ITEM_TYPE_CONNTRACK, Some(spec), mask)
+    };
+    let wanted = |item| {
+        let pattern = in_group(1, &[bare(sys::RTE_FLOW_ITEM_TYPE_TCP), item]).unwrap().pattern;
+        (pattern.value().byte(Layer::Outer, field::CONNTRACK), pattern.mask().byte(Layer::Outer, field::CONNTRACK))
+    };
+    assert_eq!(wanted(said(&valid, None)), (1, 0xff));
+    assert_eq!(wanted(said(&valid, Some(&all))), (1, 0xff));
+    assert_eq!(wanted(said(&two, Some(&valid))), (1, 1));
+    assert_eq!(wanted(said(&two, Some(&flags(0x1f)))), (3, 0xff));
+    assert_eq!(wanted(said(&flags(0), None)), (0, 0xff));
+    let refused = |group, items: &[sys::rte_flow_item], word: &str| {
+        let refusal = in_group(group, items).map(|_| ()).unwrap_err();
+        assert!(refusal.message.to_str().unwrap().contains(word), "{refusal:?}");
+        (refusal.kind, refusal.cause)
+    };
+    for nonsense in [2, 5, 32, 24] {
+        let spec = flags(nonsense);
+        let place = (sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, from_ref(&spec).cast());
+        assert_eq!(refused(1, &[said(&spec, None)], "no packet has these flags"), place);
+    }
+    let items = [bare(sys::RTE_FLOW_ITEM_TYPE_ETH), said(&valid, None), said(&valid, None)];
+    assert_eq!(refused(1, &items, "one CONNTRACK").0, sys::RTE_FLOW_ERROR_TYPE_ITEM);
+    assert_eq!(refused(0, &items[..2], "before group 0").0, sys::RTE_FLOW_ERROR_TYPE_ITEM);
+    refused(1, &[bare(sys::RTE_FLOW_ITEM_TYPE_VXLAN), items[1]], "before the tunnel");
+    refused(1, &[bare(sys::RTE_FLOW_ITEM_TYPE_CONNTRACK)], "with flags");
+    let last = sys::rte_flow_item { last: from_ref(&two).cast(), ..items[1] };
+    refused(1, &[last], "ranges");
+}
+
+#[test]
+fn a_rule_has_a_connection_once_and_by_its_handle() {
+    let mut pipeline = crate::pipeline::Pipeline::new(Limits::default());
+    let limits = Limits::default();
+    // SAFETY: it leads to a connection.
+    let connection = unsafe { super::connection(&context_of(&PORTS, &limits), &connection()) }.unwrap();
+    let id = pipeline.share(3, crate::pipeline::Shared::Conntrack(Box::new(connection)));
+    let context = Context { shared: Some(pipeline.shared()), ..context_of(&PORTS, &limits) };
+    let handle = sys::rte_flow_action {
+        type_: sys::RTE_FLOW_ACTION_TYPE_INDIRECT,
+        conf: std::ptr::without_provenance(id as usize),
+    };
+    let end = bare(sys::RTE_FLOW_ITEM_TYPE_END);
+    let drop = plain(sys::RTE_FLOW_ACTION_TYPE_DROP);
+    let done = |actions: &[sys::rte_flow_action]| {
+        let actions = [actions, &[plain(sys::RTE_FLOW_ACTION_TYPE_END)]].concat();
+        // SAFETY: both lists end; the handle leads nowhere.
+        unsafe { rule(&context, &transfer(), &raw const end, actions.as_ptr()) }
+    };
+    let judge = Action::Shared(crate::pipeline::SharedKind::Conntrack, id);
+    for actions in [[handle, drop], [drop, handle]] {
+        assert_eq!(done(&actions).unwrap().actions[..], [judge.clone(), Action::Drop]);
+    }
+    let refusal = done(&[handle, handle, drop]).map(|_| ()).unwrap_err();
+    assert!(refusal.message.to_str().unwrap().contains("once in a rule"), "{refusal:?}");
 }
 
 #[test]

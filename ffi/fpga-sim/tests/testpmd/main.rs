@@ -1,6 +1,7 @@
 //! Programs that nobody here wrote drive the driver, unmodified: `dpdk-testpmd` by its command line, `dpdk-test-flow-perf`.
 //! Both are in Debian's package dpdk-dev.
 
+mod conntrack;
 mod peer;
 mod templates;
 mod troubles;

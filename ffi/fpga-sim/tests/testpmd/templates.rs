@@ -145,7 +145,7 @@ fn rules_share_actions_by_handles() {
         expect(&mut testpmd, &create, &format!("Indirect action #{id} created"));
     }
     let create = "flow indirect_action 0 create action_id 4 transfer action drop / end";
-    expect(&mut testpmd, create, "COUNT, AGE and RSS can be shared");
+    expect(&mut testpmd, create, "COUNT, AGE, RSS and CONNTRACK can be shared");
 
     // One rule by itself, one by a template.
     let rule = "flow create 0 ingress pattern eth / ipv4 dst is 10.0.0.1 / end actions indirect 1 / indirect 2 / indirect 3 / end";
