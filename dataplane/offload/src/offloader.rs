@@ -237,7 +237,9 @@ impl Offloader {
 impl Drop for Offloader {
     fn drop(&mut self) {
         self.messages = None;
-        if let Some(thread) = self.thread.take() {
+        // The thread itself may be the last to hold this, while it tells of a loss.
+        let other = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        if let Some(thread) = self.thread.take().filter(other) {
             drop(thread.join());
         }
     }
