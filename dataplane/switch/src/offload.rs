@@ -66,7 +66,7 @@ pub enum Placed {
 }
 
 /// What hardware does of one flow. Written by who is behind the seam, read by the switch. There may be a million.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HardwareShare {
     /// A [`Placed`].
     placed: AtomicU8,
@@ -90,9 +90,16 @@ struct Why(String);
 impl HardwareShare {
     /// Of a flow whose mark, if hardware asks for one, is one of these.
     pub fn new(marks: &Arc<Marks>) -> HardwareShare {
-        let mut share = HardwareShare::default();
-        share.marks = marks.clone();
-        share
+        HardwareShare {
+            placed: AtomicU8::new(Placed::No as u8),
+            lost: AtomicBool::default(),
+            mark: AtomicU32::default(),
+            marks: marks.clone(),
+            packets: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            used: AtomicU64::default(),
+            refused: Mutex::default(),
+        }
     }
 
     /// The hardware does so much of it from now on.
@@ -182,6 +189,13 @@ impl HardwareShare {
             used: Cycles(self.used.load(Ordering::Relaxed)),
             tcp_flags: 0,
         }
+    }
+}
+
+impl Default for HardwareShare {
+    /// With marks of its own.
+    fn default() -> HardwareShare {
+        HardwareShare::new(&Arc::default())
     }
 }
 
