@@ -13,12 +13,12 @@
 mod channel;
 mod chap;
 mod connection;
-use wire::crc32c as digest;
+use transport::crc32c as digest;
 mod disk;
 mod event;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-pub use wire::io;
+pub use transport::io;
 mod login;
 mod lun;
 mod params;

@@ -31,8 +31,8 @@ mod supervisor;
 #[cfg(test)]
 mod simulation;
 
-pub use wire::crc32c as digest;
-pub use wire::io;
+pub use transport::crc32c as digest;
+pub use transport::io;
 pub mod link;
 pub mod pdu;
 pub mod queue_pair;
