@@ -8,6 +8,7 @@ mod client;
 mod fio;
 mod idle;
 mod initiators;
+mod instructions;
 mod measure;
 mod offload;
 mod path;
@@ -47,6 +48,12 @@ struct Options {
     /// Where SPDK's binaries are: its source tree, a build or a directory of programs. Without, what needs them is skipped
     #[arg(long, value_name = "DIR")]
     spdk: Option<PathBuf>,
+    /// Counts instructions an item with callgrind, of all steps or of those whose names start like this, and measures nothing else
+    #[arg(long, value_name = "STEP", num_args = 0..)]
+    instructions: Option<Vec<String>>,
+    /// One of these steps, in a process of its own
+    #[arg(long, hide = true)]
+    instructions_step: Option<String>,
     /// One measurement of the offload, in a process of its own
     #[arg(long, hide = true)]
     offload_step: Option<offload::Step>,
@@ -76,6 +83,12 @@ enum Part {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if let Some(step) = &options.instructions_step {
+        return instructions::step(step);
+    }
+    if let Some(steps) = &options.instructions {
+        return instructions::run(steps);
+    }
     let (client_cpu, backend_cpu) = (options.client_cpu, options.backend_cpu);
     ensure!(client_cpu != backend_cpu, "--client-cpu and --backend-cpu: both are {client_cpu}, expected two cores");
     let plan = if options.quick {

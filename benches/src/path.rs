@@ -3,10 +3,11 @@
 //! The same requests go to a null disk, to a disk in memory, and, as nothing but the copy of their payload, to a plain array.
 //! The disk fits into the second-level cache, so that what is seen is the path and not the memory.
 
+use crate::instructions::measured;
 use crate::measure::{Measurement, Pinned, Plan, Random, RealTime, take_turns, timer_cost};
 use crate::report::{Bars, Report, Table};
 use crate::request::{BLOCK, Kind, MAX_DEPTH, Requests, SLOTS_LEN};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use block::{Bdev, Malloc, MallocParams, Null, NullParams};
 use clock::Cycles;
 use engine::Source;
@@ -21,6 +22,9 @@ const DISK: usize = 512 << 10;
 const BLOCKS: u64 = (DISK / BLOCK) as u64;
 /// Chains that virtio-blk takes from a queue in one turn.
 const BURST: usize = 32;
+
+/// Bursts whose instructions are counted.
+const COUNTED_ROUNDS: usize = 2000;
 
 /// A way to serve requests: cycles for a burst of them at `depth`.
 trait Serve {
@@ -43,22 +47,29 @@ impl Disk {
         let (source, _) = virtio_blk::stand_alone(bdev, &memory, &[driver.setup()]).map_err(|e| anyhow!("{e}"))?;
         Ok(Disk { requests: Requests::new(memory, driver, GuestAddress(0)), random: Random::new(), source })
     }
+
+    /// Has a burst served by what `serve` does. Returns what that returns.
+    fn round<T>(&mut self, kind: Kind, depth: usize, serve: impl FnOnce(&mut dyn Source) -> T) -> Result<T> {
+        for slot in 0..depth {
+            self.requests.submit(slot, kind, self.random.below(BLOCKS))?;
+        }
+        let result = serve(self.source.as_mut());
+        for _ in 0..depth {
+            ensure!(self.requests.take()?.is_some(), "a request is not served in {} turns", depth.div_ceil(BURST));
+        }
+        Ok(result)
+    }
 }
 
 impl Serve for Disk {
     fn burst(&mut self, kind: Kind, depth: usize) -> Result<Cycles> {
-        for slot in 0..depth {
-            self.requests.submit(slot, kind, self.random.below(BLOCKS))?;
-        }
-        let start = Cycles::now();
-        for _ in 0..depth.div_ceil(BURST) {
-            self.source.poll(Cycles::now());
-        }
-        let spent = Cycles::now().since(start);
-        for _ in 0..depth {
-            ensure!(self.requests.take()?.is_some(), "a request is not served in {} turns", depth.div_ceil(BURST));
-        }
-        Ok(spent)
+        self.round(kind, depth, |source| {
+            let start = Cycles::now();
+            for _ in 0..depth.div_ceil(BURST) {
+                source.poll(Cycles::now());
+            }
+            Cycles::now().since(start)
+        })
     }
 }
 
@@ -87,9 +98,25 @@ impl Serve for Copy {
 /// A way to serve, by the name that it has in the report.
 type Variant = (&'static str, Box<dyn Serve>);
 
-fn variants(packed: u64) -> Result<[Variant; 3]> {
+fn disks() -> Result<[(&'static str, Arc<dyn Bdev>); 2]> {
     let null = Null::create(NullParams::new("null", BLOCK as u32, BLOCKS))?;
     let ram = Malloc::create(MallocParams::new("ram", BLOCK as u32, BLOCKS))?;
+    Ok([("null", null), ("ram", ram)])
+}
+
+/// For callgrind: serves bursts of the disk of this name.
+pub(crate) fn instructions(disk: &str, kind: Kind, packed: u64) -> Result<u64> {
+    let (_, bdev) = disks()?.into_iter().find(|(name, _)| *name == disk).context("no such disk")?;
+    let mut disk = Disk::new(&*bdev, packed)?;
+    for _ in 0..COUNTED_ROUNDS {
+        let now = Cycles::now();
+        disk.round(kind, BURST, |source| measured(|| source.poll(now)))?;
+    }
+    Ok((COUNTED_ROUNDS * BURST) as u64)
+}
+
+fn variants(packed: u64) -> Result<[Variant; 3]> {
+    let [(_, null), (_, ram)] = disks()?;
     let copy = Copy { memory: GuestMemory::anonymous(SLOTS_LEN)?, disk: vec![1; DISK], random: Random::new() };
     Ok([
         ("null", Box::new(Disk::new(&*null, packed)?)),

@@ -3,6 +3,7 @@
 //! Driver and device take turns on one core. Only the device's part is timed: pop until there is no more, complete each, flush
 //! once. What the reading of the clock costs is subtracted.
 
+use crate::instructions::measured;
 use crate::measure::{Measurement, Pinned, Plan, RealTime, take_turns, timer_cost};
 use crate::report::{Bars, Report, Table};
 use anyhow::{Context, Result};
@@ -15,6 +16,9 @@ use virtqueue::{Chain, Token, Virtqueue, inflight};
 
 const SIZE: u16 = 512;
 const BATCHES: [usize; 4] = [1, 8, 32, 128];
+/// Batches whose instructions are counted, and their chains.
+const COUNTED_ROUNDS: usize = 2000;
+const COUNTED_BATCH: usize = 32;
 const MEMORY: usize = 1 << 20;
 const RING: GuestAddress = GuestAddress(0);
 const INFLIGHT: UserAddress = UserAddress(0x2_0000);
@@ -87,9 +91,9 @@ impl Rig {
         id.map(drop).context("the ring is full")
     }
 
-    /// The device's part, timed.
-    fn serve(&mut self) -> Result<Cycles> {
-        let start = Cycles::now();
+    /// The device's part.
+    #[inline(always)]
+    fn serve(&mut self) -> Result<()> {
         while self.queue.pop(&mut self.chain)? {
             self.tokens.push(self.chain.token());
         }
@@ -98,7 +102,17 @@ impl Rig {
         }
         // With event idx even a driver that polls is notified once in 65,536 chains.
         std::hint::black_box(self.queue.flush());
-        Ok(Cycles::now().since(start))
+        Ok(())
+    }
+
+    /// Has `batch` chains served by what `serve` does. Returns what that returns.
+    fn round<T>(&mut self, batch: usize, serve: impl FnOnce(&mut Rig) -> Result<T>) -> Result<T> {
+        (0..batch).try_for_each(|_| self.add())?;
+        let result = serve(self)?;
+        for _ in 0..batch {
+            self.driver.take_used().context("a chain did not come back")?;
+        }
+        Ok(result)
     }
 
     /// Cycles a chain, over about `items` chains in batches of `batch`.
@@ -106,14 +120,25 @@ impl Rig {
         let rounds = items.div_ceil(batch);
         let mut spent = 0;
         for _ in 0..rounds {
-            (0..batch).try_for_each(|_| self.add())?;
-            spent += self.serve()?.0.saturating_sub(timer);
-            for _ in 0..batch {
-                self.driver.take_used().context("a chain did not come back")?;
-            }
+            let cycles = self.round(batch, |rig| {
+                let start = Cycles::now();
+                rig.serve()?;
+                Ok(Cycles::now().since(start))
+            })?;
+            spent += cycles.0.saturating_sub(timer);
         }
         Ok(spent as f64 / (rounds * batch) as f64)
     }
+}
+
+/// For callgrind: serves batches of 32 of the shape of this name.
+pub(crate) fn instructions(shape: &str, packed: u64) -> Result<u64> {
+    let shape = SHAPES.iter().find(|it| it.name == shape).context("no such shape")?;
+    let mut rig = Rig::new(shape, packed)?;
+    for _ in 0..COUNTED_ROUNDS {
+        rig.round(COUNTED_BATCH, |rig| measured(|| rig.serve()))?;
+    }
+    Ok((COUNTED_ROUNDS * COUNTED_BATCH) as u64)
 }
 
 pub(crate) fn run(plan: &Plan, report: &mut Report) -> Result<()> {

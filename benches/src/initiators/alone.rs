@@ -3,15 +3,18 @@
 
 use super::Reads;
 use super::bare::{BareChannel, BareTarget};
+use crate::instructions::measured;
 use crate::measure::{Measurement, Pinned, Plan, RealTime, take_turns};
 use crate::report::{Bars, Report, Table};
-use anyhow::Result;
+use crate::request::{BLOCK, Kind};
+use anyhow::{Result, ensure};
 use block::{Bdev, BlockChannel};
 use clock::Cycles;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 const NQN: &str = "nqn.2024-01.io.sluice:bench";
 const IQN: &str = "iqn.2024-01.io.sluice:bench";
@@ -21,8 +24,13 @@ const DISK_LEN: usize = 64 << 20;
 /// Bytes and depth.
 const SHAPES: [(usize, usize); 4] = [(4096, 1), (4096, 32), (4096, 128), (131_072, 8)];
 
+/// Requests whose instructions are counted: rounds of so many.
+const COUNTED_ROUNDS: usize = 500;
+const COUNTED_DEPTH: usize = 8;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Protocol {
+pub(crate) enum Protocol {
     Nvme,
     Iscsi,
     Bare,
@@ -229,6 +237,26 @@ impl Rig {
         Ok(Cycles(used).as_nanos() as f64 / ended as f64)
     }
 
+    /// Has all that are idle submitted and served. `initiator` runs the initiator's part. Returns how many ended.
+    fn round(
+        &mut self,
+        reads: &mut Reads,
+        initiator: fn(&mut dyn FnMut() -> Result<usize>) -> Result<usize>,
+    ) -> Result<usize> {
+        let channel = self.channel.as_mut();
+        let mut ended = initiator(&mut || {
+            reads.submit(channel);
+            Ok(reads.poll(channel)?.1)
+        })?;
+        let start = Instant::now();
+        while !reads.are_idle() {
+            ensure!(start.elapsed() < CONNECT_TIMEOUT, "requests did not end in {CONNECT_TIMEOUT:?}");
+            self.peer.turn()?;
+            ended += initiator(&mut || Ok(reads.poll(channel)?.1))?;
+        }
+        Ok(ended)
+    }
+
     /// A log-out wants an answer.
     fn close(self) -> Result<()> {
         let Rig { mut peer, channel, disk } = self;
@@ -237,6 +265,21 @@ impl Rig {
             drop(disk);
         })
     }
+}
+
+/// For callgrind: requests of 4 KiB, a few at a time.
+pub(crate) fn instructions(protocol: Protocol, kind: Kind, digests: bool) -> Result<u64> {
+    let mut rig = Rig::new(protocol, digests)?;
+    let mut requests = Reads::new(BLOCK, COUNTED_DEPTH, DISK_LEN as u64)?;
+    requests.kind = kind;
+    // The first waits for the connection.
+    rig.round(&mut requests, |work| work())?;
+    let mut ended = 0;
+    for _ in 0..COUNTED_ROUNDS {
+        ended += rig.round(&mut requests, |work| measured(work))?;
+    }
+    rig.close()?;
+    Ok(ended as u64)
 }
 
 pub(super) fn run(plan: &Plan, report: &mut Report) -> Result<()> {

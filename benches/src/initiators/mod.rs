@@ -2,13 +2,14 @@
 //!
 //! For NVMe/TCP there is no peer among Debian's packages: SPDK is asked for with `--spdk DIR`.
 
-mod alone;
+pub(crate) mod alone;
 mod bare;
 mod libiscsi;
 mod spdk;
 
 use crate::measure::{Plan, Random};
 use crate::report::Report;
+use crate::request::Kind;
 use anyhow::{Result, ensure};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
@@ -21,9 +22,10 @@ pub(crate) fn run(plan: &Plan, spdk: Option<&Path>, report: &mut Report) -> Resu
     spdk::run(plan, spdk, report)
 }
 
-/// Reads at random places, as many as the depth.
+/// Reads, or writes, at random places, as many as the depth.
 #[allow(clippy::vec_box, reason = "the block seam takes boxed requests")]
 struct Reads {
+    kind: Kind,
     len: u64,
     places: u64,
     depth: usize,
@@ -36,7 +38,7 @@ impl Reads {
     fn new(len: usize, depth: usize, disk_len: u64) -> Result<Reads> {
         let idle = (0..depth).map(|_| Ok(Request::new(IoBuffers::anonymous(len)?))).collect::<Result<_>>()?;
         let (len, done) = (len as u64, Completions::with_capacity(depth));
-        Ok(Reads { len, places: disk_len / len, depth, random: Random::new(), idle, done })
+        Ok(Reads { kind: Kind::Read, len, places: disk_len / len, depth, random: Random::new(), idle, done })
     }
 
     fn are_idle(&self) -> bool {
@@ -47,7 +49,11 @@ impl Reads {
     fn submit(&mut self, channel: &mut dyn BlockChannel) {
         for mut request in self.idle.drain(..) {
             let offset = self.random.below(self.places) * self.len;
-            (request.op, request.offset, request.len) = (Op::Read, offset, self.len);
+            request.op = match self.kind {
+                Kind::Read => Op::Read,
+                Kind::Write => Op::Write,
+            };
+            (request.offset, request.len) = (offset, self.len);
             channel.submit(BlockRequest::new(request), &mut self.done);
         }
     }
@@ -57,7 +63,7 @@ impl Reads {
         let events = channel.poll(Cycles::now(), &mut self.done);
         let ended = self.done.len();
         for completed in self.done.drain() {
-            ensure!(completed.status == Status::Ok, "a read ended with {:?}", completed.status);
+            ensure!(completed.status == Status::Ok, "a request ended with {:?}", completed.status);
             self.idle.push(completed.request);
         }
         Ok((events, ended))

@@ -1,6 +1,7 @@
 //! The switch against OVS-DPDK: from a pcap source to a null sink on one core, in cycles a packet; and upcalls a second.
 
 mod hop;
+pub(crate) mod instructions;
 mod ours;
 mod ovs;
 mod traffic;

@@ -119,7 +119,7 @@ fn insertions(flows: &[(FlowMatch, Vec<Action>)]) -> Result<f64> {
     Ok(flows.len() as f64 / start.elapsed().as_secs_f64())
 }
 
-fn parse(line: &str) -> Result<(FlowMatch, Vec<Action>)> {
+pub(super) fn parse(line: &str) -> Result<(FlowMatch, Vec<Action>)> {
     let (flow, actions) = line.split_once(' ').context("a flow and its actions")?;
     Ok((flow.parse()?, parse_actions(actions)?))
 }
