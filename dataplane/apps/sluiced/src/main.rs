@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const RESTORE_FIRST: Duration = Duration::from_secs(3);
 
 /// What was begun may take this long to end after the last answer.
-const PARTING: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -67,7 +67,7 @@ fn run() -> Result<(), StartError> {
         serve(control, server, &socket).await
     });
     // What still waits for a silent target does not keep the process.
-    runtime.shutdown_timeout(PARTING);
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
     served
 }
 
@@ -75,7 +75,7 @@ async fn serve(control: std::sync::Arc<Control>, server: Server, socket: &std::p
     let signal = |kind| signal(kind).map_err(|source| StartError::Os { what: "signal", source });
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     control.restore()?;
-    tokio::spawn(control.clone().keep_trying());
+    tokio::spawn(control.clone().keep_applying());
     tokio::spawn(control.clone().keep_balanced());
     tokio::select! {
         _ = tokio::time::timeout(RESTORE_FIRST, control.restored()) => {}
@@ -83,7 +83,7 @@ async fn serve(control: std::sync::Arc<Control>, server: Server, socket: &std::p
         _ = int.recv() => return Ok(()),
     }
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
-    tracing::info!(socket = %socket.display(), workers = control.workers(), "sluiced serves");
+    tracing::info!(socket = %socket.display(), workers = control.workers(), "ready");
     tokio::select! {
         _ = server.serve(control.clone()) => {}
         _ = term.recv() => {}
@@ -91,6 +91,6 @@ async fn serve(control: std::sync::Arc<Control>, server: Server, socket: &std::p
     }
     drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     control.stop().await;
-    tracing::info!("sluiced ends");
+    tracing::info!("stopped");
     Ok(())
 }

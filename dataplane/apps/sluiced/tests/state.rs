@@ -252,6 +252,65 @@ fn a_state_that_cannot_be_saved_is_said_and_made_up_for() {
     assert_eq!(daemon.disks(), ["a", "b", "c"]);
 }
 
+/// The state file and the document that version 0.1 wrote, with every kind of object; `DIR` stands for a directory.
+fn state_of_version_0_1(dir: &std::path::Path) -> Value {
+    let text = include_str!("data/state-0.1.json").replace("DIR", &dir.display().to_string());
+    for file in ["disk", "file"] {
+        File::create(dir.join(file)).unwrap().set_len(1 << 20).unwrap();
+    }
+    serde_json::from_str(&text).unwrap()
+}
+
+fn methods(calls: &Value) -> Vec<&str> {
+    calls.as_array().unwrap().iter().map(|call| call["method"].as_str().unwrap()).collect()
+}
+
+/// Calls that are in effect only where there are two CPUs, the right to make taps, and a target.
+const NEEDS_MORE: [&str; 6] = [
+    "bdev_nvme_attach_controller",
+    "bdev_iscsi_create",
+    "port_create_tap",
+    "vhost_controller_move_queue",
+    "vhost_net_controller_move_queue_pair",
+    "port_move_queue",
+];
+
+#[test]
+fn a_state_file_of_version_0_1_is_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = state_of_version_0_1(dir.path());
+    std::fs::create_dir(dir.path().join("state")).unwrap();
+    std::fs::write(dir.path().join("state/state.json"), state.to_string()).unwrap();
+    let cpus = if std::thread::available_parallelism().unwrap().get() < 2 { "0" } else { "0,1" };
+    let daemon = Daemon::start_in(dir, &["--workers", cpus]);
+    daemon.ok("framework_wait_init", json!({}));
+    assert_eq!(daemon.ok("save_config", json!({})), state);
+    let pending = daemon.ok("config_get_pending", json!({}));
+    let pending: Vec<&str> = methods(&pending);
+    assert!(pending.contains(&"bdev_nvme_attach_controller") && pending.contains(&"bdev_iscsi_create"), "{pending:?}");
+    // The limit of the namespace waits for its controller.
+    let needs_more = |method: &str| NEEDS_MORE.contains(&method) || method == "bdev_set_qos_limit";
+    assert!(pending.iter().all(|method| needs_more(method)), "{pending:?}");
+    assert_eq!(daemon.disks(), ["malloc", "null", "aio", "uring", "EE_null", "delay", "cidata"]);
+    assert_eq!(daemon.ok("bridge_get_fdb", json!({"bridge": "br"}))[0]["port"], "guest");
+}
+
+#[test]
+fn a_document_of_version_0_1_is_loaded() {
+    let daemon = Daemon::start_with(&["--workers", "0"]);
+    let mut document = state_of_version_0_1(daemon.dir());
+    assert_eq!(daemon.ok("config_validate", document.clone()), json!({"valid": true, "problems": []}));
+    for section in document["subsystems"].as_array_mut().unwrap() {
+        let can_be_made = |call: &Value| {
+            let method = call["method"].as_str().unwrap();
+            !NEEDS_MORE.contains(&method) && call["params"]["name"] != "nvmen1"
+        };
+        section["config"].as_array_mut().unwrap().retain(can_be_made);
+    }
+    daemon.ok("load_config", document.clone());
+    assert_eq!(daemon.ok("save_config", json!({})), document);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(usize, u64),

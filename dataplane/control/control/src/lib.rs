@@ -11,48 +11,49 @@
 //! What may wait (files, sockets, joins) runs on blocking threads while the object's name is reserved. Metrics are served by a
 //! thread of their own from the workers' counters, and never wait for a call.
 
-mod bdevs;
-mod capture;
-mod controllers;
+mod blocking;
 mod cpumask;
-mod desired;
-mod disk_io;
-#[cfg(feature = "dpdk")]
-mod dpdk;
-mod events;
+mod desired {
+    pub(crate) use crate::state::desired::*;
+    pub(crate) use crate::state::object::{Aspect, ObjectId as Object, Slot};
+}
 pub mod limits;
-mod log;
 mod methods;
-mod metrics;
-mod nvme;
+mod network;
+mod observe;
 mod reference;
-mod restore;
 mod rpc;
 mod scheduler;
-mod store;
-mod switch;
+mod state;
+mod storage;
 
 pub use cpumask::parse_list as parse_cpus;
-pub use desired::{Call, Document, Section};
-pub use events::EventType;
-pub use log::{Log, LogFormat, LogLevel};
-pub use metrics::{MetricsError, serve_metrics};
+pub use observe::events::EventType;
+pub use observe::log::{Log, LogFormat, LogLevel};
+pub use observe::metrics::{MetricsError, serve_metrics};
 pub use reference::{reference, words};
 #[cfg(any(test, fuzzing))]
 pub use rpc::fuzz_stream;
 pub use rpc::method::{Entry, Phase, Table};
 pub use rpc::{ErrorData, RpcError, ServeError, Server};
-pub use store::StoreError;
+pub use state::desired::{Call, Document, Section};
+pub use state::store::StoreError;
 
-use bdevs::Bdevs;
 use clock::Cycles;
-use controllers::Controllers;
-use desired::Desired;
 use engine::{Engine, IdlePolicy, WorkerReport};
-use events::Events;
+use network::captures as capture;
+use network::switching as switch;
+use observe::events::Events;
+use observe::{events, log, metrics};
+use parking_lot::Mutex;
+use state::desired::Desired;
+use state::store::Store;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use store::Store;
+use std::sync::Arc;
+use storage::bdevs::Bdevs;
+use storage::controllers::Controllers;
+use storage::nvme_controllers as nvme;
+use storage::{bdevs, controllers, disk_io};
 use virtio_blk::{EventKind, EventSink};
 
 /// The methods, for those who want to know without a daemon: a CLI, a document.
@@ -182,12 +183,12 @@ impl Control {
     }
 
     pub(crate) fn set_idle(&self, idle: IdlePolicy) {
-        *self.idle.lock().expect("no panic under this lock") = idle;
+        *self.idle.lock() = idle;
         self.engine.set_idle(idle);
     }
 
     pub(crate) fn sleeps_when_idle(&self) -> bool {
-        *self.idle.lock().expect("no panic under this lock") != IdlePolicy::POLL
+        *self.idle.lock() != IdlePolicy::POLL
     }
 }
 

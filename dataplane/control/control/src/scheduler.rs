@@ -14,40 +14,42 @@ pub(crate) use balance::{QueueLoad, Thresholds};
 pub(crate) use load::Loads;
 
 use crate::Control;
+use crate::blocking::blocking;
 use crate::controllers::Served;
-use crate::desired::{Object, Slot};
 use crate::events::EventType;
 use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, blocking};
+use crate::rpc::method::Effect;
+use crate::state::object::{Aspect, ObjectId, Slot};
 use ::port::Port;
 use balance::{Balancer, Move};
 use engine::WorkerHandle;
 use load::Sample;
+use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedMutexGuard, watch};
 
 /// A queue of a port, a queue pair of a guest's network device, or a queue of a disk's controller.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct QueueId {
-    pub(crate) device: Object,
+    pub(crate) device: ObjectId,
     pub(crate) queue: u16,
 }
 
 impl QueueId {
     pub(crate) fn port(name: &str, queue: u16) -> QueueId {
-        QueueId { device: Object::port(name), queue }
+        QueueId { device: ObjectId::port(name), queue }
     }
 
     pub(crate) fn controller(name: &str, queue: u16) -> QueueId {
-        QueueId { device: Object::controller(name), queue }
+        QueueId { device: ObjectId::controller(name), queue }
     }
 
     /// Where the call is kept that pins it.
     fn slot(&self) -> Slot {
-        self.device.clone().aspect(format!("queue {}", self.queue))
+        self.device.clone().aspect(Aspect::Queue(self.queue))
     }
 
     /// What a call leaves that moves it to a worker by hand, or gives it back.
@@ -91,7 +93,7 @@ pub(crate) struct Scheduler {
     moves_by_hand: AtomicU64,
     moves_by_load: AtomicU64,
     /// Devices of which a queue is being moved.
-    moving: Mutex<HashMap<Object, Arc<tokio::sync::Mutex<()>>>>,
+    moving: Mutex<HashMap<ObjectId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Scheduler {
@@ -105,7 +107,7 @@ impl Scheduler {
 
     /// The loads of the last period.
     pub(crate) fn loads(&self) -> Loads {
-        self.loads.lock().expect("no panic under this lock").clone()
+        self.loads.lock().clone()
     }
 
     /// Moves that were made, by hand and by load.
@@ -115,8 +117,8 @@ impl Scheduler {
     }
 
     /// Held while a queue of the device is moved.
-    fn turn(&self, device: &Object) -> Arc<tokio::sync::Mutex<()>> {
-        let mut moving = self.moving.lock().expect("no panic under this lock");
+    fn turn(&self, device: &ObjectId) -> Arc<tokio::sync::Mutex<()>> {
+        let mut moving = self.moving.lock();
         moving.retain(|_, turn| Arc::strong_count(turn) > 1);
         moving.entry(device.clone()).or_default().clone()
     }
@@ -150,13 +152,13 @@ impl Device {
 }
 
 impl Control {
-    fn device(&self, device: &Object) -> Result<Device, RpcError> {
-        if *device == Object::controller(&device.name) {
-            return self.controllers.get(&device.name).map(Device::Disk);
+    fn device(&self, device: &ObjectId) -> Result<Device, RpcError> {
+        let name = device.name();
+        if let ObjectId::VhostController(name) = device {
+            return self.controllers.get(name).map(Device::Disk);
         }
-        let ports = self.switch("port", &device.name)?.ports();
-        let found = ports.into_iter().find(|port| port.name == device.name);
-        let report = found.ok_or_else(|| RpcError::no_such("port", &device.name).hint("port_get lists the ports"))?;
+        let found = self.switch("port", name)?.ports().into_iter().find(|port| port.name == name);
+        let report = found.ok_or_else(|| RpcError::no_such("port", name).hint("port_get lists the ports"))?;
         Ok(Device::Port(report.port))
     }
 
@@ -201,7 +203,7 @@ impl Control {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let from = from.map_or_else(|| "none".to_owned(), |from| from.to_string());
-        self.events.add(EventType::QueueMove, &object.name, format!("queue {queue}: worker {from} to {to}, {why}"));
+        self.events.add(EventType::QueueMove, object.name(), format!("queue {queue}: worker {from} to {to}, {why}"));
         Ok(())
     }
 
@@ -235,7 +237,7 @@ impl Watch {
     async fn look(&mut self, control: &Arc<Control>) {
         let moves = control.scheduler.moves().iter().map(|(_, count)| count).sum();
         let sampled = control.clone();
-        // Elsewhere: who looks at a port last takes it down.
+        // Off the control thread: the last holder of a port takes it down.
         let Ok(now) = blocking(move || Sample::take(&sampled)).await else { return };
         let loads = self.before.as_ref().map(|before| load::between(before, &now, |queue| control.is_pinned(queue)));
         self.before = Some(now);
@@ -248,7 +250,7 @@ impl Watch {
             let moves = self.balancer.balance(thresholds, &loads.workers, &loads.queues, time, period);
             moves.into_iter().for_each(|one| control.move_by_load(one));
         }
-        *control.scheduler.loads.lock().expect("no panic under this lock") = loads;
+        *control.scheduler.loads.lock() = loads;
     }
 }
 
@@ -257,7 +259,7 @@ impl Control {
         self.desired.get(&queue.slot()).is_some()
     }
 
-    /// Begins to move a queue, unless somebody else moves one of its device. A disk that does not answer keeps no others waiting.
+    /// Begins to move a queue, unless another queue of its device is being moved. A disk that does not answer keeps no others waiting.
     fn move_by_load(self: &Arc<Control>, Move { queue, to, .. }: Move<QueueId>) {
         let Ok(turn) = self.scheduler.turn(&queue.device).try_lock_owned() else { return };
         let Ok(device) = self.device(&queue.device) else { return };

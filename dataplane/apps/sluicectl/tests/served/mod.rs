@@ -37,7 +37,7 @@ impl Served {
                 };
                 let control = Control::new(engine, Log::silent(), settings).unwrap();
                 control.restore().unwrap();
-                tokio::spawn(control.clone().keep_trying());
+                tokio::spawn(control.clone().keep_applying());
                 control.restored().await;
                 ready.send(()).unwrap();
                 server.serve(control).await

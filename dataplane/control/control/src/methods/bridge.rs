@@ -210,7 +210,7 @@ impl Method for BridgeAddPort {
 
 /// Where the desired state keeps that a port is in a bridge.
 pub(super) fn membership(bridge: &str, port: &str) -> Slot {
-    Object::bridge(bridge).aspect(format!("port {port}"))
+    Object::bridge(bridge).aspect(crate::desired::Aspect::BridgePort(port.to_owned()))
 }
 
 fn parse_all<T: FromStr<Err = switch::ParseError>>(field: &str, texts: &[String]) -> Result<Vec<T>, RpcError> {
@@ -332,7 +332,7 @@ fn station(mac: &str, vlan: u16) -> Result<Station, RpcError> {
 /// One address has one place, however it is written.
 fn fdb_entry(bridge: &str, mac: &str, vlan: u16) -> Slot {
     let mac = mac.parse().map_or_else(|_| mac.to_owned(), |mac: Mac| mac.to_string());
-    Object::bridge(bridge).aspect(format!("fdb {vlan} {mac}"))
+    Object::bridge(bridge).aspect(crate::desired::Aspect::Fdb { vlan, mac })
 }
 
 /// Forgets one station, whether it was learned or put in.

@@ -104,8 +104,7 @@ fn checked(control: &Control, subsystems: &[crate::desired::Section]) -> Result<
         let effect = placed.call().and_then(|call| Ok((control.methods().effect(&call)?, call)));
         match effect {
             Ok((Effect::Keep { slot, .. }, _)) if slots.contains(&slot) => {
-                let message =
-                    format!("{}: {} {} is there twice", placed.place, slot.object.subsystem, slot.object.name);
+                let message = format!("{}: {} {} is there twice", placed.place, slot.object.subsystem(), slot.object);
                 problems.push(RpcError::errno(libc::EEXIST, message));
             }
             Ok((effect, call)) => {

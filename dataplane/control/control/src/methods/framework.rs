@@ -181,7 +181,7 @@ impl Method for FrameworkSetIdle {
 
     fn effect(&self) -> Effect {
         let undo = Call::new(Self::NAME, json!({"spin_us": Control::DEFAULT_SPIN_US}));
-        Effect::Keep { slot: Object::engine().aspect("idle"), undo: Some(undo) }
+        Effect::Keep { slot: Object::Engine.aspect(crate::desired::Aspect::Idle), undo: Some(undo) }
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {

@@ -192,7 +192,7 @@ impl Method for PortSetRateLimit {
     type Output = bool;
 
     fn effect(&self) -> Effect {
-        let slot = Object::port(&self.name).aspect("rate limit");
+        let slot = Object::port(&self.name).aspect(crate::desired::Aspect::RateLimit);
         if self.packets_per_second.is_none() && self.bits_per_second.is_none() {
             return Effect::Clear(slot);
         }

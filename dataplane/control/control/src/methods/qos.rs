@@ -40,7 +40,7 @@ struct BdevSetQosLimit {
 
 impl BdevSetQosLimit {
     fn slot(&self) -> Slot {
-        Object::bdev(&self.name).aspect("qos")
+        Object::bdev(&self.name).aspect(crate::desired::Aspect::Qos)
     }
 
     fn limits(&mut self) -> [&mut Option<u64>; 7] {

@@ -73,7 +73,7 @@ impl Method for FrameworkSetScheduler {
 
     fn effect(&self) -> Effect {
         let undo = Call::new(Self::NAME, json!({"name": "static"}));
-        Effect::Keep { slot: Object::engine().aspect("scheduler"), undo: Some(undo) }
+        Effect::Keep { slot: Object::Engine.aspect(crate::desired::Aspect::Scheduler), undo: Some(undo) }
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
@@ -131,7 +131,7 @@ fn percent(share: f64) -> f64 {
 
 impl From<QueueLoad<QueueId>> for QueueInfo {
     fn from(QueueLoad { queue: QueueId { device, queue }, worker, load, allowed }: QueueLoad<QueueId>) -> QueueInfo {
-        let (kind, name, pinned) = (device.subsystem, device.name, allowed.is_empty());
+        let (kind, name, pinned) = (device.subsystem(), device.name().to_owned(), allowed.is_empty());
         QueueInfo { kind, name, queue, worker, load: percent(load), pinned }
     }
 }

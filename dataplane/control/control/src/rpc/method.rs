@@ -1,8 +1,11 @@
 //! What a method is: one Rust type whose fields are the parameters, whose documentation is the help, and which does the work.
 
+pub(crate) use crate::blocking::blocking;
+
 use super::{RpcError, schema};
 use crate::Control;
-use crate::desired::{Call, Object, Slot};
+use crate::state::desired::{Call, Source};
+use crate::state::object::{ObjectId, Slot};
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -46,7 +49,7 @@ pub(crate) enum Effect {
     /// The call itself is kept, in its slot. `undo` takes it back where deleting the object does not.
     Keep { slot: Slot, undo: Option<Call> },
     /// All that was kept for this object is forgotten.
-    Forget(Object),
+    Forget(ObjectId),
     /// The call in this slot is forgotten.
     Clear(Slot),
 }
@@ -63,7 +66,7 @@ pub struct Entry {
     pub params: Value,
     /// JSON schema of the result.
     pub result: Value,
-    call: fn(Arc<Control>, Value) -> Answer,
+    call: fn(Arc<Control>, Source, Value) -> Answer,
     effect: fn(Value, &Value) -> Result<Effect, RpcError>,
 }
 
@@ -75,7 +78,7 @@ impl Entry {
             phase: M::PHASE,
             params: schema::of::<M>(),
             result: schema::of::<M::Output>(),
-            call: |control, params| Box::pin(run::<M>(control, params)),
+            call: |control, source, params| Box::pin(run::<M>(control, source, params)),
             effect: |params, schema| Ok(schema::parse::<M>(params, schema)?.effect()),
         }
     }
@@ -127,24 +130,34 @@ impl Control {
 
     /// Makes one of many calls; the caller saves when all are made.
     pub(crate) async fn call_unsaved(self: &Arc<Control>, method: &str, params: Value) -> Result<Value, RpcError> {
+        self.call_for(Source::Rpc, method, params).await
+    }
+
+    /// Makes a call whose effect belongs to `source`.
+    pub(crate) async fn call_for(
+        self: &Arc<Control>,
+        source: Source,
+        method: &str,
+        params: Value,
+    ) -> Result<Value, RpcError> {
         let call = self.methods().get(method)?.call;
-        call(self.clone(), params).await
+        call(self.clone(), source, params).await
     }
 }
 
-async fn run<M: Method>(control: Arc<Control>, params: Value) -> Result<Value, RpcError> {
+async fn run<M: Method>(control: Arc<Control>, source: Source, params: Value) -> Result<Value, RpcError> {
     let mut method: M = schema::parse(params, &control.methods().get(M::NAME)?.params)?;
     if let Effect::Forget(object) = method.effect()
-        && control.desired.forget_pending(&object)
+        && control.desired.cancel(&object)
     {
-        // It never came to life, so there is nothing to undo but the wish.
+        // It was never created: there is nothing else to undo.
         return Ok(Value::Bool(true));
     }
     let output = method.call(&control).await?;
     // No await since the handler's last step: on the control thread nothing came between the change and its record.
     match method.effect() {
         Effect::None => {}
-        Effect::Keep { slot, .. } => control.desired.keep(slot, Call::new(M::NAME, complete(&method)?)),
+        Effect::Keep { slot, .. } => control.desired.keep(source, slot, Call::new(M::NAME, complete(&method)?)),
         Effect::Forget(object) => control.desired.forget(&object),
         Effect::Clear(slot) => control.desired.clear(&slot),
     }
@@ -158,9 +171,4 @@ fn complete<M: Method>(method: &M) -> Result<Value, RpcError> {
         map.retain(|_, value| !value.is_null());
     }
     Ok(params)
-}
-
-/// Runs what may wait (files, sockets, joins) off the control thread.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RpcError::internal(format!("a handler failed: {error}")))
 }

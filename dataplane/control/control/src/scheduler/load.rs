@@ -204,7 +204,8 @@ mod tests {
 
     fn rounded(loads: &Loads) -> Vec<(String, u16, usize, u32)> {
         let percent = |load: f64| (load * 100.0).round() as u32;
-        let queue = |q: &QueueLoad<QueueId>| (q.queue.device.name.clone(), q.queue.queue, q.worker, percent(q.load));
+        let queue =
+            |q: &QueueLoad<QueueId>| (q.queue.device.name().to_owned(), q.queue.queue, q.worker, percent(q.load));
         loads.queues.iter().map(queue).collect()
     }
 

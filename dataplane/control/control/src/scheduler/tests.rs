@@ -181,7 +181,7 @@ impl Rig {
         self.runtime.block_on(async {
             watch.look(control).await;
             // Moves that it began.
-            while control.scheduler.moving.lock().unwrap().values().any(|turn| Arc::strong_count(turn) > 1) {
+            while control.scheduler.moving.lock().values().any(|turn| Arc::strong_count(turn) > 1) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });

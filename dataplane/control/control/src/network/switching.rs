@@ -1,7 +1,7 @@
 //! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
 
+use crate::blocking::blocking;
 use crate::rpc::RpcError;
-use crate::rpc::method::blocking;
 use crate::{Control, Settings};
 #[cfg(feature = "dpdk")]
 use offload::Offloader;
@@ -18,7 +18,7 @@ pub(crate) struct Switching {
     #[cfg(feature = "dpdk")]
     limits: offload::Config,
     #[cfg(feature = "dpdk")]
-    pub(crate) dpdk: crate::dpdk::Dpdk,
+    pub(crate) dpdk: super::eal::Dpdk,
     /// Hardware behind its ports.
     #[cfg(feature = "dpdk")]
     pub(crate) offloader: OnceLock<Arc<Offloader>>,
@@ -39,7 +39,7 @@ impl Switching {
                 ..offload::Config::default()
             },
             #[cfg(feature = "dpdk")]
-            dpdk: crate::dpdk::Dpdk::new(settings.eal.clone(), settings.packet_buffers),
+            dpdk: super::eal::Dpdk::new(settings.eal.clone(), settings.packet_buffers),
             #[cfg(feature = "dpdk")]
             offloader: OnceLock::new(),
             made: Mutex::default(),

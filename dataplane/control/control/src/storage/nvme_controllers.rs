@@ -92,10 +92,10 @@ impl Attached {
     /// Connects; blocks. Its namespaces become disks with [`sync`], now and whenever they change.
     pub(crate) fn connect(control: &Arc<Control>, params: &AttachParams) -> Result<Arc<Attached>, AttachError> {
         let itself: Arc<OnceLock<Weak<Attached>>> = Arc::default();
-        let sink = story(Arc::downgrade(control), itself.clone(), params.name.clone());
+        let sink = event_sink(Arc::downgrade(control), itself.clone(), params.name.clone());
         let controller = NvmeController::attach(params, sink)?;
         let attached = Arc::new(Attached { name: params.name.clone(), controller, disks: Mutex::default() });
-        drop(itself.set(Arc::downgrade(&attached)));
+        let _ = itself.set(Arc::downgrade(&attached)); // Set once: here.
         Ok(attached)
     }
 
@@ -146,7 +146,7 @@ pub(crate) fn sync(control: &Control, attached: &Arc<Attached>) -> Result<(), Rp
 }
 
 /// Turns what a controller reports into events and disks. Called on its supervisor's thread.
-fn story(control: Weak<Control>, itself: Arc<OnceLock<Weak<Attached>>>, name: String) -> EventSink {
+fn event_sink(control: Weak<Control>, itself: Arc<OnceLock<Weak<Attached>>>, name: String) -> EventSink {
     Arc::new(move |event| {
         let Some(control) = control.upgrade() else { return };
         match event {

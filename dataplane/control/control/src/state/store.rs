@@ -1,6 +1,6 @@
 //! The state directory: one file that is whole at every instant, whatever is killed or cut off when.
 
-use crate::desired::{Call, Document};
+use super::desired::{Call, Document, Section};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -113,7 +113,7 @@ impl Store {
 
 /// Every whole call in a text that is not whole, in order. A call with a character that did not decode is not whole. Which
 /// subsystem a call belongs to is for its method to say.
-fn salvage(text: &str) -> Vec<crate::desired::Section> {
+fn salvage(text: &str) -> Vec<Section> {
     let (mut calls, mut at) = (Vec::new(), 0);
     while let Some(brace) = text[at..].find('{') {
         at += brace;
@@ -128,13 +128,12 @@ fn salvage(text: &str) -> Vec<crate::desired::Section> {
             _ => at += 1,
         }
     }
-    vec![crate::desired::Section { subsystem: String::new(), config: Some(calls) }]
+    vec![Section { subsystem: String::new(), config: Some(calls) }]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::Section;
     use serde_json::json;
 
     fn document(names: &[&str]) -> Document {

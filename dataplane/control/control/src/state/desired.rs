@@ -1,14 +1,16 @@
 //! The desired state: the ordered list of calls that makes today's objects again. It is what `framework_get_config` shows,
 //! what `save_config` and `load_config` carry, and what the state directory keeps.
 
+use super::object::{ObjectId, Slot};
+use super::store::Store;
+use crate::blocking::blocking;
 use crate::rpc::RpcError;
-use crate::rpc::method::blocking;
-use crate::store::Store;
+use parking_lot::{Mutex, MutexGuard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The subsystems in the order in which they are restored, each with those it needs. Names are SPDK's where SPDK has them.
 pub(crate) const SUBSYSTEMS: &[(&str, &[&str])] = &[
@@ -88,65 +90,26 @@ impl Placed {
     }
 }
 
-/// What a call is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Object {
-    pub(crate) subsystem: &'static str,
-    pub(crate) name: String,
-}
-
-impl Object {
-    pub(crate) fn engine() -> Object {
-        Object { subsystem: "engine", name: String::new() }
-    }
-
-    pub(crate) fn bdev(name: &str) -> Object {
-        Object { subsystem: "bdev", name: name.to_owned() }
-    }
-
-    /// A controller has a name of its own beside those of disks; no disk's name has a space.
-    pub(crate) fn nvme_controller(name: &str) -> Object {
-        Object { subsystem: "bdev", name: format!("nvme {name}") }
-    }
-
-    pub(crate) fn controller(name: &str) -> Object {
-        Object { subsystem: "vhost_blk", name: name.to_owned() }
-    }
-
-    pub(crate) fn port(name: &str) -> Object {
-        Object { subsystem: "port", name: name.to_owned() }
-    }
-
-    pub(crate) fn bridge(name: &str) -> Object {
-        Object { subsystem: "bridge", name: name.to_owned() }
-    }
-
-    pub(crate) fn flow(name: &str) -> Object {
-        Object { subsystem: "flow", name: name.to_owned() }
-    }
-
-    /// The place of the call that makes the object.
-    pub(crate) fn itself(self) -> Slot {
-        Slot { object: self, aspect: String::new() }
-    }
-
-    /// The place of a call that sets one aspect of it.
-    pub(crate) fn aspect(self, aspect: impl Into<String>) -> Slot {
-        Slot { object: self, aspect: aspect.into() }
-    }
-}
-
-/// Where in the desired state a call is kept: a later call for the same slot takes its place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Slot {
-    pub(crate) object: Object,
-    aspect: String,
-}
-
 /// Why a call is not in effect that was just read.
-pub(crate) const NOT_TRIED: &str = "not tried yet";
+pub(crate) const NOT_APPLIED: &str = "not applied yet";
 
-/// A call that is wished for and not in effect.
+/// Where a call came from, and so who keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The RPC socket: the state file keeps it.
+    Rpc,
+}
+
+impl Source {
+    /// Whether the calls of this source are saved in the state file.
+    fn is_saved(self) -> bool {
+        match self {
+            Source::Rpc => true,
+        }
+    }
+}
+
+/// A call that is desired and not in effect.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Pending {
     /// Its subsystem.
@@ -158,34 +121,38 @@ pub(crate) struct Pending {
     pub(crate) call: Call,
     /// Why it is not in effect.
     pub(crate) error: String,
+    #[serde(skip)]
+    pub(crate) source: Source,
 }
 
 #[derive(Clone, Debug)]
 struct Kept {
+    source: Source,
     subsystem: String,
     /// `None` for a call that this version does not understand: it is kept as it is.
     slot: Option<Slot>,
     call: Call,
     /// Why it is not in effect.
     pending: Option<String>,
-    /// It is being tried right now.
-    trying: bool,
+    /// It is being applied right now.
+    applying: bool,
 }
 
 impl Kept {
     fn as_pending(&self) -> Option<Pending> {
         let error = self.pending.clone()?;
-        let object = self.slot.as_ref().map(|slot| slot.object.name.clone()).unwrap_or_default();
-        Some(Pending { subsystem: self.subsystem.clone(), object, call: self.call.clone(), error })
+        let object = self.slot.as_ref().map(|slot| slot.object.to_string()).unwrap_or_default();
+        let Kept { source, subsystem, call, .. } = self.clone();
+        Some(Pending { subsystem, object, call, error, source })
     }
 }
 
 /// The desired state of the daemon.
 pub(crate) struct Desired {
     kept: Mutex<Vec<Kept>>,
-    /// Calls that were forgotten while they were being tried.
-    unwanted: Mutex<Vec<Call>>,
-    /// Counts the changes.
+    /// Calls that were cancelled while they were being applied.
+    cancelled: Mutex<Vec<Call>>,
+    /// Counts changes.
     revision: AtomicU64,
     store: Option<Arc<Store>>,
     /// The revision that the store holds.
@@ -196,7 +163,7 @@ impl Desired {
     pub(crate) fn new(store: Option<Store>) -> Desired {
         Desired {
             kept: Mutex::default(),
-            unwanted: Mutex::default(),
+            cancelled: Mutex::default(),
             revision: AtomicU64::new(0),
             store: store.map(Arc::new),
             saved: tokio::sync::Mutex::new(0),
@@ -212,50 +179,52 @@ impl Desired {
         self.revision.load(Ordering::Relaxed)
     }
 
-    /// Keeps `call` in `slot`: it is in effect.
-    pub(crate) fn keep(&self, slot: Slot, call: Call) {
+    /// Keeps `call` in `slot`: it is in effect. From now on it belongs to `source`.
+    pub(crate) fn keep(&self, source: Source, slot: Slot, call: Call) {
         let mut kept = self.lock();
         match kept.iter_mut().find(|k| k.slot.as_ref() == Some(&slot)) {
             Some(found) => {
-                (found.pending, found.trying) = (None, false);
-                if found.call == call {
+                found.pending = None;
+                found.applying = false;
+                if found.call == call && found.source == source {
                     return;
                 }
+                found.source = source;
                 found.call = call;
             }
             None => {
-                let subsystem = slot.object.subsystem.to_owned();
-                kept.push(Kept { subsystem, slot: Some(slot), call, pending: None, trying: false });
+                let subsystem = slot.object.subsystem().to_owned();
+                kept.push(Kept { source, subsystem, slot: Some(slot), call, pending: None, applying: false });
             }
         }
         self.changed();
     }
 
-    /// Takes up a call that is not in effect yet.
-    pub(crate) fn wish(&self, subsystem: &str, slot: Option<Slot>, call: Call) {
-        let (subsystem, pending) = (subsystem.to_owned(), Some(NOT_TRIED.to_owned()));
-        self.lock().push(Kept { subsystem, slot, call, pending, trying: false });
+    /// Adds a call that is not in effect yet.
+    pub(crate) fn add_pending(&self, source: Source, subsystem: &str, slot: Option<Slot>, call: Call) {
+        let (subsystem, pending) = (subsystem.to_owned(), Some(NOT_APPLIED.to_owned()));
+        self.lock().push(Kept { source, subsystem, slot, call, pending, applying: false });
     }
 
-    /// The calls that are not in effect and not being tried, in order: from now on they are.
-    pub(crate) fn begin_tries(&self) -> Vec<Pending> {
+    /// The calls that are not in effect and not being applied, in order: from now on they are being applied.
+    pub(crate) fn begin_applying(&self) -> Vec<Pending> {
         let mut kept = self.lock();
         let begin = |k: &mut Kept| {
-            k.trying = true;
+            k.applying = true;
             k.as_pending()
         };
-        let idle = kept.iter_mut().filter(|k| k.pending.is_some() && !k.trying);
-        let mut wishes: Vec<Pending> = idle.filter_map(begin).collect();
-        wishes.sort_by_key(|wish| rank(&wish.subsystem));
-        wishes
+        let idle = kept.iter_mut().filter(|k| k.pending.is_some() && !k.applying);
+        let mut pending: Vec<Pending> = idle.filter_map(begin).collect();
+        pending.sort_by_key(|pending| rank(&pending.subsystem));
+        pending
     }
 
-    /// A try has ended. Returns whether the call is still wanted.
-    pub(crate) fn end_try(&self, call: &Call) -> bool {
-        self.lock().iter_mut().filter(|k| k.call == *call).for_each(|k| k.trying = false);
-        let mut unwanted = self.unwanted.lock().expect("no panic under this lock");
-        let found = unwanted.iter().position(|other| other == call);
-        found.map(|at| unwanted.swap_remove(at)).is_none()
+    /// An attempt to apply `call` has ended. Returns whether the call is still desired.
+    pub(crate) fn end_applying(&self, call: &Call) -> bool {
+        self.lock().iter_mut().filter(|k| k.call == *call).for_each(|k| k.applying = false);
+        let mut cancelled = self.cancelled.lock();
+        let found = cancelled.iter().position(|other| other == call);
+        found.map(|at| cancelled.swap_remove(at)).is_none()
     }
 
     /// Says why a call is not in effect. Returns whether that is news.
@@ -267,33 +236,32 @@ impl Desired {
         news
     }
 
-    /// Forgets all about an object.
-    pub(crate) fn forget(&self, object: &Object) {
-        let mut kept = self.lock();
-        let before = kept.len();
-        kept.retain(|k| k.slot.as_ref().is_none_or(|slot| slot.object != *object));
-        if kept.len() != before {
-            self.changed();
-        }
+    /// Forgets all calls about an object.
+    pub(crate) fn forget(&self, object: &ObjectId) {
+        self.retain(|slot| slot.object != *object);
     }
 
     /// Forgets the call in `slot`.
     pub(crate) fn clear(&self, slot: &Slot) {
+        self.retain(|other| other != slot);
+    }
+
+    fn retain(&self, is_kept: impl Fn(&Slot) -> bool) {
         let mut kept = self.lock();
         let before = kept.len();
-        kept.retain(|k| k.slot.as_ref() != Some(slot));
+        kept.retain(|k| k.slot.as_ref().is_none_or(&is_kept));
         if kept.len() != before {
             self.changed();
         }
     }
 
-    /// Forgets an object if it is only wished for. Returns whether it was.
-    pub(crate) fn forget_pending(&self, object: &Object) -> bool {
+    /// Forgets an object whose creation is pending. Returns whether it was pending.
+    pub(crate) fn cancel(&self, object: &ObjectId) -> bool {
         let itself = object.clone().itself();
         let found = self.lock().iter().find(|k| k.slot.as_ref() == Some(&itself) && k.pending.is_some()).cloned();
         let Some(found) = found else { return false };
-        if found.trying {
-            self.unwanted.lock().expect("no panic under this lock").push(found.call);
+        if found.applying {
+            self.cancelled.lock().push(found.call);
         }
         self.forget(object);
         true
@@ -312,7 +280,7 @@ impl Desired {
         self.lock().iter().find(|k| k.slot.as_ref() == Some(slot)).map(|k| k.call.clone())
     }
 
-    /// The calls that are not in effect, in order.
+    /// The pending calls, in order.
     pub(crate) fn pending(&self) -> Vec<Pending> {
         let mut pending: Vec<Pending> = self.lock().iter().filter_map(Kept::as_pending).collect();
         pending.sort_by_key(|p| rank(&p.subsystem));
@@ -324,7 +292,7 @@ impl Desired {
         self.lock().iter().filter(|k| k.subsystem == subsystem).map(|k| k.call.clone()).collect()
     }
 
-    /// The subsystems that have calls, and all that we know, in order.
+    /// The known subsystems in order, then unknown ones that have calls.
     pub(crate) fn subsystems(&self) -> Vec<String> {
         let mut names: Vec<String> = SUBSYSTEMS.iter().map(|(name, _)| (*name).to_owned()).collect();
         for kept in self.lock().iter() {
@@ -335,11 +303,13 @@ impl Desired {
         names
     }
 
-    /// All of it, in the form of SPDK's `save_config`.
+    /// The calls of every source that is saved, in the form of SPDK's `save_config`.
     pub(crate) fn document(&self) -> Document {
         let section = |subsystem: String| {
-            let calls = self.section(&subsystem).into_iter().map(|call| serde_json::json!(call)).collect();
-            Section { subsystem, config: Some(calls) }
+            let kept = self.lock();
+            let calls = kept.iter().filter(|k| k.subsystem == subsystem && k.source.is_saved());
+            let config = Some(calls.map(|k| serde_json::json!(k.call)).collect());
+            Section { subsystem, config }
         };
         Document { subsystems: self.subsystems().into_iter().map(section).collect() }
     }
@@ -362,8 +332,8 @@ impl Desired {
         Ok(())
     }
 
-    /// Has the state written anew by the next save, although nothing changed: what lies there is not sound.
-    pub(crate) fn touch(&self) {
+    /// Makes the next save write the state file although no call changed, because the file is damaged.
+    pub(crate) fn mark_unsaved(&self) {
         self.changed();
     }
 
@@ -372,7 +342,7 @@ impl Desired {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
-        self.kept.lock().expect("no panic under this lock")
+        self.kept.lock()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::rpc::RpcError;
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};
-use std::sync::{Mutex, OnceLock};
+use parking_lot::Mutex;
+use std::sync::OnceLock;
 
 /// Mebibytes of DPDK's memory besides packets: rings, devices, queues.
 const OVERHEAD_MIB: usize = 64;
@@ -32,7 +33,7 @@ impl Dpdk {
     /// DPDK, started if it was not, and the pool that its ports receive into. Takes a while the first time.
     pub(crate) fn start(&self) -> Result<(Eal, Mempool), RpcError> {
         let eal = self.eal.get_or_init(|| self.init()).clone()?;
-        let mut pool = self.pool.lock().expect("no panic under this lock");
+        let mut pool = self.pool.lock();
         if let Some(pool) = &*pool {
             return Ok((eal, pool.clone()));
         }

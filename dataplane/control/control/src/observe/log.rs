@@ -1,9 +1,9 @@
 //! Structured logs, whose level changes while the daemon runs.
 
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
-use std::sync::Mutex;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -83,11 +83,11 @@ impl Log {
     }
 
     pub(crate) fn level(&self) -> LogLevel {
-        *self.level.lock().expect("no panic under this lock")
+        *self.level.lock()
     }
 
     pub(crate) fn set_level(&self, level: LogLevel) {
-        *self.level.lock().expect("no panic under this lock") = level;
+        *self.level.lock() = level;
         (self.apply)(level);
     }
 }

@@ -1,10 +1,10 @@
 //! What happened, for who asks later: SPDK's notifications.
 
 use crate::limits;
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What kinds of things happen. The first three are SPDK's.
@@ -98,7 +98,7 @@ impl Events {
             tracing::info!(event = ?kind, object = ctx, "{detail}");
         }
         let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64);
-        let mut ring = self.0.lock().expect("no panic under this lock");
+        let mut ring = self.0.lock();
         let id = ring.next_id;
         ring.next_id += 1;
         if ring.kept.len() == limits::EVENTS {
@@ -109,7 +109,7 @@ impl Events {
 
     /// Up to `max` events from `id` on, oldest first.
     pub(crate) fn since(&self, id: u64, max: usize) -> Vec<Notification> {
-        let ring = self.0.lock().expect("no panic under this lock");
+        let ring = self.0.lock();
         ring.kept.iter().filter(|event| event.id >= id).take(max).cloned().collect()
     }
 }

@@ -14,8 +14,11 @@ pub(super) fn encode(control: &Control, encoder: &mut DescriptorEncoder) -> fmt:
     gauges(encoder, "worker_load_ratio", "Part of its time that the worker was busy in the last period", workers)?;
     let queues = queues.into_iter().map(|load| {
         let QueueId { device, queue } = load.queue;
-        let (kind, queue) = (device.subsystem.to_owned(), queue.to_string());
-        ([("kind", kind), ("name", device.name), ("queue", queue), ("worker", load.worker.to_string())], load.load)
+        let (kind, queue) = (device.subsystem().to_owned(), queue.to_string());
+        (
+            [("kind", kind), ("name", device.name().to_owned()), ("queue", queue), ("worker", load.worker.to_string())],
+            load.load,
+        )
     });
     gauges(encoder, "queue_load_ratio", "Part of its worker's time that the queue took in the last period", queues)
 }
