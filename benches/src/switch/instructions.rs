@@ -6,9 +6,9 @@ use crate::instructions::{mark, measured};
 use anyhow::{Result, anyhow, ensure};
 use crossbeam::channel::{Sender, bounded};
 use engine::{Engine, IdlePolicy, WorkerHandle};
-use flow::execute::{DropReason, Executor, Sink};
+use flow::execute::{Executor, Sink};
 use flow::text::parse_actions;
-use flow::{BATCH, Config, FlowCache, Limits, Megaflow, Metadata, Miniflow, PortNo, extract};
+use flow::{BATCH, Config, DropReason, FlowCache, Limits, Megaflow, Metadata, Miniflow, PortNo, extract};
 use guest_memory::{GuestAddress, GuestMemory};
 use packet::{BURST, Burst, Packet, Pool};
 use port::{Port, PortError, PortInfo, PortShard, PortStats};
@@ -116,7 +116,7 @@ fn execute(rewrite: &str) -> Result<u64> {
             packet.append(60).ok_or_else(|| anyhow!("no room"))?.copy_from_slice(&frame(1));
         }
         let mut sent = Sent(Burst::new());
-        measured(|| executor.burst(burst.drain(..), &metadata, &actions, &mut sent));
+        measured(|| executor.run_burst(burst.drain(..), &metadata, &actions, &mut sent));
         ensure!(sent.0.len() == BURST, "{} packets came out", sent.0.len());
     }
     Ok((ROUNDS * BURST) as u64)

@@ -51,7 +51,7 @@ fn run() -> Result<(), StartError> {
         .map_err(|source| StartError::Os { what: "runtime", source })?;
     let served = runtime.block_on(async {
         let vhost_dir = options.vhost_dir.clone().or_else(|| socket.parent().map(Into::into)).unwrap_or_default();
-        let engine = Engine::start(&cpus, options.idle())?;
+        let engine = Engine::start(cpus.as_slice(), options.idle())?;
         let (state_dir, idle, eal) = (options.state_dir.clone(), options.idle(), options.eal()?);
         let packet_buffers = options.packet_buffers.unwrap_or(Control::DEFAULT_PACKET_BUFFERS);
         let offload_rules_per_port = options.offload_rules_per_port;

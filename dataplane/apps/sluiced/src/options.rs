@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use control::{Control, LogFormat, LogLevel};
-use engine::IdlePolicy;
+use engine::{CpuSet, IdlePolicy};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use std::net::SocketAddr;
@@ -98,7 +98,7 @@ pub(crate) enum OptionsError {
     #[error("configuration file {path}: {source}", path = path.display())]
     Parse { path: PathBuf, source: toml::de::Error },
     #[error("--{option}: got {got:?}, expected {expected}")]
-    Invalid { option: &'static str, got: String, expected: &'static str },
+    Invalid { option: &'static str, got: String, expected: String },
     #[error("no place for the RPC socket: neither /run/sluice nor $XDG_RUNTIME_DIR can be used; say --rpc-socket PATH")]
     NoSocket,
     #[error("no CPU can be found for a worker; say --workers CPULIST")]
@@ -153,12 +153,12 @@ impl Options {
     }
 
     /// The CPUs of the workers.
-    pub(crate) fn cpus(&self) -> Result<Vec<usize>, OptionsError> {
+    pub(crate) fn cpus(&self) -> Result<CpuSet, OptionsError> {
         match &self.workers {
-            Some(list) => control::parse_cpus(list).ok_or_else(|| invalid("workers", list, "CPUs such as 2,4-7")),
+            Some(list) => CpuSet::parse_list(list).map_err(|error| invalid("workers", list, error)),
             // The first CPU is where a machine's interrupts and other programs tend to be.
             None => match core_affinity::get_core_ids().unwrap_or_default().last() {
-                Some(last) => Ok(vec![last.id]),
+                Some(last) => Ok(CpuSet::from_iter([last.id])),
                 None => Err(OptionsError::NoCpu),
             },
         }
@@ -183,8 +183,8 @@ impl Options {
     }
 }
 
-fn invalid(option: &'static str, got: &str, expected: &'static str) -> OptionsError {
-    OptionsError::Invalid { option, got: got.to_owned(), expected }
+fn invalid(option: &'static str, got: &str, expected: impl ToString) -> OptionsError {
+    OptionsError::Invalid { option, got: got.to_owned(), expected: expected.to_string() }
 }
 
 /// Whether a socket can be made there; its directory is made if it is missing.

@@ -12,7 +12,6 @@
 //! thread of their own from the workers' counters, and never wait for a call.
 
 mod blocking;
-mod cpumask;
 mod desired {
     pub(crate) use crate::state::desired::*;
     pub(crate) use crate::state::object::{Aspect, ObjectId as Object, Slot};
@@ -27,7 +26,6 @@ mod scheduler;
 mod state;
 mod storage;
 
-pub use cpumask::parse_list as parse_cpus;
 pub use observe::events::EventType;
 pub use observe::log::{Log, LogFormat, LogLevel};
 pub use observe::metrics::{MetricsError, serve_metrics};

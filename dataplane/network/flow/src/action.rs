@@ -14,22 +14,8 @@ pub enum Action {
     Userspace(Userspace),
     /// Overwrites the fields of one header, or the bits of them that the mask has.
     Set(Box<SetField>),
-    /// Adds a VLAN tag, outermost.
-    PushVlan {
-        /// 0x8100 or 0x88a8.
-        tpid: u16,
-        /// With [`crate::key::VLAN_PRESENT`] set.
-        tci: u16,
-    },
-    /// Removes the outermost VLAN tag.
-    PopVlan,
-    /// Adds a label, outermost.
-    PushMpls {
-        /// Label, traffic class, bottom bit and TTL.
-        lse: u32,
-        /// 0x8847 or 0x8848.
-        eth_type: u16,
-    },
+    /// Adds or removes a header.
+    Header(HeaderEdit),
     /// Adds a label, at layer 2 or 3 (`add_mpls`).
     AddMpls {
         /// Label, traffic class, bottom bit and TTL.
@@ -37,20 +23,6 @@ pub enum Action {
         /// 0x8847 or 0x8848.
         eth_type: u16,
     },
-    /// Removes the outermost label.
-    PopMpls {
-        /// Ethertype of what is behind it.
-        eth_type: u16,
-    },
-    /// Adds an Ethernet header.
-    PushEth {
-        /// Source.
-        src: u64,
-        /// Destination.
-        dst: u64,
-    },
-    /// Removes the Ethernet header.
-    PopEth,
     /// Looks the packet up again, as it is now, under this identifier.
     Recirc(u32),
     /// Computes `dp_hash`.
@@ -99,6 +71,41 @@ pub enum Action {
     TnlPop(PortNo),
     /// Goes out by the member of a bond that `dp_hash` chooses.
     LbOutput(u32),
+}
+
+/// An action that adds or removes one header.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum HeaderEdit {
+    /// Adds a VLAN tag, outermost.
+    PushVlan {
+        /// 0x8100 or 0x88a8.
+        tpid: u16,
+        /// With [`crate::key::VLAN_PRESENT`] set.
+        tci: u16,
+    },
+    /// Removes the outermost VLAN tag.
+    PopVlan,
+    /// Adds a label, outermost.
+    PushMpls {
+        /// Label, traffic class, bottom bit and TTL.
+        lse: u32,
+        /// 0x8847 or 0x8848.
+        eth_type: u16,
+    },
+    /// Removes the outermost label.
+    PopMpls {
+        /// Ethertype of what is behind it.
+        eth_type: u16,
+    },
+    /// Adds an Ethernet header.
+    PushEth {
+        /// Source.
+        src: u64,
+        /// Destination.
+        dst: u64,
+    },
+    /// Removes the Ethernet header.
+    PopEth,
 }
 
 /// Over what the `hash` action goes.

@@ -6,7 +6,7 @@ use crate::exact::{Emc, EmcEntry, Smc};
 use crate::execute::Unsupported;
 use crate::key::{Key, Mask, Miniflow, NARROW, field};
 use crate::marks::{Marked, Marks};
-use crate::store::{Hasher, NewFlow, Store, lengthen, shorten};
+use crate::store::{Hasher, NewFlow, Store, expand, normalize};
 use clock::Cycles;
 use std::sync::Arc;
 
@@ -309,7 +309,7 @@ impl FlowCache {
     /// The signature and megaflow tiers, for the packets whose bit is set. Returns which nobody has found.
     fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) -> u32 {
         // A single table answers as fast, once there are more flows than signatures.
-        let ask_signature = self.classifier.most_tables() > 1 || self.store.len() <= self.smc.entries() / 4;
+        let ask_signature = self.classifier.most_subtables() > 1 || self.store.len() <= self.smc.entries() / 4;
         let mut missing = if ask_signature { self.lookup_signature(packets, slow, flows) } else { slow };
         self.hits.signature += u64::from((slow & !missing).count_ones());
         let unknown = missing;
@@ -376,7 +376,7 @@ impl FlowCache {
     /// earlier epoch is renewed and keeps its statistics.
     pub fn insert(&mut self, flow: Megaflow) -> Result<FlowId, InsertError> {
         crate::execute::supported(&flow.actions)?;
-        let (key, mask) = shorten(&flow.key, &flow.mask);
+        let (key, mask) = normalize(&flow.key, &flow.mask);
         if let Some(index) = self.classifier.find(&key, &mask, &self.store) {
             let id = self.store.id(index);
             if self.store.epoch(index) == self.epoch {
@@ -400,7 +400,7 @@ impl FlowCache {
 
     /// Installs a flow of an operator, after a look at whether it overlaps another. The time is linear in the number of flows.
     pub fn insert_checked(&mut self, flow: Megaflow) -> Result<FlowId, InsertError> {
-        let (key, mask) = shorten(&flow.key, &flow.mask);
+        let (key, mask) = normalize(&flow.key, &flow.mask);
         let same = self.classifier.find(&key, &mask, &self.store);
         if same.is_none()
             && let Some(other) = self.classifier.overlap(&key, &mask, &self.store, self.epoch)
@@ -432,7 +432,7 @@ impl FlowCache {
 
     /// The flow with just this key and mask.
     pub fn find(&self, key: &Key, mask: &Mask) -> Option<FlowId> {
-        let (key, mask) = shorten(key, mask);
+        let (key, mask) = normalize(key, mask);
         self.classifier.find(&key, &mask, &self.store).map(|index| self.store.id(index))
     }
 
@@ -500,7 +500,7 @@ impl FlowCache {
 
     /// Different masks, and tables of the port that has most.
     pub fn masks(&self) -> (usize, usize) {
-        (self.store.mask_count(), self.classifier.most_tables())
+        (self.store.mask_count(), self.classifier.most_subtables())
     }
 
     /// How often each tier answered.
@@ -524,7 +524,7 @@ impl FlowCache {
 
     fn flow_match(&self, index: u32) -> crate::text::FlowMatch {
         let key = self.store.key(index);
-        let mask = lengthen(&key, &self.store.mask(index).mask);
+        let mask = expand(&key, &self.store.mask(index).mask);
         crate::text::FlowMatch { key, mask }
     }
 

@@ -1,12 +1,12 @@
-//! The megaflow tier: for each port a few hash tables, not one a mask.
+//! The megaflow tier: for each port a few hash tables (OVS: subtables of dpcls), not one for each mask.
 //!
-//! Tuple-space search has one table a mask and looks into each, so every new mask makes every packet slower, and who can choose
-//! packets can choose masks. Here a table hashes fewer bits than its flows match on (TupleMerge: Daly and others, IEEE/ACM ToN
-//! 2019), so flows of many masks live in one table and are told apart by comparing. A new mask goes to the table that keeps most
-//! of its bits; where there is none, the closest table is relaxed to what both have in common, as long as no more than
-//! [`Limits::chain`] flows then share a hash. What a look-up costs is so bounded by [`Limits::tables`] times [`Limits::chain`]
-//! and is usually a single table. Beyond the limit a flow is refused; its owner then narrows it to the packet at hand, whose
-//! exact mask all such flows share.
+//! Tuple-space search has one table a mask and looks into each, so every new mask makes every packet slower, and a sender who
+//! chooses packets chooses masks. Here a subtable hashes fewer bits than its flows match on (TupleMerge: Daly and others, IEEE/ACM
+//! ToN 2019), so flows of many masks live in one subtable and are told apart by comparing. A new mask goes to the subtable that
+//! keeps most of its bits; where there is none, the closest subtable is relaxed to the bits that both have in common, as long as no
+//! more than [`Limits::chain`] flows then share a hash. The cost of a look-up is so bounded by [`Limits::subtables`] times
+//! [`Limits::chain`], and is usually a single subtable. Beyond the limit a flow is refused; the upcall handler then narrows it to
+//! the packet at hand, whose exact mask all such flows share.
 
 use crate::key::{Key, Mask, Miniflow, field};
 use crate::prefetch::prefetch;
@@ -19,15 +19,15 @@ use std::collections::HashMap;
 pub struct Limits {
     /// Tables of a port from which on a new mask rather relaxes one of them than adds one.
     pub merge_from: usize,
-    /// Most tables of a port.
-    pub tables: usize,
-    /// Most flows of a table that share a hash.
+    /// Most subtables of a port.
+    pub subtables: usize,
+    /// Most flows of a subtable that share a hash.
     pub chain: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { merge_from: 2, tables: 16, chain: 8 }
+        Limits { merge_from: 2, subtables: 16, chain: 8 }
     }
 }
 
@@ -35,14 +35,14 @@ impl Default for Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Full;
 
-/// Flows that look-up work a new flow pays for rebuilding tables.
+/// Flows that look-up work a new flow pays for rebuilding subtables.
 const REBUILD_CREDIT: usize = 8;
 const NONE: u64 = 0;
 const FIRST_SLOTS: usize = 16;
 
 /// Hash and flow, in open addressing: probed linearly from the hash on, at most half full.
 #[derive(Debug)]
-struct Table {
+struct Subtable {
     mask: Mask,
     map: u64,
     slots: Box<[u64]>,
@@ -65,9 +65,9 @@ fn slot_flow(slot: u64) -> u32 {
     slot as u32 - 1
 }
 
-impl Table {
-    fn new(mask: Mask) -> Table {
-        Table { map: mask.bitmap(), mask, slots: vec![NONE; FIRST_SLOTS].into(), flows: 0, hits: 0 }
+impl Subtable {
+    fn new(mask: Mask) -> Subtable {
+        Subtable { map: mask.bitmap(), mask, slots: vec![NONE; FIRST_SLOTS].into(), flows: 0, hits: 0 }
     }
 
     /// The flows that share the hash.
@@ -131,27 +131,27 @@ impl Table {
     }
 
     /// The same flows under another mask, none of whose chains is longer than `chain`.
-    fn rehashed(&self, mask: Mask, store: &Store, hasher: &Hasher, chain: usize) -> Option<Table> {
-        let mut table = Table { hits: self.hits, ..Table::new(mask) };
+    fn rehashed(&self, mask: Mask, store: &Store, hasher: &Hasher, chain: usize) -> Option<Subtable> {
+        let mut subtable = Subtable { hits: self.hits, ..Subtable::new(mask) };
         for flow in self.flows() {
-            let hash = hasher.hash(&store.key(flow), &table.mask, table.map);
-            if table.chain(hash).count() >= chain {
+            let hash = hasher.hash(&store.key(flow), &subtable.mask, subtable.map);
+            if subtable.chain(hash).count() >= chain {
                 return None;
             }
-            table.insert(hash, flow);
+            subtable.insert(hash, flow);
         }
-        Some(table)
+        Some(subtable)
     }
 }
 
-/// The tables of one port, those with most hits first.
+/// The flows of one port: its subtables, those with most hits first.
 #[derive(Debug, Default)]
-struct Partition {
-    tables: Vec<Table>,
+struct PortClassifier {
+    subtables: Vec<Subtable>,
     credit: usize,
 }
 
-impl Partition {
+impl PortClassifier {
     fn insert(
         &mut self,
         flow: u32,
@@ -162,50 +162,55 @@ impl Partition {
         limits: &Limits,
     ) -> Result<(), Full> {
         self.credit += REBUILD_CREDIT;
-        // A table serves a flow that matches on every bit that the table hashes; the more bits the better.
-        let mut serving: Vec<usize> = (0..self.tables.len()).filter(|i| self.tables[*i].mask.is_subset(mask)).collect();
-        serving.sort_by_key(|i| std::cmp::Reverse(self.tables[*i].mask.count()));
+        // A subtable serves a flow that matches on every bit that the subtable hashes; the more bits the better.
+        let mut serving: Vec<usize> =
+            (0..self.subtables.len()).filter(|i| self.subtables[*i].mask.is_subset(mask)).collect();
+        serving.sort_by_key(|i| std::cmp::Reverse(self.subtables[*i].mask.count()));
         if serving.into_iter().any(|i| self.put(i, flow, key, hasher, limits)) {
             return Ok(());
         }
-        if self.tables.len() >= limits.merge_from && self.relax(flow, key, mask, store, hasher, limits) {
+        if self.subtables.len() >= limits.merge_from && self.relax(flow, key, mask, store, hasher, limits) {
             return Ok(());
         }
-        if self.tables.len() >= limits.tables {
+        if self.subtables.len() >= limits.subtables {
             return Err(Full);
         }
-        self.tables.push(Table::new(*mask));
-        self.put(self.tables.len() - 1, flow, key, hasher, limits);
+        self.subtables.push(Subtable::new(*mask));
+        self.put(self.subtables.len() - 1, flow, key, hasher, limits);
         Ok(())
     }
 
-    fn put(&mut self, table: usize, flow: u32, key: &Key, hasher: &Hasher, limits: &Limits) -> bool {
-        let table = &mut self.tables[table];
-        let hash = hasher.hash(key, &table.mask, table.map);
-        let fits = table.chain(hash).count() < limits.chain;
+    fn put(&mut self, subtable: usize, flow: u32, key: &Key, hasher: &Hasher, limits: &Limits) -> bool {
+        let subtable = &mut self.subtables[subtable];
+        let hash = hasher.hash(key, &subtable.mask, subtable.map);
+        let fits = subtable.chain(hash).count() < limits.chain;
         if fits {
-            table.insert(hash, flow);
+            subtable.insert(hash, flow);
         }
         fits
     }
 
-    /// Relaxes the closest table that can be relaxed, so that it serves this mask as well.
+    /// Relaxes the closest subtable that can be relaxed, so that it serves this mask as well.
     fn relax(&mut self, flow: u32, key: &Key, mask: &Mask, store: &Store, hasher: &Hasher, limits: &Limits) -> bool {
-        let mut order: Vec<(u32, usize)> =
-            self.tables.iter().enumerate().map(|(i, table)| (table.mask.intersection(mask).count(), i)).collect();
+        let mut order: Vec<(u32, usize)> = self
+            .subtables
+            .iter()
+            .enumerate()
+            .map(|(i, subtable)| (subtable.mask.intersection(mask).count(), i))
+            .collect();
         order.sort_unstable_by(|a, b| b.cmp(a));
         for (_, i) in order {
-            let table = &self.tables[i];
-            let relaxed = table.mask.intersection(mask);
-            if table.flows > self.credit || relaxed == table.mask {
+            let subtable = &self.subtables[i];
+            let relaxed = subtable.mask.intersection(mask);
+            if subtable.flows > self.credit || relaxed == subtable.mask {
                 continue;
             }
-            self.credit -= table.flows;
-            let Some(mut table) = table.rehashed(relaxed, store, hasher, limits.chain) else { continue };
-            let hash = hasher.hash(key, &table.mask, table.map);
-            if table.chain(hash).count() < limits.chain {
-                table.insert(hash, flow);
-                self.tables[i] = table;
+            self.credit -= subtable.flows;
+            let Some(mut subtable) = subtable.rehashed(relaxed, store, hasher, limits.chain) else { continue };
+            let hash = hasher.hash(key, &subtable.mask, subtable.map);
+            if subtable.chain(hash).count() < limits.chain {
+                subtable.insert(hash, flow);
+                self.subtables[i] = subtable;
                 return true;
             }
         }
@@ -213,17 +218,17 @@ impl Partition {
     }
 
     fn remove(&mut self, flow: u32, key: &Key, mask: &Mask, hasher: &Hasher) {
-        let at = self.tables.iter_mut().position(|table| {
-            table.mask.is_subset(mask) && table.remove(hasher.hash(key, &table.mask, table.map), flow)
+        let at = self.subtables.iter_mut().position(|subtable| {
+            subtable.mask.is_subset(mask) && subtable.remove(hasher.hash(key, &subtable.mask, subtable.map), flow)
         });
-        if let Some(at) = at.filter(|at| self.tables[*at].flows == 0) {
-            self.tables.remove(at);
+        if let Some(at) = at.filter(|at| self.subtables[*at].flows == 0) {
+            self.subtables.remove(at);
         }
     }
 
     fn rank(&mut self) {
-        self.tables.sort_unstable_by_key(|table| std::cmp::Reverse(table.hits));
-        self.tables.iter_mut().for_each(|table| table.hits /= 2);
+        self.subtables.sort_unstable_by_key(|subtable| std::cmp::Reverse(subtable.hits));
+        self.subtables.iter_mut().for_each(|subtable| subtable.hits /= 2);
     }
 }
 
@@ -238,20 +243,20 @@ pub struct Work {
     pub compared: u64,
 }
 
-/// All tables of a worker.
+/// The classifiers of all ports, on one worker.
 #[derive(Debug)]
 pub(crate) struct Classifier {
     hasher: Hasher,
     limits: Limits,
-    /// Partition of a port; [`None`] is of the flows that match on no port or a part of its number.
+    /// Index of each port's classifier; [`None`] is of the flows that match on no port or a part of its number.
     ports: HashMap<Option<u32>, usize>,
-    partitions: Vec<Partition>,
+    port_classifiers: Vec<PortClassifier>,
     pub(crate) work: Work,
 }
 
 impl Classifier {
     pub(crate) fn new(hasher: Hasher, limits: Limits) -> Classifier {
-        Classifier { hasher, limits, ports: HashMap::new(), partitions: Vec::new(), work: Work::default() }
+        Classifier { hasher, limits, ports: HashMap::new(), port_classifiers: Vec::new(), work: Work::default() }
     }
 
     fn port(key: &Key, mask: &Mask) -> Option<u32> {
@@ -259,29 +264,30 @@ impl Classifier {
     }
 
     pub(crate) fn insert(&mut self, flow: u32, key: &Key, mask: &Mask, store: &Store) -> Result<(), Full> {
-        let next = self.partitions.len();
-        let partition = *self.ports.entry(Self::port(key, mask)).or_insert(next);
-        if partition == next {
-            self.partitions.push(Partition::default());
+        let next = self.port_classifiers.len();
+        let port_classifier = *self.ports.entry(Self::port(key, mask)).or_insert(next);
+        if port_classifier == next {
+            self.port_classifiers.push(PortClassifier::default());
         }
-        self.partitions[partition].insert(flow, key, mask, store, &self.hasher, &self.limits)
+        self.port_classifiers[port_classifier].insert(flow, key, mask, store, &self.hasher, &self.limits)
     }
 
     pub(crate) fn remove(&mut self, flow: u32, key: &Key, mask: &Mask) {
-        if let Some(partition) = self.ports.get(&Self::port(key, mask)) {
-            self.partitions[*partition].remove(flow, key, mask, &self.hasher);
+        if let Some(port_classifier) = self.ports.get(&Self::port(key, mask)) {
+            self.port_classifiers[*port_classifier].remove(flow, key, mask, &self.hasher);
         }
     }
 
     /// The flow with just this key and mask.
     pub(crate) fn find(&self, key: &Key, mask: &Mask, store: &Store) -> Option<u32> {
-        let partition = &self.partitions[*self.ports.get(&Self::port(key, mask))?];
-        let serving = partition.tables.iter().filter(|table| table.mask.is_subset(mask));
-        let mut candidates = serving.flat_map(|table| table.chain(self.hasher.hash(key, &table.mask, table.map)));
+        let port_classifier = &self.port_classifiers[*self.ports.get(&Self::port(key, mask))?];
+        let serving = port_classifier.subtables.iter().filter(|subtable| subtable.mask.is_subset(mask));
+        let mut candidates =
+            serving.flat_map(|subtable| subtable.chain(self.hasher.hash(key, &subtable.mask, subtable.map)));
         candidates.find(|flow| store.mask(*flow).mask == *mask && store.key(*flow) == *key)
     }
 
-    /// A flow that a packet could match as well as this one. Looks at every flow of the tables that hash other bits.
+    /// A flow that a packet could match as well as this one. Looks at every flow of the subtables that hash other bits.
     pub(crate) fn overlap(&self, key: &Key, mask: &Mask, store: &Store, epoch: u32) -> Option<u32> {
         let overlaps = |flow: &u32| {
             let both = store.mask(*flow).mask.intersection(mask);
@@ -289,12 +295,12 @@ impl Classifier {
         };
         let port = Self::port(key, mask);
         let shared = |(of, _): &(&Option<u32>, &usize)| port.is_none() || of.is_none() || **of == port;
-        let partitions = self.ports.iter().filter(shared).map(|(_, at)| &self.partitions[*at]);
-        partitions.flat_map(|partition| &partition.tables).find_map(|table| {
-            if table.mask.is_subset(mask) {
-                return table.chain(self.hasher.hash(key, &table.mask, table.map)).find(overlaps);
+        let port_classifiers = self.ports.iter().filter(shared).map(|(_, at)| &self.port_classifiers[*at]);
+        port_classifiers.flat_map(|port_classifier| &port_classifier.subtables).find_map(|subtable| {
+            if subtable.mask.is_subset(mask) {
+                return subtable.chain(self.hasher.hash(key, &subtable.mask, subtable.map)).find(overlaps);
             }
-            table.flows().find(overlaps)
+            subtable.flows().find(overlaps)
         })
     }
 
@@ -318,31 +324,31 @@ impl Classifier {
             }
             remaining &= !same;
             let mut left = same;
-            for partition in [Some(port as u32), None] {
-                if let Some(partition) = self.ports.get(&partition).filter(|_| left != 0) {
-                    let partition = &mut self.partitions[*partition];
-                    lookup_partition(partition, &self.hasher, &mut self.work, packets, &mut left, store, epoch, found);
+            for port_classifier in [Some(port as u32), None] {
+                if let Some(port_classifier) = self.ports.get(&port_classifier).filter(|_| left != 0) {
+                    let port_classifier = &mut self.port_classifiers[*port_classifier];
+                    lookup_port(port_classifier, &self.hasher, &mut self.work, packets, &mut left, store, epoch, found);
                 }
             }
             *missing &= !(same & !left);
         }
     }
 
-    /// Puts the tables with most hits first.
+    /// Puts the subtables with most hits first.
     pub(crate) fn rank(&mut self) {
-        self.partitions.iter_mut().for_each(Partition::rank);
+        self.port_classifiers.iter_mut().for_each(PortClassifier::rank);
     }
 
     /// Tables of the port that has most.
-    pub(crate) fn most_tables(&self) -> usize {
-        self.partitions.iter().map(|partition| partition.tables.len()).max().unwrap_or(0)
+    pub(crate) fn most_subtables(&self) -> usize {
+        self.port_classifiers.iter().map(|port_classifier| port_classifier.subtables.len()).max().unwrap_or(0)
     }
 }
 
-/// Three passes a table, each of which fetches what the next one reads: hashes, slots, comparisons.
+/// Three passes a subtable, each of which fetches what the next one reads: hashes, slots, comparisons.
 #[allow(clippy::too_many_arguments)] // the fields of two structures that are borrowed apart
-fn lookup_partition(
-    partition: &mut Partition,
+fn lookup_port(
+    port_classifier: &mut PortClassifier,
     hasher: &Hasher,
     work: &mut Work,
     packets: &[Miniflow],
@@ -354,17 +360,18 @@ fn lookup_partition(
     let mut hashes = [0; 32];
     let mut firsts = [NONE; 32];
     let (union, _) = store.union();
-    for table in &mut partition.tables {
-        let last = table.slots.len() - 1;
+    for subtable in &mut port_classifier.subtables {
+        let last = subtable.slots.len() - 1;
         work.probes += u64::from(left.count_ones());
         // The hash of what all flows look at is there already.
-        let is_union = table.mask == *union;
+        let is_union = subtable.mask == *union;
         for i in set_bits(*left) {
-            hashes[i] = if is_union { packets[i].hash } else { hasher.hash(&packets[i].key, &table.mask, table.map) };
-            prefetch(&table.slots, hashes[i] as usize & last);
+            hashes[i] =
+                if is_union { packets[i].hash } else { hasher.hash(&packets[i].key, &subtable.mask, subtable.map) };
+            prefetch(&subtable.slots, hashes[i] as usize & last);
         }
         for i in set_bits(*left) {
-            firsts[i] = table.slots[hashes[i] as usize & last];
+            firsts[i] = subtable.slots[hashes[i] as usize & last];
             if firsts[i] != NONE && slot_hash(firsts[i]) == hashes[i] {
                 store.prefetch_row(slot_flow(firsts[i]));
                 store.prefetch_hot(slot_flow(firsts[i]));
@@ -379,12 +386,12 @@ fn lookup_partition(
                     if store.matches(slot_flow(slot), &packets[i], epoch) {
                         found[i] = slot_flow(slot);
                         *left &= !(1 << i);
-                        table.hits += 1;
+                        subtable.hits += 1;
                         break;
                     }
                 }
                 at += 1;
-                slot = table.slots[at & last];
+                slot = subtable.slots[at & last];
             }
         }
         if *left == 0 {

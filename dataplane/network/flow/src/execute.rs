@@ -1,21 +1,22 @@
-//! Carrying actions out on packets.
+//! Executes the actions of a flow on packets.
 //!
-//! An [`Executor`] runs a flow's actions on each packet of a burst and hands the results to a [`Sink`]. The last output takes the
-//! packet itself; each one before it takes a copy, so a flow that forwards copies nothing. Nothing here allocates but buffers from
-//! the pool. Every packet that goes nowhere is reported with a [`DropReason`]; a copy for which there is no buffer is counted.
+//! An [`Executor`] runs the actions on each packet of a burst and hands the results to a [`Sink`]. The last output takes the
+//! packet itself; each output before takes a copy, so a flow with one output copies nothing. The only allocations are buffers of
+//! the pool. Every dropped packet is reported with a [`DropReason`]; a copy for which the pool has no buffer is counted.
 
-use crate::action::{Action, HashAlgorithm, Header, PortNo, SetField, Userspace};
+use crate::DropReason;
+use crate::action::{Action, HashAlgorithm, Header, HeaderEdit, PortNo, SetField, Userspace};
 use crate::extract::{Metadata, ethertype, extract};
 use crate::key::{Key, Miniflow, VLAN_PRESENT, field};
 use crate::rewrite::{self, Checksum, Layout};
 use packet::{L4Checksum, Packet, Pool};
 
-/// An action that nothing carries out yet.
+/// An action that is parsed and printed, but not executed yet.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the action `{0}` is not supported")]
 pub struct Unsupported(pub &'static str);
 
-/// Whether every action, however deep, can be carried out.
+/// Checks that every action, nested ones included, can be executed.
 pub fn supported(actions: &[Action]) -> Result<(), Unsupported> {
     actions.iter().try_for_each(|action| match action {
         Action::Ct(_) => Err(Unsupported("ct")),
@@ -29,71 +30,61 @@ pub fn supported(actions: &[Action]) -> Result<(), Unsupported> {
         Action::Sample { actions, .. } | Action::Clone(actions) => supported(actions),
         Action::DecTtl { exceeded } => supported(exceeded),
         Action::CheckPktLen { greater, less_equal, .. } => supported(greater).and_then(|()| supported(less_equal)),
-        _ => Ok(()),
+        Action::Output(_)
+        | Action::Userspace(_)
+        | Action::Set(_)
+        | Action::Header(_)
+        | Action::Recirc(_)
+        | Action::Hash { .. }
+        | Action::Trunc(_)
+        | Action::Meter(_)
+        | Action::Drop => Ok(()),
     })
 }
 
-/// Why a packet, or a copy of one, went nowhere.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum DropReason {
-    /// The flow has no action that sends it anywhere, or says `drop`.
-    Action,
-    /// A meter said so.
-    Meter,
-    /// There was no room in front for a header.
-    NoHeadroom,
-    /// It does not have the header that an action changes or removes.
-    NoHeader,
-    /// Its TTL is spent and nothing says what to do then.
-    TtlExceeded,
-}
-
-/// Where packets go.
+/// Takes the packets that actions produce.
 pub trait Sink {
-    /// Out by a port.
+    /// Sends a packet out by a port.
     fn output(&mut self, packet: Packet, port: PortNo);
-    /// To the control plane.
+    /// Sends a packet to the control plane.
     fn userspace(&mut self, packet: Packet, userspace: &Userspace);
-    /// Back to the look-up, with what is known of it now.
+    /// Looks a packet up again, with its metadata as the actions left it.
     fn recirculate(&mut self, packet: Packet, metadata: &Metadata<'_>);
-    /// Whether the meter lets it pass.
+    /// Returns whether the meter lets the packet pass.
     fn meter(&mut self, packet: &Packet, meter: u32) -> bool;
-    /// Nowhere.
+    /// Drops a packet.
     fn dropped(&mut self, packet: Packet, reason: DropReason);
 }
 
-/// What is known of one packet under way.
+/// The state of one packet while its actions are executed.
 #[derive(Clone, Copy)]
-struct Flight {
+struct PacketState {
     in_port: PortNo,
     packet_type: Option<u16>,
-    /// Whether [`Executor::rest`] is of this packet and worth looking at.
-    has_rest: bool,
-    /// From `trunc`: most bytes of the next output.
+    /// Whether [`Executor::metadata`] belongs to this packet.
+    has_metadata: bool,
+    /// The limit in bytes that `trunc` set for the next output.
     max_len: Option<u32>,
-    /// Whether it, or a copy, went anywhere.
+    /// Whether the packet, or a copy, was sent anywhere.
     sent: bool,
 }
 
-/// Carries actions out. A worker has one.
+/// Executes actions. A worker has one executor.
 pub struct Executor {
     pool: Pool,
-    /// Metadata that actions set, of the packet under way.
-    rest: Key,
+    /// The metadata (tunnel, marks, hash) of the current packet, as actions have set it.
+    metadata: Key,
     miniflow: Miniflow,
     random: u64,
     lost_copies: u64,
 }
 
-/// What an action leaves of the packet.
-type Left = Option<Packet>;
-
 impl Executor {
-    /// `pool` is where copies come from.
+    /// Makes an executor that takes the buffers of copies from `pool`.
     pub fn new(pool: Pool) -> Executor {
         use std::hash::{BuildHasher, RandomState};
         let random = RandomState::new().hash_one(0) | 1;
-        Executor { pool, rest: Key::EMPTY, miniflow: Miniflow::default(), random, lost_copies: 0 }
+        Executor { pool, metadata: Key::EMPTY, miniflow: Miniflow::default(), random, lost_copies: 0 }
     }
 
     /// Copies that were not made because the pool was empty.
@@ -102,7 +93,7 @@ impl Executor {
     }
 
     /// Runs the actions on each packet.
-    pub fn burst<S: Sink>(
+    pub fn run_burst<S: Sink>(
         &mut self,
         packets: impl IntoIterator<Item = Packet>,
         metadata: &Metadata<'_>,
@@ -119,87 +110,92 @@ impl Executor {
     /// Runs the actions on a packet.
     pub fn run<S: Sink>(&mut self, packet: Packet, metadata: &Metadata<'_>, actions: &[Action], sink: &mut S) {
         if let Some(rest) = metadata.rest {
-            self.rest = *rest;
+            self.metadata = *rest;
         }
-        let mut flight = Flight {
+        let mut state = PacketState {
             in_port: metadata.in_port,
             packet_type: metadata.packet_type,
-            has_rest: metadata.rest.is_some(),
+            has_metadata: metadata.rest.is_some(),
             max_len: None,
             sent: false,
         };
-        self.list(packet, &mut flight, actions, sink);
+        self.run_list(packet, &mut state, actions, sink);
     }
 
-    fn list<S: Sink>(&mut self, mut packet: Packet, flight: &mut Flight, actions: &[Action], sink: &mut S) {
+    fn run_list<S: Sink>(&mut self, mut packet: Packet, state: &mut PacketState, actions: &[Action], sink: &mut S) {
         for (i, action) in actions.iter().enumerate() {
             let is_last = i + 1 == actions.len();
-            let Some(left) = self.action(packet, flight, action, is_last, sink) else { return };
+            let Some(left) = self.run_action(packet, state, action, is_last, sink) else { return };
             packet = left;
         }
-        if !flight.sent {
-            sink.dropped(packet, DropReason::Action);
+        if !state.sent {
+            sink.dropped(packet, DropReason::FlowDrop);
         }
     }
 
-    fn action<S: Sink>(
+    fn run_action<S: Sink>(
         &mut self,
         packet: Packet,
-        flight: &mut Flight,
+        state: &mut PacketState,
         action: &Action,
         is_last: bool,
         sink: &mut S,
-    ) -> Left {
+    ) -> Option<Packet> {
         match action {
-            Action::Output(port) => self.send(packet, flight, is_last, sink, |packet, sink| sink.output(packet, *port)),
-            Action::Userspace(to) => {
-                self.send(packet, flight, is_last, sink, |packet, sink| sink.userspace(packet, to))
-            }
-            Action::Set(set) => self.set(packet, flight, set, sink),
+            Action::Output(port) => self.send(packet, state, is_last, sink, |packet, sink| sink.output(packet, *port)),
+            Action::Userspace(to) => self.send(packet, state, is_last, sink, |packet, sink| sink.userspace(packet, to)),
+            Action::Set(set) => self.set_fields(packet, state, set, sink),
             Action::Meter(meter) if sink.meter(&packet, *meter) => Some(packet),
-            Action::Meter(_) => gone(packet, DropReason::Meter, sink),
+            Action::Meter(_) => drop_packet(packet, DropReason::Metered, sink),
             Action::Drop => {
-                flight.sent = true;
-                gone(packet, DropReason::Action, sink)
+                state.sent = true;
+                drop_packet(packet, DropReason::FlowDrop, sink)
             }
             Action::Trunc(len) => {
-                flight.max_len = Some(*len);
+                state.max_len = Some(*len);
                 Some(packet)
             }
-            Action::Recirc(id) => self.recirculate(packet, flight, *id, is_last, sink),
+            Action::Recirc(id) => self.recirculate(packet, state, *id, is_last, sink),
             Action::Hash { algorithm, basis } => {
-                let hash = self.hash(&packet, flight, *algorithm, *basis);
-                self.metadata(flight).set(field::DP_HASH, hash.into());
+                let hash = self.hash(&packet, state, *algorithm, *basis);
+                self.metadata_mut(state).set(field::DP_HASH, hash.into());
                 Some(packet)
             }
-            Action::Sample { probability, actions } if self.chance() <= *probability && *probability != 0 => {
-                self.on_copy(packet, flight, actions, is_last, sink)
+            Action::Sample { probability, actions } if self.next_random() <= *probability && *probability != 0 => {
+                self.run_on_copy(packet, state, actions, is_last, sink)
             }
             Action::Sample { .. } => Some(packet),
-            Action::Clone(actions) => self.on_copy(packet, flight, actions, is_last, sink),
+            Action::Clone(actions) => self.run_on_copy(packet, state, actions, is_last, sink),
             Action::CheckPktLen { size, greater, less_equal } => {
                 let chosen = if packet.len() > usize::from(*size) { greater } else { less_equal };
-                self.on_copy(packet, flight, chosen, is_last, sink)
+                self.run_on_copy(packet, state, chosen, is_last, sink)
             }
-            Action::DecTtl { exceeded } => self.dec_ttl(packet, flight, exceeded, sink),
-            _ => match change_headers(packet, flight, action) {
+            Action::DecTtl { exceeded } => self.dec_ttl(packet, state, exceeded, sink),
+            Action::Header(edit) => match edit_headers(packet, state, edit) {
                 Ok(packet) => Some(packet),
-                Err((packet, reason)) => gone(packet, reason, sink),
+                Err((packet, reason)) => drop_packet(packet, reason, sink),
             },
+            // No flow has these: `supported` refuses them.
+            Action::AddMpls { .. }
+            | Action::Ct(_)
+            | Action::CtClear
+            | Action::TnlPush(_)
+            | Action::TnlPop(_)
+            | Action::LbOutput(_) => drop_packet(packet, DropReason::NoHeader, sink),
         }
     }
 
-    /// Sends the packet itself if nothing follows, else a copy.
+    /// Sends the packet itself if no action follows, else a copy.
     fn send<S: Sink>(
         &mut self,
         packet: Packet,
-        flight: &mut Flight,
+        state: &mut PacketState,
         is_last: bool,
         sink: &mut S,
         send: impl FnOnce(Packet, &mut S),
-    ) -> Left {
-        flight.sent = true;
-        let max_len = flight.max_len.take();
+    ) -> Option<Packet> {
+        state.sent = true;
+        let max_len = state.max_len.take();
         let (mut out, left) = if is_last {
             (packet, None)
         } else {
@@ -219,75 +215,95 @@ impl Executor {
     fn recirculate<S: Sink>(
         &mut self,
         packet: Packet,
-        flight: &mut Flight,
+        state: &mut PacketState,
         id: u32,
         is_last: bool,
         sink: &mut S,
-    ) -> Left {
-        let Flight { in_port, packet_type, has_rest, .. } = *flight;
-        let rest = self.rest;
-        self.send(packet, flight, is_last, sink, |packet, sink| {
+    ) -> Option<Packet> {
+        let PacketState { in_port, packet_type, has_metadata, .. } = *state;
+        let rest = self.metadata;
+        self.send(packet, state, is_last, sink, |packet, sink| {
             let packet_len = packet.len() as u32;
-            let rest = has_rest.then_some(&rest);
+            let rest = has_metadata.then_some(&rest);
             sink.recirculate(packet, &Metadata { in_port, recirc_id: id, packet_len, packet_type, rest });
         })
     }
 
-    /// Runs the actions on a copy; what they change, the packet does not see.
-    fn on_copy<S: Sink>(
+    /// Runs the actions on a copy; their changes do not reach the packet.
+    fn run_on_copy<S: Sink>(
         &mut self,
         packet: Packet,
-        flight: &mut Flight,
+        state: &mut PacketState,
         actions: &[Action],
         is_last: bool,
         sink: &mut S,
-    ) -> Left {
-        let mut inner = *flight;
-        flight.sent = true;
+    ) -> Option<Packet> {
+        let mut inner = *state;
+        state.sent = true;
         if is_last {
-            self.list(packet, &mut inner, actions, sink);
+            self.run_list(packet, &mut inner, actions, sink);
             return None;
         }
         if let Some(copy) = packet.copy(&self.pool) {
-            let rest = self.rest;
-            self.list(copy, &mut inner, actions, sink);
-            self.rest = rest;
+            let rest = self.metadata;
+            self.run_list(copy, &mut inner, actions, sink);
+            self.metadata = rest;
         } else {
             self.lost_copies += 1;
         }
         Some(packet)
     }
 
-    /// The metadata of the packet under way, to be changed.
-    fn metadata(&mut self, flight: &mut Flight) -> &mut Key {
-        if !std::mem::replace(&mut flight.has_rest, true) {
-            self.rest = Key::EMPTY;
+    /// The metadata of the current packet, to be changed.
+    fn metadata_mut(&mut self, state: &mut PacketState) -> &mut Key {
+        if !std::mem::replace(&mut state.has_metadata, true) {
+            self.metadata = Key::EMPTY;
         }
-        &mut self.rest
+        &mut self.metadata
     }
 
-    fn set<S: Sink>(&mut self, mut packet: Packet, flight: &mut Flight, set: &SetField, sink: &mut S) -> Left {
+    fn set_fields<S: Sink>(
+        &mut self,
+        mut packet: Packet,
+        state: &mut PacketState,
+        set: &SetField,
+        sink: &mut S,
+    ) -> Option<Packet> {
         match set.header {
             Header::InPort => {
-                flight.in_port = set.key.get(field::IN_PORT) as PortNo;
+                state.in_port = set.key.get(field::IN_PORT) as PortNo;
                 return Some(packet);
             }
             Header::SkbPriority | Header::SkbMark | Header::DpHash | Header::Tunnel => {
-                let rest = self.metadata(flight);
+                let rest = self.metadata_mut(state);
                 let words = rest.words.iter_mut().zip(set.mask.words.iter().zip(&set.key.words));
                 words.for_each(|(word, (mask, value))| *word = *word & !mask | value & mask);
                 return Some(packet);
             }
-            _ => {}
+            Header::Eth
+            | Header::EthType
+            | Header::Vlan
+            | Header::Mpls
+            | Header::Ipv4
+            | Header::Ipv6
+            | Header::Tcp
+            | Header::Udp
+            | Header::Sctp
+            | Header::Icmp
+            | Header::Icmpv6
+            | Header::Arp
+            | Header::Nd
+            | Header::NdExt
+            | Header::Nsh => {}
         }
         let mut offload = packet.offload();
         let checksum = if offload.checksum.is_some() { Checksum::Pending } else { Checksum::Complete };
-        if rewrite::set(packet.data_mut(), flight.packet_type, checksum, set).is_none() {
-            return gone(packet, DropReason::NoHeader, sink);
+        if rewrite::set(packet.data_mut(), state.packet_type, checksum, set).is_none() {
+            return drop_packet(packet, DropReason::NoHeader, sink);
         }
         if set.header == Header::Sctp && checksum == Checksum::Complete {
-            // A CRC over the whole packet: left to whoever sends it, as a guest leaves it.
-            let Some(layout) = Layout::of(packet.data(), flight.packet_type) else { return Some(packet) };
+            // A CRC over the whole packet: left to the port that sends the packet, as a guest leaves it.
+            let Some(layout) = Layout::of(packet.data(), state.packet_type) else { return Some(packet) };
             offload.checksum = Some(L4Checksum::Sctp);
             offload.ipv6 = layout.eth_type == ethertype::IPV6;
             offload.l2_len = layout.layer_3 as u8;
@@ -297,21 +313,27 @@ impl Executor {
         Some(packet)
     }
 
-    fn dec_ttl<S: Sink>(&mut self, mut packet: Packet, flight: &mut Flight, exceeded: &[Action], sink: &mut S) -> Left {
-        if rewrite::decrement_ttl(packet.data_mut(), flight.packet_type) {
+    fn dec_ttl<S: Sink>(
+        &mut self,
+        mut packet: Packet,
+        state: &mut PacketState,
+        exceeded: &[Action],
+        sink: &mut S,
+    ) -> Option<Packet> {
+        if rewrite::decrement_ttl(packet.data_mut(), state.packet_type) {
             return Some(packet);
         }
         if exceeded.is_empty() {
-            return gone(packet, DropReason::TtlExceeded, sink);
+            return drop_packet(packet, DropReason::TtlExceeded, sink);
         }
-        self.list(packet, flight, exceeded, sink);
+        self.run_list(packet, state, exceeded, sink);
         None
     }
 
-    /// Over addresses, protocol and ports as they are now.
-    fn hash(&mut self, packet: &Packet, flight: &Flight, algorithm: HashAlgorithm, basis: u32) -> u32 {
+    /// Hashes addresses, protocol and ports of the packet.
+    fn hash(&mut self, packet: &Packet, state: &PacketState, algorithm: HashAlgorithm, basis: u32) -> u32 {
         let metadata =
-            Metadata { packet_len: packet.len() as u32, packet_type: flight.packet_type, ..Metadata::default() };
+            Metadata { packet_len: packet.len() as u32, packet_type: state.packet_type, ..Metadata::default() };
         extract(packet.data(), &metadata, &mut self.miniflow);
         let key = &self.miniflow.key;
         let ends = [
@@ -327,8 +349,8 @@ impl Executor {
         (hash ^ hash >> 32) as u32
     }
 
-    /// Any number, all equally likely (xorshift64*).
-    fn chance(&mut self) -> u32 {
+    /// A random number, uniform over `u32` (xorshift64*).
+    fn next_random(&mut self) -> u32 {
         self.random ^= self.random >> 12;
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
@@ -341,54 +363,56 @@ fn mix(hash: u64, value: u64) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
-fn gone<S: Sink>(packet: Packet, reason: DropReason, sink: &mut S) -> Left {
+fn drop_packet<S: Sink>(packet: Packet, reason: DropReason, sink: &mut S) -> Option<Packet> {
     sink.dropped(packet, reason);
     None
 }
 
-type Changed = Result<Packet, (Packet, DropReason)>;
+type Edited = Result<Packet, (Packet, DropReason)>;
 
-/// The actions that add and remove headers.
-fn change_headers(packet: Packet, flight: &mut Flight, action: &Action) -> Changed {
-    let layout = Layout::of(packet.data(), flight.packet_type);
+/// Adds or removes a header.
+fn edit_headers(packet: Packet, state: &mut PacketState, edit: &HeaderEdit) -> Edited {
+    let layout = Layout::of(packet.data(), state.packet_type);
     let Some(layout) = layout.filter(|layout| layout.layer_3 <= packet.data().len()) else {
         return Err((packet, DropReason::NoHeader));
     };
     let is_mpls = matches!(layout.eth_type, ethertype::MPLS | ethertype::MPLS_MULTICAST);
-    match action {
-        Action::PushVlan { tpid, tci } if layout.eth_type_at.is_some() => {
+    match edit {
+        HeaderEdit::PushVlan { tpid, tci } if layout.eth_type_at.is_some() => {
             let tag = (u32::from(*tpid) << 16 | u32::from(*tci & !(VLAN_PRESENT as u16))).to_be_bytes();
             insert(packet, 12, &tag)
         }
-        Action::PopVlan if layout.layer_3 >= 18 => cut(packet, 12, 4),
-        Action::PushMpls { lse, eth_type } => {
+        HeaderEdit::PopVlan if layout.layer_3 >= 18 => cut(packet, 12, 4),
+        HeaderEdit::PushMpls { lse, eth_type } => {
             let mut packet = insert(packet, layout.layer_3, &lse.to_be_bytes())?;
-            set_eth_type(&mut packet, &layout, flight, *eth_type);
+            set_eth_type(&mut packet, &layout, state, *eth_type);
             Ok(packet)
         }
-        Action::PopMpls { eth_type } if is_mpls && packet.data().len() >= layout.layer_3 + 4 => {
+        HeaderEdit::PopMpls { eth_type } if is_mpls && packet.data().len() >= layout.layer_3 + 4 => {
             let mut packet = cut(packet, layout.layer_3, 4)?;
-            set_eth_type(&mut packet, &layout, flight, *eth_type);
+            set_eth_type(&mut packet, &layout, state, *eth_type);
             Ok(packet)
         }
-        Action::PushEth { src, dst } => {
-            let Some(eth_type) = flight.packet_type.take() else { return Err((packet, DropReason::NoHeader)) };
+        HeaderEdit::PushEth { src, dst } => {
+            let Some(eth_type) = state.packet_type.take() else { return Err((packet, DropReason::NoHeader)) };
             let mut header = [0; 14];
             header[..6].copy_from_slice(&dst.to_be_bytes()[2..]);
             header[6..12].copy_from_slice(&src.to_be_bytes()[2..]);
             header[12..].copy_from_slice(&eth_type.to_be_bytes());
             insert(packet, 0, &header)
         }
-        Action::PopEth if layout.eth_type_at == Some(12) => {
-            flight.packet_type = Some(layout.eth_type);
+        HeaderEdit::PopEth if layout.eth_type_at == Some(12) => {
+            state.packet_type = Some(layout.eth_type);
             cut(packet, 0, 14)
         }
-        _ => Err((packet, DropReason::NoHeader)),
+        HeaderEdit::PushVlan { .. } | HeaderEdit::PopVlan | HeaderEdit::PopMpls { .. } | HeaderEdit::PopEth => {
+            Err((packet, DropReason::NoHeader))
+        }
     }
 }
 
 /// Puts bytes in at `at`, at the cost of moving what is in front of it.
-fn insert(mut packet: Packet, at: usize, bytes: &[u8]) -> Changed {
+fn insert(mut packet: Packet, at: usize, bytes: &[u8]) -> Edited {
     let Some(data) = packet.prepend(bytes.len()) else { return Err((packet, DropReason::NoHeadroom)) };
     data.copy_within(bytes.len()..bytes.len() + at, 0);
     data[at..at + bytes.len()].copy_from_slice(bytes);
@@ -397,7 +421,7 @@ fn insert(mut packet: Packet, at: usize, bytes: &[u8]) -> Changed {
 }
 
 /// Takes `count` bytes out at `at`.
-fn cut(mut packet: Packet, at: usize, count: usize) -> Changed {
+fn cut(mut packet: Packet, at: usize, count: usize) -> Edited {
     packet.data_mut().copy_within(..at, count);
     packet.trim_front(count);
     move_layer_3(&mut packet, -(count as i16));
@@ -412,10 +436,10 @@ fn move_layer_3(packet: &mut Packet, by: i16) {
     }
 }
 
-fn set_eth_type(packet: &mut Packet, layout: &Layout, flight: &mut Flight, eth_type: u16) {
+fn set_eth_type(packet: &mut Packet, layout: &Layout, state: &mut PacketState, eth_type: u16) {
     match layout.eth_type_at {
         Some(at) => packet.data_mut()[at..at + 2].copy_from_slice(&eth_type.to_be_bytes()),
-        None => flight.packet_type = Some(eth_type),
+        None => state.packet_type = Some(eth_type),
     }
 }
 

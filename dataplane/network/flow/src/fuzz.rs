@@ -116,7 +116,7 @@ fn mark(input: &mut Input<'_>, given: &Given, port: u64, packets: &mut [Miniflow
 /// look-ups found a flow, and how many of those by a mark.
 pub fn fuzz_cache(bytes: &[u8]) -> (usize, u64) {
     let mut input = Input(bytes);
-    let limits = Limits { merge_from: 2, tables: 6, chain: 3 };
+    let limits = Limits { merge_from: 2, subtables: 6, chain: 3 };
     let config = Config { emc_entries: 4, smc_entries: 8, flow_limit: 64, limits };
     let mut cache = FlowCache::new(config);
     let mut linear: LinearClassifier<FlowId> = LinearClassifier::new();

@@ -20,9 +20,12 @@
 //!
 //! [`mod@reference`] has the slow and obvious twin of extraction and classifier; tests and fuzz targets hold both side by side.
 
+#![deny(clippy::wildcard_enum_match_arm)] // a new action or header is to be handled everywhere
+
 pub mod action;
 mod cache;
 mod classifier;
+mod drop_reason;
 mod exact;
 pub mod execute;
 mod extract;
@@ -35,9 +38,10 @@ mod rewrite;
 mod store;
 pub mod text;
 
-pub use action::{Action, PortNo};
+pub use action::{Action, HeaderEdit, PortNo};
 pub use cache::{BATCH, Config, FlowCache, FlowId, Hits, InsertError, Megaflow, Stats};
 pub use classifier::{Limits, Work};
+pub use drop_reason::DropReason;
 pub use extract::{Metadata, ethertype, extract, extract_counted, protocol};
 pub use key::{Key, Mask, Miniflow, field};
 pub use marks::MARK_PLACES;

@@ -27,7 +27,7 @@ struct Transport {
 pub(crate) enum Checksum {
     /// Complete.
     Complete,
-    /// The field holds the sum of the pseudo header; who sends the packet completes it.
+    /// The field holds the sum of the pseudo header; the port that sends the packet completes it.
     Pending,
 }
 
@@ -158,7 +158,10 @@ pub(crate) fn set(data: &mut [u8], packet_type: Option<u16>, checksum: Checksum,
         Header::Icmpv6 => rewrite.icmp(data, protocol::ICMPV6),
         Header::Arp => rewrite.arp(data),
         Header::Nd => rewrite.neighbour(data),
-        _ => None,
+        // Not executed yet.
+        Header::NdExt | Header::Nsh => None,
+        // Not in the packet.
+        Header::Tunnel | Header::InPort | Header::SkbPriority | Header::SkbMark | Header::DpHash => None,
     }
 }
 
@@ -263,7 +266,7 @@ impl Rewrite<'_> {
         self.plain::<1>(data, at + 7, field::NW_TTL)
     }
 
-    /// Ports. The CRC of SCTP is left to whoever sends the packet: see [`crate::execute`].
+    /// Ports. The CRC of SCTP is left to the port that sends the packet: see [`crate::execute`].
     fn ports(&self, data: &mut [u8], protocol: u8) -> Option<()> {
         let transport = self.layout.transport(data).filter(|transport| transport.protocol == protocol)?;
         for (offset, field) in [(0, field::TP_SRC), (2, field::TP_DST)] {

@@ -373,7 +373,7 @@ pub(crate) fn bits(mut map: u64) -> impl Iterator<Item = usize> {
 }
 
 /// The same match in its shortest form: an Ethernet packet's type within its name space is always 0, so it need not be looked at.
-pub(crate) fn shorten(key: &Key, mask: &Mask) -> (Key, Mask) {
+pub(crate) fn normalize(key: &Key, mask: &Mask) -> (Key, Mask) {
     let mut mask = *mask;
     if is_ethernet(key, &mask) && key.get(field::PACKET_TYPE_ID) & mask.get(field::PACKET_TYPE_ID) == 0 {
         mask.0.set(field::PACKET_TYPE_ID, 0);
@@ -381,8 +381,8 @@ pub(crate) fn shorten(key: &Key, mask: &Mask) -> (Key, Mask) {
     (key.masked(&mask), mask)
 }
 
-/// The form in which a match is shown: undoes [`shorten`].
-pub(crate) fn lengthen(key: &Key, mask: &Mask) -> Mask {
+/// The form in which a match is shown: undoes [`normalize`].
+pub(crate) fn expand(key: &Key, mask: &Mask) -> Mask {
     let mut mask = *mask;
     if is_ethernet(key, &mask) {
         mask.set_exact(field::PACKET_TYPE_ID);

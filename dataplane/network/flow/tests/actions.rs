@@ -1,8 +1,8 @@
 //! Actions carried out on packets, checked from outside: by extraction, and by checksums computed anew.
 
-use flow::execute::{DropReason, Executor, Sink};
+use flow::execute::{Executor, Sink};
 use flow::text::parse_actions;
-use flow::{Key, Metadata, PortNo, field, reference};
+use flow::{DropReason, Key, Metadata, PortNo, field, reference};
 use packet::{L4Checksum, Offload, Packet, Pool};
 use proptest::prelude::*;
 
@@ -48,7 +48,7 @@ fn run(pool: &Pool, bytes: &[u8], actions: &str) -> Seen {
     let mut seen = Seen::default();
     let actions = parse_actions(actions).expect("actions");
     flow::execute::supported(&actions).expect("supported actions");
-    Executor::new(pool.clone()).burst([packet(pool, bytes)], &Metadata::default(), &actions, &mut seen);
+    Executor::new(pool.clone()).run_burst([packet(pool, bytes)], &Metadata::default(), &actions, &mut seen);
     seen
 }
 
@@ -290,9 +290,9 @@ fn length_chooses_and_the_rest_follows() {
 fn every_packet_that_goes_nowhere_has_a_reason() {
     let pool = pool();
     let reasons = |actions| run(&pool, &udp4(), actions).dropped;
-    assert_eq!(reasons("drop"), [DropReason::Action]);
-    assert_eq!(reasons("set(eth(src=02:00:00:00:00:09))"), [DropReason::Action]);
-    assert_eq!(reasons("meter(0),1"), [DropReason::Meter]);
+    assert_eq!(reasons("drop"), [DropReason::FlowDrop]);
+    assert_eq!(reasons("set(eth(src=02:00:00:00:00:09))"), [DropReason::FlowDrop]);
+    assert_eq!(reasons("meter(0),1"), [DropReason::Metered]);
     assert_eq!(reasons("pop_vlan,1"), [DropReason::NoHeader]);
     assert_eq!(reasons("set(tcp(src=1)),1"), [DropReason::NoHeader]);
     assert_eq!(reasons("set(ipv4(ttl=1)),dec_ttl(le_1(drop)),1"), [DropReason::TtlExceeded]);

@@ -12,7 +12,7 @@ const CLASSIFIER_ONLY: Config = Config {
     emc_entries: 2,
     smc_entries: 2,
     flow_limit: 1 << 20,
-    limits: Limits { merge_from: 2, tables: 16, chain: 8 },
+    limits: Limits { merge_from: 2, subtables: 16, chain: 8 },
 };
 
 fn key(port: u32, src: u32, dst: u32, tp_dst: u16) -> Key {
@@ -240,10 +240,13 @@ fn tuple_space_explosion_is_bounded() {
         }
         attack.push(packet);
     }
-    assert!(cache.masks().1 <= limits.tables, "{:?}", cache.masks());
+    assert!(cache.masks().1 <= limits.subtables, "{:?}", cache.masks());
 
     let (probes, compared) = cost(&mut cache, &attack);
-    assert!(probes <= limits.tables as f64 && compared <= (limits.tables * limits.chain) as f64, "{probes} {compared}");
+    assert!(
+        probes <= limits.subtables as f64 && compared <= (limits.subtables * limits.chain) as f64,
+        "{probes} {compared}"
+    );
     for _ in 0..8 {
         cost(&mut cache, &innocent);
         cost(&mut cache, &attack[..64]);

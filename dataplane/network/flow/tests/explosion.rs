@@ -8,7 +8,7 @@ const CLASSIFIER_ONLY: Config = Config {
     emc_entries: 2,
     smc_entries: 2,
     flow_limit: 1 << 20,
-    limits: Limits { merge_from: 2, tables: 16, chain: 8 },
+    limits: Limits { merge_from: 2, subtables: 16, chain: 8 },
 };
 /// Different masks that the attack asks for.
 const MASKS: u32 = 32 * 32 * 16;
@@ -116,7 +116,7 @@ fn under_attack(
         }
         worst = worst.max(cost(&mut cache, innocent));
     }
-    assert!(cache.masks().1 <= config.limits.tables, "{:?}", cache.masks());
+    assert!(cache.masks().1 <= config.limits.subtables, "{:?}", cache.masks());
     (before, worst)
 }
 
@@ -154,8 +154,8 @@ fn a_miss_is_bounded() {
         send(&mut cache, &all);
         probes(&mut cache, &innocent(1, 32))
     };
-    let unbounded = Limits { merge_from: usize::MAX, tables: usize::MAX, chain: usize::MAX };
+    let unbounded = Limits { merge_from: usize::MAX, subtables: usize::MAX, chain: usize::MAX };
     assert_eq!(misses(unbounded), 2048.0);
     let bounded = misses(CLASSIFIER_ONLY.limits);
-    assert!(bounded <= CLASSIFIER_ONLY.limits.tables as f64, "{bounded}");
+    assert!(bounded <= CLASSIFIER_ONLY.limits.subtables as f64, "{bounded}");
 }

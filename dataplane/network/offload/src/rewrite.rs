@@ -5,7 +5,7 @@ use crate::pattern::{Headers, mac};
 use dpdk::flow::{FlowAction, SetField};
 use flow::action::{Header, SetField as Set};
 use flow::key::{Field, VLAN_PRESENT, Wide, field};
-use flow::{Action, Mask, ethertype, protocol};
+use flow::{Action, HeaderEdit, Mask, ethertype, protocol};
 
 const VID: u64 = 0x0fff;
 const PCP: u64 = 0xe000;
@@ -14,12 +14,14 @@ const PCP: u64 = 0xe000;
 pub(crate) fn rewrite(action: &Action, headers: &mut Headers, to: &mut Vec<FlowAction>) -> Result<(), Refusal> {
     let refused = |reason| Err(Refusal::action(action, reason));
     match action {
-        Action::PopVlan if headers.tags == 0 => return refused("the flow does not say that there is a tag"),
-        Action::PopVlan => {
+        Action::Header(HeaderEdit::PopVlan) if headers.tags == 0 => {
+            return refused("the flow does not say that there is a tag");
+        }
+        Action::Header(HeaderEdit::PopVlan) => {
             headers.tags -= 1;
             to.push(FlowAction::PopVlan);
         }
-        Action::PushVlan { tpid, tci } => {
+        Action::Header(HeaderEdit::PushVlan { tpid, tci }) => {
             headers.tags += 1;
             to.push(FlowAction::PushVlan(*tpid));
             to.extend(tag((*tci).into(), VID | PCP).map(FlowAction::Set));

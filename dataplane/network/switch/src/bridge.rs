@@ -5,7 +5,7 @@ use crate::tracked::Tracked;
 use crate::vlan::{Tag, VlanMode};
 use crate::{Mac, PortNo, Security};
 use flow::key::VLAN_PRESENT;
-use flow::{Action, Key, Mask, ethertype, field};
+use flow::{Action, DropReason, HeaderEdit, Key, Mask, ethertype, field};
 use std::collections::BTreeMap;
 
 /// How a port takes part in its bridge.
@@ -32,47 +32,6 @@ pub(crate) struct Bridge {
     pub(crate) members: BTreeMap<PortNo, Member>,
     pub(crate) stations: MacTable,
     pub(crate) meter: Option<u32>,
-}
-
-/// Why a packet goes nowhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DropReason {
-    /// The port is in no bridge, and no flow of an operator takes the packet.
-    NoBridge,
-    /// The port does not carry the VLAN.
-    Vlan,
-    /// The source address is no station's: a group, or zero.
-    BadSource,
-    /// Port security: the source is not one of the port's.
-    Spoofed,
-    /// The destination is one that bridges keep to the link.
-    LinkLocal,
-    /// The destination is behind the port that it came from, or behind one that does not carry the VLAN.
-    NoEgress,
-}
-
-impl DropReason {
-    /// All of them.
-    pub const ALL: [DropReason; 6] = [
-        DropReason::NoBridge,
-        DropReason::Vlan,
-        DropReason::BadSource,
-        DropReason::Spoofed,
-        DropReason::LinkLocal,
-        DropReason::NoEgress,
-    ];
-
-    /// As it is counted.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DropReason::NoBridge => "no_bridge",
-            DropReason::Vlan => "vlan",
-            DropReason::BadSource => "bad_source",
-            DropReason::Spoofed => "spoofed",
-            DropReason::LinkLocal => "link_local",
-            DropReason::NoEgress => "no_egress",
-        }
-    }
 }
 
 /// A packet that a bridge takes.
@@ -154,12 +113,13 @@ impl Admitted {
         for (wanted, port) in ports {
             if *wanted != now {
                 if now != Tag::None {
-                    actions.push(Action::PopVlan);
+                    actions.push(Action::Header(HeaderEdit::PopVlan));
                 }
                 if let Tag::Of(vlan) = *wanted {
                     let tpid = if self.tpid == 0 { ethertype::VLAN } else { self.tpid };
                     let priority = (self.tci & 0xe000) as u16;
-                    actions.push(Action::PushVlan { tpid, tci: priority | VLAN_PRESENT as u16 | vlan });
+                    let tci = priority | VLAN_PRESENT as u16 | vlan;
+                    actions.push(Action::Header(HeaderEdit::PushVlan { tpid, tci }));
                 }
                 now = *wanted;
             }

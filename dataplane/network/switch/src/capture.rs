@@ -4,9 +4,9 @@
 //! it counts and goes on. Whoever looks takes them out again on a thread of its own. A port that nobody looks at pays one branch a
 //! burst.
 
-use crate::stats::Loss;
 use clock::Cycles;
 use crossbeam::queue::ArrayQueue;
+use flow::DropReason;
 use packet::{DATA_ROOM, Packet, Pool, PoolError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub enum Observed {
     /// It goes out by the port.
     Sent,
     /// It came in by the port, and the switch dropped it.
-    Dropped(Loss),
+    Dropped(DropReason),
 }
 
 /// A packet that was seen.

@@ -9,7 +9,7 @@
 use crate::capture::Capture;
 use crate::limit::{Meter, Policer};
 use crate::output::{Again, Outputs, PortSlot, Way};
-use crate::stats::{Loss, WorkerCounters};
+use crate::stats::WorkerCounters;
 use crate::upcall::{Parked, Parking, Ticket, Upcall, Upcalls};
 use crate::{PARKED_FLOWS_OF_A_PORT, PortNo};
 use arrayvec::ArrayVec;
@@ -18,7 +18,7 @@ use crossbeam::channel;
 use engine::{Mailbox, Source};
 use flow::execute::Executor;
 use flow::{
-    Action, BATCH, FlowCache, FlowId, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract,
+    Action, BATCH, DropReason, FlowCache, FlowId, InsertError, Key, Mask, Megaflow, Metadata, Miniflow, Stats, extract,
     extract_counted,
 };
 use packet::{Burst, Packet, Pool};
@@ -29,7 +29,7 @@ use std::sync::Arc;
 const MESSAGES: usize = 64;
 /// Flows whose statistics a worker tells at one quiescent point.
 const SWEEP: usize = 512;
-/// How often a packet may be looked up again.
+/// How often a packet may be recirculated.
 const RECIRCULATIONS: usize = 8;
 
 /// What the control side tells a worker.
@@ -189,7 +189,7 @@ impl Datapath {
         self.cache.record(id, keys.len() as u64, bytes, tcp_flags, now);
         let actions = self.cache.actions(id).map_or(&[][..], |actions| actions);
         let mut way = Way { outputs: &mut self.outputs, from: in_port, now };
-        self.executor.burst(packets, &Metadata { in_port, ..Metadata::default() }, actions, &mut way);
+        self.executor.run_burst(packets, &Metadata { in_port, ..Metadata::default() }, actions, &mut way);
     }
 
     /// After the actions of a burst: looks up again what is to be, and counts copies that were not made.
@@ -203,11 +203,11 @@ impl Datapath {
             }
         }
         while let Some(left) = self.outputs.again.pop() {
-            self.outputs.lose(from, &left.packet, Loss::RecirculatedFull);
+            self.outputs.count_drop(from, &left.packet, DropReason::RecirculatedFull);
         }
         let lost = self.executor.lost_copies() - std::mem::replace(&mut self.lost_copies, self.executor.lost_copies());
         if lost > 0 {
-            self.outputs.counters(from).add(|c| &c.no_buffer, lost);
+            self.outputs.counters(from).add_drops(DropReason::NoBuffer, lost);
         }
     }
 
@@ -220,7 +220,7 @@ impl Datapath {
         let mut found = [None; BATCH];
         self.cache.lookup_batch(key, &mut found);
         let Some(id) = found[0] else {
-            return self.outputs.lose(from, &packet, Loss::RecirculatedMiss);
+            return self.outputs.count_drop(from, &packet, DropReason::RecirculatedMiss);
         };
         self.cache.record(id, 1, packet_len.into(), key[0].tcp_flags(), now);
         if let Some(actions) = self.cache.actions(id) {
@@ -235,15 +235,15 @@ impl Datapath {
         let Some(slot) = self.outputs.slot(in_port) else { return };
         if let Some(at) = self.parking.find(key) {
             if let Parked::Refused(packet) = self.parking.park_behind(at, packet) {
-                self.outputs.lose(in_port, &packet, Loss::ParkedFull);
+                self.outputs.count_drop(in_port, &packet, DropReason::PendingFull);
             }
             return;
         }
         if slot.parked >= PARKED_FLOWS_OF_A_PORT {
-            return self.outputs.lose(in_port, &packet, Loss::UpcallFull);
+            return self.outputs.count_drop(in_port, &packet, DropReason::UpcallFull);
         }
         if !slot.upcalls.as_mut().is_none_or(|bucket| bucket.take(now)) {
-            return self.outputs.lose(in_port, &packet, Loss::UpcallLimited);
+            return self.outputs.count_drop(in_port, &packet, DropReason::UpcallLimited);
         }
         match self.parking.park(key, in_port, packet) {
             Parked::First(ticket) => {
@@ -252,7 +252,7 @@ impl Datapath {
                 let key = *key.key();
                 self.ask(ticket, key, false);
             }
-            Parked::Refused(packet) => self.outputs.lose(in_port, &packet, Loss::UpcallFull),
+            Parked::Refused(packet) => self.outputs.count_drop(in_port, &packet, DropReason::UpcallFull),
             Parked::Behind => {}
         }
     }

@@ -1,7 +1,7 @@
 //! Packets for a port whose send queue another worker has.
 
 use crate::PortNo;
-use engine::{Consumer, Producer, Waker, spsc};
+use engine::{Consumer, Producer, Waker, WorkerSet, spsc};
 use packet::Packet;
 
 /// Packets that may wait between two workers.
@@ -13,22 +13,22 @@ pub(crate) type Handed = (PortNo, u32, Packet);
 /// One worker's ends of the queues between workers. There is one queue a pair, so each has one writer and one reader.
 pub(crate) struct Handover {
     /// By the worker that reads; empty for this one.
-    to: Vec<Option<(Producer<Handed>, Waker)>>,
+    to: Vec<Option<(WorkerSet, Producer<Handed>, Waker)>>,
     from: Vec<Consumer<Handed>>,
-    /// A bit for each worker that was given something in this turn.
-    given: u64,
+    /// The workers that were given packets in this turn.
+    given: WorkerSet,
 }
 
 impl Handover {
-    /// The ends for workers that these wake.
-    pub(crate) fn connect(wakers: &[Waker]) -> Vec<Handover> {
-        let end = |_| Handover { to: Vec::new(), from: Vec::new(), given: 0 };
+    /// Connects each worker with each other one, given the waker of each.
+    pub(crate) fn connect(wakers: &[(WorkerSet, Waker)]) -> Vec<Handover> {
+        let end = |_| Handover { to: Vec::new(), from: Vec::new(), given: WorkerSet::EMPTY };
         let mut ends: Vec<Handover> = wakers.iter().map(end).collect();
         for from in 0..wakers.len() {
-            for (to, waker) in wakers.iter().enumerate() {
+            for (to, (worker, waker)) in wakers.iter().enumerate() {
                 let queue = (from != to).then(|| spsc(DEPTH));
                 let (producer, consumer) = queue.unzip();
-                ends[from].to.push(producer.map(|producer| (producer, waker.clone())));
+                ends[from].to.push(producer.map(|producer| (*worker, producer, waker.clone())));
                 ends[to].from.extend(consumer);
             }
         }
@@ -37,18 +37,17 @@ impl Handover {
 
     /// Gives a packet to another worker, or back where there is no room.
     pub(crate) fn give(&mut self, to: usize, handed: Handed) -> Result<(), Handed> {
-        let Some(Some((queue, _))) = self.to.get_mut(to) else { return Err(handed) };
-        self.given |= 1 << to;
+        let Some(Some((worker, queue, _))) = self.to.get_mut(to) else { return Err(handed) };
+        self.given = self.given.union(*worker);
         queue.push(handed)
     }
 
-    /// Wakes those that were given something.
+    /// Wakes the workers that were given packets.
     pub(crate) fn notify(&mut self) {
-        while self.given != 0 {
-            if let Some((_, waker)) = &self.to[self.given.trailing_zeros() as usize] {
+        for worker in std::mem::take(&mut self.given) {
+            if let Some((_, _, waker)) = &self.to[worker] {
                 waker.wake();
             }
-            self.given &= self.given - 1;
         }
     }
 

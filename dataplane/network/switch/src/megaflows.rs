@@ -1,10 +1,10 @@
 //! The control side's record of what is in the workers' caches, and of what each flow was decided by.
 
-use crate::bridge::DropReason;
 use crate::mac_table::Station;
 use crate::{BridgeId, HardwareShare, PortNo};
 use clock::Cycles;
-use flow::{Action, Key, Mask, Megaflow, Stats};
+use engine::WorkerSet;
+use flow::{Action, DropReason, Key, Mask, Megaflow, Stats};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -38,8 +38,8 @@ pub(crate) struct Record {
     pub(crate) packet: Box<Key>,
     pub(crate) port: PortNo,
     pub(crate) translation: Translation,
-    /// A bit for each worker that has it.
-    pub(crate) workers: u64,
+    /// The workers that have the flow in their caches.
+    pub(crate) workers: WorkerSet,
     /// What all workers have seen of it, at the last sweep.
     pub(crate) stats: Stats,
     /// When it was installed last.

@@ -15,6 +15,7 @@ use crate::marks::Marks;
 use crate::megaflows::Record;
 use crate::state::State;
 use clock::Cycles;
+use engine::WorkerSet;
 use flow::{Action, Megaflow, Stats};
 use port::Port;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -253,11 +254,11 @@ impl State {
     }
 
     /// Tells workers whose the flow's mark is.
-    pub(crate) fn tell_mark(&self, ufid: u128, workers: u64) {
+    pub(crate) fn tell_mark(&self, ufid: u128, workers: WorkerSet) {
         let Some(record) = self.flows.get(ufid).filter(|record| record.marked) else { return };
         if let Some(mark) = record.hardware.as_ref().and_then(|share| share.mark()) {
             let (key, mask) = (record.key(), record.translation.mask);
-            self.tell(workers & record.workers, || Message::SetMark(mark, key, mask));
+            self.tell(workers.intersection(record.workers), || Message::SetMark(mark, key, mask));
         }
     }
 

@@ -4,16 +4,16 @@ use crate::PortNo;
 use crate::capture::{Capture, Observed};
 use crate::handover::Handover;
 use crate::limit::{Meter, Policer, TokenBucket};
-use crate::stats::{LoadCounters, Loss, PathCounters};
+use crate::stats::{LoadCounters, PathCounters};
 use arrayvec::ArrayVec;
 use clock::Cycles;
+use engine::{AtomicWorkerSet, WorkerSet};
 use flow::action::Userspace;
-use flow::execute::{DropReason, Sink};
-use flow::{Key, Metadata};
+use flow::execute::Sink;
+use flow::{DropReason, Key, Metadata};
 use packet::{BURST, Burst, Packet};
 use port::PortShard;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A port's part on one worker.
 pub(crate) struct PortSlot {
@@ -30,9 +30,9 @@ pub(crate) struct PortSlot {
     pub(crate) parked: u32,
     pub(crate) counters: Arc<PathCounters>,
     pub(crate) load: Arc<LoadCounters>,
-    /// A bit for each worker that has a queue to send by. Written when that changes, by the worker of the bit.
-    pub(crate) senders: Arc<AtomicU64>,
-    /// The bit of this worker is set.
+    /// The workers that have a send queue of the port. Each worker adds and removes itself.
+    pub(crate) senders: Arc<AtomicWorkerSet>,
+    /// Whether this worker is one of the senders.
     pub(crate) sends: bool,
     /// What goes out by it next.
     pub(crate) out: Burst,
@@ -59,23 +59,24 @@ impl PortSlot {
         burst.retain(|packet| {
             let admitted = policer.admits(packet.len(), now);
             if !admitted {
-                lose(capture.as_deref(), counters, packet, Loss::RateLimited, now);
+                count_drop(capture.as_deref(), counters, packet, DropReason::RateLimited, now);
             }
             admitted
         });
     }
 }
 
-fn lose(capture: Option<&Capture>, counters: &PathCounters, packet: &Packet, loss: Loss, now: Cycles) {
-    counters.lose(loss);
+fn count_drop(capture: Option<&Capture>, counters: &PathCounters, packet: &Packet, reason: DropReason, now: Cycles) {
+    counters.add_drops(reason, 1);
     if let Some(capture) = capture {
-        capture.offer(packet, Observed::Dropped(loss), now);
+        capture.offer(packet, Observed::Dropped(reason), now);
     }
 }
 
 /// The ports of one worker.
 pub(crate) struct Outputs {
-    worker: usize,
+    /// The set of this worker alone.
+    worker: WorkerSet,
     /// By number.
     slots: Vec<Option<Box<PortSlot>>>,
     /// The numbers of those that are there.
@@ -84,12 +85,12 @@ pub(crate) struct Outputs {
     meters: Vec<Option<(Arc<Meter>, u64)>>,
     /// What is to be looked up again.
     pub(crate) again: ArrayVec<Again, BURST>,
-    /// For what came in by a port that is gone since.
-    orphans: Arc<PathCounters>,
+    /// Counts packets whose ingress port is gone.
+    unattributed: Arc<PathCounters>,
 }
 
 impl Outputs {
-    pub(crate) fn new(worker: usize, handover: Handover) -> Outputs {
+    pub(crate) fn new(worker: WorkerSet, handover: Handover) -> Outputs {
         Outputs {
             worker,
             slots: Vec::new(),
@@ -97,7 +98,7 @@ impl Outputs {
             handover,
             meters: Vec::new(),
             again: ArrayVec::new(),
-            orphans: Arc::default(),
+            unattributed: Arc::default(),
         }
     }
 
@@ -118,7 +119,7 @@ impl Outputs {
     pub(crate) fn remove(&mut self, port: PortNo) -> Option<Box<PortSlot>> {
         let mut slot = self.slots.get_mut(port as usize)?.take()?;
         self.present.retain(|other| *other != port);
-        slot.senders.fetch_and(!(1 << self.worker), Ordering::Relaxed);
+        slot.senders.remove(self.worker);
         slot.out.clear();
         Some(slot)
     }
@@ -158,7 +159,7 @@ impl Outputs {
         {
             taken += 1;
             let Some(slot) = self.slot(port).filter(|slot| slot.instance == instance) else {
-                self.orphans.count(|c| &c.no_port);
+                self.unattributed.add_drops(DropReason::NoPort, 1);
                 continue;
             };
             slot.load.count(|c| &c.handed);
@@ -187,7 +188,7 @@ impl Outputs {
                     self.send(port);
                 }
             }
-            None => self.lose(from, &packet, Loss::NoPort),
+            None => self.count_drop(from, &packet, DropReason::NoPort),
         }
     }
 
@@ -201,27 +202,24 @@ impl Outputs {
 
     pub(crate) fn counters(&self, port: PortNo) -> &PathCounters {
         let slot = self.slots.get(port as usize).and_then(Option::as_deref);
-        slot.map_or(&self.orphans, |slot| &slot.counters)
+        slot.map_or(&self.unattributed, |slot| &slot.counters)
     }
 
     /// Counts a packet, which came in by `from` and is dropped, and shows it to who looks.
     #[cold]
-    pub(crate) fn lose(&self, from: PortNo, packet: &Packet, loss: Loss) {
+    pub(crate) fn count_drop(&self, from: PortNo, packet: &Packet, reason: DropReason) {
         let slot = self.slots.get(from as usize).and_then(Option::as_deref);
-        lose(slot.and_then(|slot| slot.capture.as_deref()), self.counters(from), packet, loss, Cycles::now());
+        count_drop(slot.and_then(|slot| slot.capture.as_deref()), self.counters(from), packet, reason, Cycles::now());
     }
 
     /// Sends what is queued for a port, or hands it to a worker that can.
     fn send(&mut self, port: PortNo) {
         let Some(slot) = self.slots[port as usize].as_deref_mut() else { return };
-        let senders = slot.senders.load(Ordering::Relaxed) & !(1 << self.worker);
-        if slot.shard.can_tx() || senders == 0 {
-            return slot.transmit();
-        }
-        let to = senders.trailing_zeros() as usize;
+        let others = slot.senders.load().difference(self.worker);
+        let Some(to) = others.first().filter(|_| !slot.shard.can_tx()) else { return slot.transmit() };
         for packet in slot.out.drain(..) {
             if let Err((_, _, packet)) = self.handover.give(to, (port, slot.instance, packet)) {
-                lose(slot.capture.as_deref(), &slot.counters, &packet, Loss::HandedFull, Cycles::now());
+                count_drop(slot.capture.as_deref(), &slot.counters, &packet, DropReason::HandedFull, Cycles::now());
             }
         }
     }
@@ -268,11 +266,10 @@ impl Outputs {
         let sends = slot.shard.can_tx();
         if sends != slot.sends {
             slot.sends = sends;
-            let bit = 1 << worker;
             if sends {
-                slot.senders.fetch_or(bit, Ordering::Relaxed);
+                slot.senders.insert(worker);
             } else {
-                slot.senders.fetch_and(!bit, Ordering::Relaxed);
+                slot.senders.remove(worker);
             }
         }
     }
@@ -301,14 +298,14 @@ impl Sink for Way<'_> {
     }
 
     fn userspace(&mut self, packet: Packet, _: &Userspace) {
-        self.outputs.lose(self.from, &packet, Loss::NoListener);
+        self.outputs.count_drop(self.from, &packet, DropReason::NoListener);
     }
 
     fn recirculate(&mut self, packet: Packet, metadata: &Metadata<'_>) {
         let Metadata { in_port, recirc_id, packet_type, rest, .. } = *metadata;
         let again = Again { packet, in_port, recirc_id, packet_type, rest: rest.copied() };
         if let Err(full) = self.outputs.again.try_push(again) {
-            self.outputs.lose(self.from, &full.element().packet, Loss::RecirculatedFull);
+            self.outputs.count_drop(self.from, &full.element().packet, DropReason::RecirculatedFull);
         }
     }
 
@@ -318,12 +315,6 @@ impl Sink for Way<'_> {
     }
 
     fn dropped(&mut self, packet: Packet, reason: DropReason) {
-        let loss = match reason {
-            DropReason::Action => Loss::FlowDrop,
-            DropReason::Meter => Loss::Metered,
-            DropReason::NoHeadroom | DropReason::NoHeader => Loss::NotChanged,
-            DropReason::TtlExceeded => Loss::TtlExceeded,
-        };
-        self.outputs.lose(self.from, &packet, loss);
+        self.outputs.count_drop(self.from, &packet, reason);
     }
 }

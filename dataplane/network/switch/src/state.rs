@@ -1,7 +1,7 @@
 //! What the switch should do: topology, stations, flows of operators. Decides over packets that no worker knows what to do
 //! with, and takes back decisions that no longer hold.
 
-use crate::bridge::{Bridge, DropReason, always, in_port};
+use crate::bridge::{Bridge, always, in_port};
 use crate::datapath::{Message, Resolve};
 use crate::limit::{Meter, RateLimit};
 use crate::mac_table::Station;
@@ -12,8 +12,8 @@ use crate::tracked::Tracked;
 use crate::upcall::Upcall;
 use crate::{BridgeConfig, BridgeId, Offload, Placed, PortNo, limits};
 use clock::Cycles;
-use engine::Sender;
-use flow::{Action, Key, Mask, Megaflow, Stats};
+use engine::{Sender, WorkerSet};
+use flow::{Action, DropReason, Key, Mask, Megaflow, Stats};
 use port::Port;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -54,13 +54,14 @@ pub(crate) struct State {
     pub(crate) offload: Option<Arc<dyn Offload>>,
     pub(crate) marks: Arc<Marks>,
     meters: Vec<Option<Arc<Meter>>>,
-    workers: Vec<Sender<Message>>,
+    /// Each worker as a set, and its mailbox.
+    workers: Vec<(WorkerSet, Sender<Message>)>,
     pub(crate) next_bridge: BridgeId,
     pub(crate) next_instance: u32,
 }
 
 impl State {
-    pub(crate) fn new(workers: Vec<Sender<Message>>) -> State {
+    pub(crate) fn new(workers: Vec<(WorkerSet, Sender<Message>)>) -> State {
         State {
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -75,20 +76,19 @@ impl State {
         }
     }
 
-    /// Sends to those of the workers whose bit is set.
-    pub(crate) fn tell(&self, workers: u64, message: impl Fn() -> Message) {
-        for (_, worker) in self.workers.iter().enumerate().filter(|(id, _)| workers >> id & 1 == 1) {
-            // A worker that has ended forwards nothing any more.
-            drop(worker.send(message()));
+    /// Sends a message to workers.
+    pub(crate) fn tell(&self, workers: WorkerSet, message: impl Fn() -> Message) {
+        for (_, worker) in self.workers.iter().filter(|(own, _)| !own.intersection(workers).is_empty()) {
+            let _ = worker.send(message()); // a worker that has ended forwards nothing any more
         }
     }
 
     pub(crate) fn tell_all(&self, message: impl Fn() -> Message) {
-        self.tell(u64::MAX, message);
+        self.tell(WorkerSet::ALL, message);
     }
 
-    pub(crate) fn workers(&self) -> &[Sender<Message>] {
-        &self.workers
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &Sender<Message>> {
+        self.workers.iter().map(|(_, sender)| sender)
     }
 
     /// Answers an upcall.
@@ -101,6 +101,7 @@ impl State {
         let ufid = self.flows.ufid(&key, &translation.mask);
         let port = in_port(&upcall.key);
         let flow = Megaflow { ufid, ..Megaflow::new(key, translation.mask, translation.actions.clone()) };
+        let (worker, sender) = self.workers[upcall.worker].clone();
         let known = self.flows.get(ufid).is_some();
         let room = self.flows.len() < limits::FLOWS && self.flows.of_port(port) < limits::FLOWS_OF_A_PORT;
         let install = (known || room) && self.ports.contains_key(&port);
@@ -109,7 +110,7 @@ impl State {
                 packet: Box::new(upcall.key),
                 port,
                 translation,
-                workers: 0,
+                workers: WorkerSet::EMPTY,
                 stats: Stats::default(),
                 installed: Cycles::now(),
                 hardware: None,
@@ -118,11 +119,12 @@ impl State {
             self.flows.insert(ufid, record);
         }
         if let Some(record) = self.flows.get_mut(ufid).filter(|_| install) {
-            (record.workers, record.installed) = (record.workers | 1 << upcall.worker, Cycles::now());
+            record.workers = record.workers.union(worker);
+            record.installed = Cycles::now();
         }
         let answer = Resolve { ticket: upcall.ticket, flow, install, narrow: upcall.narrow };
-        drop(self.workers[upcall.worker].send(Message::Resolve(answer)));
-        self.tell_mark(ufid, 1 << upcall.worker);
+        let _ = sender.send(Message::Resolve(answer)); // a worker that has ended has dropped its packets
+        self.tell_mark(ufid, worker);
     }
 
     /// Decides over a packet. With a time, its source is learned, and what rests on where that was is taken back.
@@ -262,7 +264,7 @@ impl State {
             }
         }
         idle.into_iter().for_each(|ufid| self.remove_flow(ufid));
-        marked.into_iter().for_each(|ufid| self.tell_mark(ufid, u64::MAX));
+        marked.into_iter().for_each(|ufid| self.tell_mark(ufid, WorkerSet::ALL));
         busy.into_iter().for_each(|(ufid, packets)| self.offer(ufid, packets));
         self.expire(now);
     }

@@ -1,6 +1,6 @@
 //! Counters: written by one worker with plain stores, read by anybody.
 
-use flow::FlowCache;
+use flow::{DropReason, FlowCache};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
@@ -92,48 +92,34 @@ counters! {
     }
 }
 
-macro_rules! losses {
-    ($($name:ident = $counter:ident,)*) => {
-        /// Why the switch dropped a packet: each reason is one of the [`PathStats`].
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Loss {
-            $(#[doc = concat!("See [`PathStats::", stringify!($counter), "`].")] $name,)*
-        }
-
-        impl Loss {
-            /// The name of its counter.
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Loss::$name => stringify!($counter),)*
-                }
-            }
-        }
-
-        impl PathCounters {
-            /// Counts a packet that was dropped.
-            pub(crate) fn lose(&self, loss: Loss) {
-                match loss {
-                    $(Loss::$name => self.count(|c| &c.$counter),)*
-                }
-            }
-        }
-    };
-}
-
-losses! {
-    RateLimited = rate_limited,
-    UpcallLimited = upcall_limited,
-    UpcallFull = upcall_full,
-    ParkedFull = parked_full,
-    Metered = metered,
-    NoPort = no_port,
-    FlowDrop = flow_drop,
-    NotChanged = not_changed,
-    TtlExceeded = ttl_exceeded,
-    RecirculatedMiss = recirculated_miss,
-    RecirculatedFull = recirculated_full,
-    NoListener = no_listener,
-    HandedFull = handed_full,
+impl PathCounters {
+    /// Counts dropped packets.
+    pub(crate) fn add_drops(&self, reason: DropReason, count: u64) {
+        let counter = match reason {
+            DropReason::RateLimited => &self.rate_limited,
+            DropReason::UpcallLimited => &self.upcall_limited,
+            DropReason::UpcallFull => &self.upcall_full,
+            DropReason::PendingFull => &self.parked_full,
+            DropReason::Metered => &self.metered,
+            DropReason::NoBuffer => &self.no_buffer,
+            DropReason::NoPort => &self.no_port,
+            // Why the pipeline made such a flow is counted by the sweep.
+            DropReason::NoBridge
+            | DropReason::Vlan
+            | DropReason::BadSource
+            | DropReason::Spoofed
+            | DropReason::LinkLocal
+            | DropReason::NoEgress
+            | DropReason::FlowDrop => &self.flow_drop,
+            DropReason::NoHeadroom | DropReason::NoHeader => &self.not_changed,
+            DropReason::TtlExceeded => &self.ttl_exceeded,
+            DropReason::RecirculatedMiss => &self.recirculated_miss,
+            DropReason::RecirculatedFull => &self.recirculated_full,
+            DropReason::NoListener => &self.no_listener,
+            DropReason::HandedFull => &self.handed_full,
+        };
+        counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    }
 }
 
 counters! {
@@ -186,5 +172,42 @@ impl WorkerCounters {
         set(&self.flows, cache.len() as u64);
         set(&self.masks, cache.masks().0 as u64);
         set(&self.parked, parked as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_counted_under_its_name() {
+        use DropReason::*;
+        for reason in [
+            RateLimited,
+            UpcallLimited,
+            UpcallFull,
+            PendingFull,
+            NoPort,
+            FlowDrop,
+            Metered,
+            NoHeadroom,
+            NoHeader,
+            TtlExceeded,
+            RecirculatedMiss,
+            RecirculatedFull,
+            NoListener,
+            HandedFull,
+            NoBuffer,
+        ] {
+            let counters = PathCounters::default();
+            counters.add_drops(reason, 3);
+            let counted: Vec<_> = counters.read().named().filter(|(_, count)| *count != 0).collect();
+            assert_eq!(counted, [(reason.as_str(), 3)]);
+        }
+        for reason in DropReason::OF_PIPELINE {
+            let counters = PathCounters::default();
+            counters.add_drops(reason, 1);
+            assert_eq!(counters.read().flow_drop, 1);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The switch, as the control plane uses it.
 
-use crate::bridge::{BridgePort, DropReason};
+use crate::bridge::BridgePort;
 use crate::datapath::{Datapath, Message, Sweep};
 use crate::handover::Handover;
 use crate::mac_table::{MacEntry, Station};
@@ -10,9 +10,10 @@ use crate::stats::{PathStats, PortLoad, WorkerCounters, WorkerStats};
 use crate::upcall::Upcalls;
 use crate::{Capture, Offload, Placed, PortNo, RateLimit, limits};
 use crossbeam::channel;
-use engine::{Sender, SourceId, Waker, WorkerHandle, mailbox};
+use engine::{Sender, SourceId, Waker, WorkerHandle, WorkerSet, mailbox};
 use flow::text::FlowMatch;
-use flow::{Action, Key, Mask, Megaflow, Stats};
+use flow::{Action, DropReason, Key, Mask, Megaflow, Stats};
+use invalid::Invalid;
 use packet::Pool;
 use port::{Port, PortError};
 use std::collections::HashMap;
@@ -67,17 +68,10 @@ pub enum SwitchError {
         name: String,
     },
     /// A parameter is wrong.
-    #[error("{field}: got {got}, expected {expected}")]
-    Invalid {
-        /// The parameter.
-        field: &'static str,
-        /// Its value.
-        got: String,
-        /// What is accepted.
-        expected: String,
-    },
-    /// A limit was met.
-    #[error("limit met: at most {limit} {what}")]
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A limit is reached.
+    #[error("limit reached: at most {limit} {what}")]
     Limit {
         /// Of what.
         what: &'static str,
@@ -190,15 +184,21 @@ pub(crate) struct Shared {
 }
 
 /// The parts of a switch, before anything runs.
-pub(crate) fn assemble(wakers: &[Waker], pool: &Pool, cache: flow::Config) -> (Arc<Shared>, Vec<Datapath>) {
+pub(crate) fn assemble(
+    wakers: Vec<Waker>,
+    pool: &Pool,
+    cache: flow::Config,
+) -> Result<(Arc<Shared>, Vec<Datapath>), Invalid> {
+    let number = |(worker, waker)| WorkerSet::of(worker).map(|set| (set, waker));
+    let wakers = wakers.into_iter().enumerate().map(number).collect::<Result<Vec<_>, _>>()?;
     let upcalls = Arc::new(Upcalls::new(wakers.len()));
     let counters: Vec<Arc<WorkerCounters>> = wakers.iter().map(|_| Arc::default()).collect();
     let mut senders = Vec::new();
     let mut datapaths = Vec::new();
-    for (worker, (waker, handover)) in wakers.iter().zip(Handover::connect(wakers)).enumerate() {
+    for (worker, ((set, waker), handover)) in wakers.iter().zip(Handover::connect(&wakers)).enumerate() {
         let (sender, inbox) = mailbox(waker.clone(), limits::MESSAGES);
-        senders.push(sender);
-        let outputs = Outputs::new(worker, handover);
+        senders.push((*set, sender));
+        let outputs = Outputs::new(*set, handover);
         datapaths.push(Datapath::new(
             worker,
             inbox,
@@ -210,10 +210,8 @@ pub(crate) fn assemble(wakers: &[Waker], pool: &Pool, cache: flow::Config) -> (A
         ));
     }
     let state = Mutex::new(State::new(senders));
-    (
-        Arc::new(Shared { state, upcalls, counters, stop: AtomicBool::new(false), hurry: AtomicBool::new(false) }),
-        datapaths,
-    )
+    let shared = Shared { state, upcalls, counters, stop: AtomicBool::new(false), hurry: AtomicBool::new(false) };
+    Ok((Arc::new(shared), datapaths))
 }
 
 impl Shared {
@@ -243,7 +241,7 @@ impl Shared {
             drop(worker.send(Message::Sweep(Sweep { seen: Vec::with_capacity(room), cursor: 0, reply })));
             answer
         };
-        state.workers().iter().map(ask).collect()
+        state.workers().map(ask).collect()
     }
 
     /// Takes note of what all workers have told.
@@ -310,7 +308,7 @@ impl Switch {
     /// A switch on these workers, whose copies come from `pool`.
     pub fn start(workers: &[WorkerHandle], pool: Pool) -> Result<Switch, SwitchError> {
         let wakers: Vec<Waker> = workers.iter().map(WorkerHandle::waker).collect();
-        let (shared, datapaths) = assemble(&wakers, &pool, limits::cache());
+        let (shared, datapaths) = assemble(wakers, &pool, limits::cache())?;
         let runner = shared.clone();
         let thread = std::thread::Builder::new().name("translator".to_owned()).spawn(move || runner.run());
         let translator = thread.map_err(|source| SwitchError::Os { what: "thread", source })?;

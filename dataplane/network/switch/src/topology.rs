@@ -14,14 +14,14 @@ use crate::vlan::{MAX_VLAN, VlanMode};
 use crate::{BridgeConfig, BridgeId, DropReason, Placed, PortConfig, PortNo, SwitchError, limits};
 use clock::Cycles;
 use crossbeam::channel;
-use engine::WorkerHandle;
+use engine::{AtomicWorkerSet, WorkerHandle, WorkerSet};
 use flow::text::FlowMatch;
 use flow::{Action, Key, Mask, Megaflow, Stats};
+use invalid::Invalid;
 use packet::Burst;
 use port::Port;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 impl State {
     pub(crate) fn port_named(&self, name: &str) -> Result<PortNo, SwitchError> {
@@ -50,7 +50,7 @@ impl State {
         let shards = workers.iter().map(|worker| port.open_shard(worker)).collect::<Result<Vec<_>, _>>()?;
         let counters: Vec<Arc<PathCounters>> = workers.iter().map(|_| Arc::default()).collect();
         let loads: Vec<Arc<LoadCounters>> = workers.iter().map(|_| Arc::default()).collect();
-        let senders = Arc::<AtomicU64>::default();
+        let senders = Arc::<AtomicWorkerSet>::default();
         let instance = self.next_instance;
         self.next_instance = self.next_instance.wrapping_add(1);
         let parts = shards.into_iter().zip(&counters).zip(&loads);
@@ -92,13 +92,12 @@ impl State {
             return free.ok_or(SwitchError::Limit { what: "ports", limit: limits::PORTS });
         };
         if number == 0 || number as usize > limits::PORTS {
-            let expected = format!("1 to {}", limits::PORTS);
-            return Err(SwitchError::Invalid { field: "port_no", got: number.to_string(), expected });
+            return Err(Invalid::new("port_no", number, format_args!("1 to {}", limits::PORTS)).into());
         }
         match self.ports.get(&number) {
             Some(taken) => {
                 let expected = format!("a number that no port has; {} has this one", taken.name);
-                Err(SwitchError::Invalid { field: "port_no", got: number.to_string(), expected })
+                Err(Invalid::new("port_no", number, expected).into())
             }
             None => Ok(number),
         }
@@ -121,7 +120,7 @@ impl State {
             let (reply, answer) = channel::bounded(1);
             worker.send(Message::RemovePort(number, reply)).ok().map(|()| answer)
         };
-        let answers: Vec<_> = self.workers().iter().filter_map(take).collect();
+        let answers: Vec<_> = self.workers().filter_map(take).collect();
         // Shards are destroyed here, not on their workers. One that has ended has dropped its own already.
         answers.into_iter().for_each(|answer| drop(answer.recv()));
         Ok(state.port)
@@ -129,10 +128,8 @@ impl State {
 
     pub(crate) fn limit_port(&mut self, name: &str, limit: RateLimit) -> Result<(), SwitchError> {
         let number = self.port_named(name)?;
-        let at_least = |field, given: Option<u64>, min: u64| match given {
-            Some(got) if got < min => {
-                Err(SwitchError::Invalid { field, got: got.to_string(), expected: format!("at least {min}") })
-            }
+        let at_least = |field: &'static str, given: Option<u64>, min: u64| match given {
+            Some(got) if got < min => Err(Invalid::new(field, got, format_args!("at least {min}"))),
             _ => Ok(()),
         };
         at_least("packets_per_second", limit.packets_per_second, 1)?;
@@ -172,12 +169,12 @@ impl State {
         if self.bridges.len() >= limits::BRIDGES {
             return Err(SwitchError::Limit { what: "bridges", limit: limits::BRIDGES });
         }
-        let invalid = |field, got: String, expected| Err(SwitchError::Invalid { field, got, expected });
         if !(1..=limits::STATIONS).contains(&config.mac_table_size) {
-            return invalid("mac_table_size", config.mac_table_size.to_string(), format!("1 to {}", limits::STATIONS));
+            let expected = format!("1 to {}", limits::STATIONS);
+            return Err(Invalid::new("mac_table_size", config.mac_table_size, expected).into());
         }
         if config.mac_age.is_zero() {
-            return invalid("mac_age", "0".to_owned(), "at least one second".to_owned());
+            return Err(Invalid::new("mac_age", 0, "at least one second").into());
         }
         check_pps("flood_pps", config.flood_pps)?;
         let bridge = Bridge {
@@ -244,17 +241,14 @@ impl State {
     pub(crate) fn pin(&mut self, bridge: &str, station: Station, port: &str) -> Result<(), SwitchError> {
         let number = self.port_named(port)?;
         let (id, state) = self.bridge_named(bridge)?;
-        let invalid = |field, got: String, expected: &str| {
-            Err(SwitchError::Invalid { field, got, expected: expected.to_owned() })
-        };
         let Some(member) = state.bridge.members.get(&number) else {
             return Err(SwitchError::NoSuch { kind: "port", name: format!("{port} in bridge {bridge}") });
         };
         if !station.mac.is_station() {
-            return invalid("mac", station.mac.to_string(), "the address of one station, not of a group");
+            return Err(Invalid::new("mac", station.mac, "the address of one station, not of a group").into());
         }
         if member.config.vlan.egress(station.vlan).is_none() {
-            return invalid("vlan", station.vlan.to_string(), "a VLAN that the port carries");
+            return Err(Invalid::new("vlan", station.vlan, "a VLAN that the port carries").into());
         }
         let (limit, mut changed) = (state.config.mac_table_size, Vec::new());
         if !state.bridge.stations.pin(station, number, &mut changed) {
@@ -290,7 +284,7 @@ impl State {
             packet: Box::new(key),
             port: in_port(&key),
             translation: Translation { mask: *mask, actions: flow.actions.clone(), basis },
-            workers: u64::MAX,
+            workers: WorkerSet::ALL,
             stats: Stats::default(),
             installed: Cycles::now(),
             hardware: None,
@@ -362,37 +356,30 @@ impl State {
             path: state.counters.iter().map(|c| c.read()).fold(PathStats::default(), |sum, one| sum + one),
             loads: state.loads.iter().map(|load| load.read()).collect(),
             limit: state.limit,
-            drops: DropReason::ALL.map(|r| (r.name(), state.drops.get(&r).copied().unwrap_or(0))).into(),
+            drops: DropReason::OF_PIPELINE.map(|r| (r.as_str(), state.drops.get(&r).copied().unwrap_or(0))).into(),
         };
         self.ports.iter().map(report).collect()
     }
 }
 
-fn check_vlans(mode: &VlanMode) -> Result<(), SwitchError> {
-    let invalid = |field, got: u16, expected: &str| {
-        Err(SwitchError::Invalid { field, got: got.to_string(), expected: expected.to_owned() })
-    };
+fn check_vlans(mode: &VlanMode) -> Result<(), Invalid> {
     let is_vlan = |vlan: u16| (1..=MAX_VLAN).contains(&vlan);
     match mode {
-        VlanMode::Access { vlan } if !is_vlan(*vlan) => invalid("tag", *vlan, "a VLAN from 1 to 4094"),
+        VlanMode::Access { vlan } if !is_vlan(*vlan) => Err(Invalid::new("tag", vlan, "a VLAN from 1 to 4094")),
         VlanMode::Trunk { native: Some(vlan), .. } if !is_vlan(*vlan) => {
-            invalid("native_vlan", *vlan, "a VLAN from 1 to 4094")
+            Err(Invalid::new("native_vlan", vlan, "a VLAN from 1 to 4094"))
         }
         VlanMode::Trunk { vlans, .. } => match vlans.iter().find(|vlan| **vlan > MAX_VLAN) {
-            Some(vlan) => invalid("trunks", *vlan, "VLANs from 0 (no tag) to 4094"),
+            Some(vlan) => Err(Invalid::new("trunks", vlan, "VLANs from 0 (no tag) to 4094")),
             None => Ok(()),
         },
         VlanMode::Access { .. } => Ok(()),
     }
 }
 
-fn check_pps(field: &'static str, pps: Option<u64>) -> Result<(), SwitchError> {
+fn check_pps(field: &'static str, pps: Option<u64>) -> Result<(), Invalid> {
     match pps {
-        Some(0) => Err(SwitchError::Invalid {
-            field,
-            got: "0".to_owned(),
-            expected: "at least one packet a second".to_owned(),
-        }),
+        Some(0) => Err(Invalid::new(field, 0, "at least one packet a second")),
         _ => Ok(()),
     }
 }

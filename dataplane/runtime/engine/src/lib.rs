@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] is whatever a worker polls: the queues of a disk, the ports of a switch. Control threads build it, hand it to a
 //! worker with [`WorkerHandle::add`], talk to it through a [`mailbox`], publish what many read as a [`Snapshot`], and get it
-//! back with [`WorkerHandle::remove`], so that whoever made a thing destroys it. Workers talk to each other by [`spsc`] queues.
+//! back with [`WorkerHandle::remove`], so that the thread that made a source destroys it. Workers talk to each other by [`spsc`] queues.
 //!
 //! One turn: poll every source; every [`QUIESCENT_TURNS`] turns take commands, look at new snapshots and publish counters. When
 //! no source had work for as long as the [`IdlePolicy`] allows, the worker asks each source to have itself woken
@@ -14,6 +14,7 @@
 #![cfg_attr(not(loom), allow(unsafe_code))] // epoll and eventfd; the snapshot's pointer; the queue's places
 #![cfg_attr(loom, allow(unsafe_code, dead_code))]
 
+mod cpu_set;
 mod idle;
 mod mailbox;
 mod snapshot;
@@ -24,10 +25,13 @@ mod sync;
 mod wake;
 #[cfg(not(loom))]
 mod worker;
+mod worker_set;
 
+pub use cpu_set::{CpuSet, CpuSetError};
 pub use idle::IdlePolicy;
 pub use snapshot::{Reader, Snapshot};
 pub use spsc::{Consumer, Producer, spsc};
+pub use worker_set::{AtomicWorkerSet, MAX_WORKERS, WorkerSet};
 #[cfg(not(loom))]
 pub use {
     mailbox::{Mailbox, Sender, mailbox},

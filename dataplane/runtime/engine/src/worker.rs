@@ -3,11 +3,14 @@
 use crate::idle::IdlePolicy;
 use crate::stats::{SourceStats, WorkerStats, add};
 use crate::wake::{WakeSet, Waker};
+use crate::worker_set::check_worker_count;
 use crate::{Mailbox, Reader, Sender, Snapshot, Source, mailbox};
 use clock::Cycles;
 use crossbeam::channel;
+use invalid::Invalid;
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 /// Turns between two quiescent points of a busy worker.
@@ -28,9 +31,9 @@ pub enum EngineError {
         /// Those that this process may use.
         available: Vec<usize>,
     },
-    /// A core was named twice, or none at all.
-    #[error("workers: {0}")]
-    Cpus(&'static str),
+    /// No core, too many cores, or one core twice.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The system refused.
     #[error("workers: {what}: {source}")]
     Os {
@@ -128,15 +131,15 @@ impl WorkerHandle {
     pub fn add(&self, name: &str, source: Box<dyn Source>) -> SourceId {
         let id = SourceId(self.0.next_source.fetch_add(1, Ordering::Relaxed));
         let stats = Arc::new(SourceStats::default());
-        self.lock_sources().push((id, name.to_owned(), stats.clone()));
-        // A worker that has stopped hands back the source by dropping it here, on the control thread.
-        drop(self.0.commands.send(Command::Add(Slot { id, source, stats })));
+        self.0.sources.lock().push((id, name.to_owned(), stats.clone()));
+        // A worker that has stopped gives the source back, which is dropped here, on the control thread.
+        let _ = self.0.commands.send(Command::Add(Slot { id, source, stats }));
         id
     }
 
     /// Takes a source back; waits for the end of the worker's turn. `None` when it has no such source.
     pub fn remove(&self, id: SourceId) -> Option<Box<dyn Source>> {
-        self.lock_sources().retain(|(known, ..)| *known != id);
+        self.0.sources.lock().retain(|(known, ..)| *known != id);
         let (reply, answer) = channel::bounded(1);
         self.0.commands.send(Command::Remove(id, reply)).ok()?;
         answer.recv().ok()
@@ -146,7 +149,7 @@ impl WorkerHandle {
     pub fn report(&self) -> WorkerReport {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let stats = &self.0.stats;
-        let sources = self.lock_sources();
+        let sources = self.0.sources.lock();
         let sources = sources.iter().map(|(id, name, stats)| SourceReport {
             id: *id,
             name: name.clone(),
@@ -165,10 +168,6 @@ impl WorkerHandle {
             sources: sources.collect(),
         }
     }
-
-    fn lock_sources(&self) -> std::sync::MutexGuard<'_, Vec<(SourceId, String, Arc<SourceStats>)>> {
-        self.0.sources.lock().expect("no panic under this lock")
-    }
 }
 
 /// The workers of a process.
@@ -184,15 +183,16 @@ impl Engine {
         clock::hz();
         let available: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|c| c.id).collect();
         if cpus.is_empty() {
-            return Err(EngineError::Cpus("at least one CPU is needed"));
+            return Err(Invalid::new("workers", "no CPU", "at least one").into());
         }
+        check_worker_count(cpus.len())?;
         let mut engine = Engine { workers: Vec::new(), threads: Vec::new(), idle: Snapshot::new(idle) };
         for (id, &cpu) in cpus.iter().enumerate() {
             if !available.contains(&cpu) {
                 return Err(EngineError::NoSuchCpu { cpu, available });
             }
             if cpus[..id].contains(&cpu) {
-                return Err(EngineError::Cpus("a CPU is named twice"));
+                return Err(Invalid::new("workers", format_args!("CPU {cpu} named twice"), "each CPU once").into());
             }
             engine.spawn(id, cpu)?;
         }
@@ -233,10 +233,10 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         for worker in &self.workers {
-            drop(worker.0.commands.send(Command::Stop));
+            let _ = worker.0.commands.send(Command::Stop); // it fails where the worker has stopped already
         }
         for thread in self.threads.drain(..) {
-            drop(thread.join());
+            let _ = thread.join(); // a panic was reported when it happened
         }
     }
 }
@@ -312,7 +312,7 @@ impl Worker {
                 Command::Add(slot) => self.sources.push(slot),
                 Command::Remove(id, reply) => {
                     if let Some(at) = self.sources.iter().position(|slot| slot.id == id) {
-                        drop(reply.send(self.sources.remove(at).source));
+                        let _ = reply.send(self.sources.remove(at).source); // the caller waits for it
                     }
                 }
                 Command::Stop => return true,

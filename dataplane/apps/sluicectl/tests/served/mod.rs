@@ -71,7 +71,7 @@ impl Served {
 fn first_cpu() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
-    control::parse_cpus(list.trim()).unwrap()[0]
+    engine::CpuSet::parse_list(list.trim()).unwrap().as_slice()[0]
 }
 
 pub(crate) fn run(socket: &Path, args: &[&str]) -> Output {

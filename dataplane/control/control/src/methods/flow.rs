@@ -171,7 +171,7 @@ fn describe(trace: &Trace) -> TraceInfo {
         decided_by,
         source: trace.source.as_ref().map(Station::to_string),
         destination: trace.destination.as_ref().map(Station::to_string),
-        drop: trace.drop.map(|reason| reason.name()),
+        drop: trace.drop.map(|reason| reason.as_str()),
         flow: FlowMatch { key: trace.flow.key, mask: trace.flow.mask }.to_string(),
         actions: Actions(&trace.flow.actions).to_string(),
     }

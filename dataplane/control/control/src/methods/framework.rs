@@ -95,7 +95,7 @@ impl Method for FrameworkGetReactors {
 
 /// SPDK's way to write a set of CPUs: hexadecimal, without 0x.
 fn mask_of(cpu: usize) -> String {
-    crate::cpumask::format([cpu])
+    format!("{:x}", engine::CpuSet::from_iter([cpu]))
 }
 
 /// Lists the subsystems in the order in which their configuration is loaded.

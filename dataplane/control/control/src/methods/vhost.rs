@@ -1,5 +1,6 @@
 //! Controllers: what guests connect to.
 
+use crate::Control;
 use crate::bdevs::{Holder, Use};
 use crate::controllers::{self, Served};
 use crate::desired::{Call, Object};
@@ -7,8 +8,7 @@ use crate::events::EventType;
 use crate::rpc::RpcError;
 use crate::rpc::method::{Effect, Entry, Method, blocking};
 use crate::scheduler::QueueId;
-use crate::{Control, cpumask};
-use engine::WorkerHandle;
+use engine::{CpuSet, WorkerHandle};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -127,11 +127,11 @@ impl VhostCreateBlkController {
         let mut workers = control.engine().workers().to_vec();
         if let Some(mask) = &self.cpumask {
             let expected = || {
-                let cpus = control.engine().workers().iter().map(WorkerHandle::cpu);
-                format!("CPUs that have a worker, of the mask 0x{}", cpumask::format(cpus))
+                let cpus: CpuSet = control.engine().workers().iter().map(WorkerHandle::cpu).collect();
+                format!("CPUs that have a worker, of the mask 0x{cpus:x}")
             };
-            let cpus = cpumask::parse(mask).ok_or_else(|| RpcError::invalid("cpumask", mask, expected()))?;
-            workers.retain(|worker| cpus.contains(&worker.cpu()));
+            let cpus: CpuSet = mask.parse().map_err(|_| RpcError::invalid("cpumask", mask, expected()))?;
+            workers.retain(|worker| cpus.contains(worker.cpu()));
             if workers.is_empty() {
                 return Err(RpcError::invalid("cpumask", mask, expected()));
             }
@@ -259,7 +259,7 @@ fn describe(served: &Served) -> ControllerInfo {
     };
     ControllerInfo {
         ctrlr: served.name.clone(),
-        cpumask: format!("0x{}", cpumask::format(served.cpus.iter().copied())),
+        cpumask: format!("0x{:x}", CpuSet::from_iter(served.cpus.iter().copied())),
         delay_base_us: 0,
         iops_threshold: 0,
         socket: served.socket.clone(),

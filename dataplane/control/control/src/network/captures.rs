@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use switch::{Capture, Captured, Loss, Observed, PortNo, Switch};
+use switch::{Capture, Captured, DropReason, Observed, PortNo, Switch};
 
 /// Packets that may wait to be written.
 const QUEUE: usize = 4096;
@@ -213,14 +213,14 @@ fn block<'a>(captured: &Captured, switch: &Switch, number: PortNo, clock: &WallC
 }
 
 /// Why a packet was dropped, in a word. A flow's reason is the bridge's.
-fn reason(loss: Loss, captured: &Captured, switch: &Switch, number: PortNo) -> &'static str {
-    if loss != Loss::FlowDrop {
-        return loss.name();
+fn reason(drop: DropReason, captured: &Captured, switch: &Switch, number: PortNo) -> &'static str {
+    if drop != DropReason::FlowDrop {
+        return drop.as_str();
     }
     let mut key = Miniflow::default();
     let metadata = Metadata { in_port: number, packet_len: captured.len as u32, ..Metadata::default() };
     extract(captured.packet.data(), &metadata, &mut key);
-    switch.trace(key.key()).drop.map_or(loss.name(), |reason| reason.name())
+    switch.trace(key.key()).drop.unwrap_or(drop).as_str()
 }
 
 /// Cycles as time of day.

@@ -153,7 +153,7 @@ impl From<SwitchError> for RpcError {
                 RpcError::no_such(kind, &name).hint(lists)
             }
             SwitchError::Exists { kind, name } => RpcError::name_taken(kind, &name),
-            SwitchError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            SwitchError::Invalid(error) => RpcError::invalid(error.field, error.got, error.expected),
             SwitchError::Limit { what, limit } => RpcError::limit(what, limit),
             SwitchError::Busy { .. } => {
                 RpcError::errno(libc::EBUSY, text).hint("bridge_remove_port takes a port out of its bridge")

@@ -1,7 +1,6 @@
 //! How the fields of a header are written: `name=value`, `name=value/mask`, left out where the mask is 0.
 
 use super::cursor::{Cursor, Result};
-use crate::action::Header;
 use crate::key::{Field, Key, Mask, Wide, field, frag};
 use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -122,21 +121,6 @@ pub(super) const NSH: &[(&str, Field, bool)] = &[
     ("c4", field::NSH_C[3], true),
 ];
 
-/// The fields of a header whose text is a plain list of them.
-pub(super) fn subs(header: Header) -> Option<&'static [Sub]> {
-    Some(match header {
-        Header::Eth => ETH,
-        Header::Ipv4 => IPV4,
-        Header::Ipv6 => IPV6,
-        Header::Tcp | Header::Udp | Header::Sctp => PORTS,
-        Header::Icmp | Header::Icmpv6 => ICMP,
-        Header::Arp => ARP,
-        Header::Nd => ND,
-        Header::NdExt => ND_EXT,
-        _ => return None,
-    })
-}
-
 /// What an attribute with one number in it is: name, header where it can be set, field, and how it is written.
 pub(super) const SINGLES: &[(&str, Field, Kind)] = &[
     ("recirc_id", field::RECIRC_ID, Kind::Hex),
@@ -237,7 +221,7 @@ pub(super) fn write_one(out: &mut impl Write, kind: Kind, value: u64, mask: u64,
     match kind {
         Kind::Mac => write_mac(out, mask),
         Kind::Ipv4 => write!(out, "{}", Ipv4Addr::from(mask as u32)),
-        _ => write_hex(out, mask & full),
+        Kind::Dec | Kind::Hex | Kind::HexPrefixed | Kind::Frag => write_hex(out, mask & full),
     }
 }
 
@@ -265,7 +249,7 @@ pub(super) fn parse_one(cursor: &mut Cursor<'_>, kind: Kind, full: u64) -> Resul
     let value = |cursor: &mut Cursor<'_>| match kind {
         Kind::Mac => cursor.mac(),
         Kind::Ipv4 => cursor.ipv4().map(u64::from),
-        _ => cursor.number(full),
+        Kind::Dec | Kind::Hex | Kind::HexPrefixed | Kind::Frag => cursor.number(full),
     };
     let number = value(cursor)?;
     if !cursor.take("/") {

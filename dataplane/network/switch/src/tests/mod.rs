@@ -50,7 +50,7 @@ impl Net {
         let pool = Pool::new(BUFFERS, None).unwrap();
         let wakers: Vec<Waker> = (0..workers).map(|_| Waker::new().unwrap()).collect();
         let small = flow::Config { emc_entries: 256, smc_entries: 1024, ..flow::Config::default() };
-        let (shared, datapaths) = assemble(&wakers, &pool, small);
+        let (shared, datapaths) = assemble(wakers, &pool, small).unwrap();
         let handles = vec![engine.workers()[0].clone(); workers];
         let mut net =
             Net { shared, datapaths, wires: Vec::new(), pool, now: Instant::now(), turns: 0, handles, _engine: engine };

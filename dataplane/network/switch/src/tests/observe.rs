@@ -1,7 +1,7 @@
 //! Limits of what comes in by a port, and captures.
 
 use super::{BROADCAST, Net, any, frame, mac};
-use crate::{Capture, Captured, Loss, Observed, RateLimit, SwitchError};
+use crate::{Capture, Captured, DropReason, Observed, RateLimit, SwitchError};
 use std::sync::Arc;
 
 impl Net {
@@ -54,7 +54,7 @@ fn packets_beyond_a_ports_limit_are_dropped_and_counted() {
     assert_eq!(net.reaches(1, &frame(mac(1), BROADCAST, None)), [2]);
     let tiny = RateLimit { bits_per_second: Some(1000), burst_bytes: Some(1500), ..RateLimit::default() };
     let refused = net.shared.lock().limit_port("1", tiny);
-    assert!(matches!(refused, Err(SwitchError::Invalid { field: "burst_bytes", .. })));
+    assert!(matches!(refused, Err(SwitchError::Invalid(error)) if error.field == "burst_bytes"));
     assert_eq!(net.pool.free_count(), net.pool.capacity());
 }
 
@@ -76,11 +76,11 @@ fn a_capture_sees_what_comes_goes_and_is_dropped() {
 
     // A frame to its own sender goes nowhere.
     net.reaches(1, &frame(mac(1), mac(1), None));
-    assert_eq!(observed(&capture), [Observed::Received, Observed::Dropped(Loss::FlowDrop)]);
+    assert_eq!(observed(&capture), [Observed::Received, Observed::Dropped(DropReason::FlowDrop)]);
     net.limit("1", RateLimit { packets_per_second: Some(1), ..RateLimit::default() });
     (0..40).for_each(|_| net.send(1, &sent));
     net.settle();
-    let limited = observed(&capture).iter().filter(|one| **one == Observed::Dropped(Loss::RateLimited)).count();
+    let limited = observed(&capture).iter().filter(|one| **one == Observed::Dropped(DropReason::RateLimited)).count();
     assert_eq!((limited, capture.lost()), (8, 0));
 
     let busy = net.shared.lock().start_capture("1", &capture);

@@ -77,4 +77,6 @@ fn bad_cpus_are_refused_by_name() {
     assert!(start(&[9999]).contains("CPU 9999 is not available"));
     assert!(start(&[]).contains("at least one"));
     assert!(start(&[0, 0]).contains("twice"));
+    let too_many: Vec<usize> = (0..65).collect();
+    assert_eq!(start(&too_many), "workers: got 65, expected at most 64 (one CPU each)");
 }
