@@ -13,7 +13,7 @@ use crate::request::Kind;
 use anyhow::{Result, ensure};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::path::Path;
 
 pub(crate) fn run(plan: &Plan, spdk: Option<&Path>, report: &mut Report) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The migration log: a bitmap of guest pages that we wrote (vhost-user, "Migration").
 
 use crate::{GuestAddress, Mapping, Region, UserAddress, Window};
+use memory::IoBuffers;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -39,6 +40,15 @@ impl DirtyLog {
         let pages = self.bits.len() as u64 * 8;
         for page in first..=last.min(pages.saturating_sub(1)) {
             self.bits.fetch_or_u8((page / 8) as usize, 1 << (page % 8), Ordering::Relaxed);
+        }
+    }
+
+    /// Marks the pages of the first `len` bytes of `buffers`, which lie in guest memory.
+    pub fn mark_buffers(&self, buffers: &IoBuffers, mut len: u64) {
+        for (piece, &address) in buffers.iovecs().iter().zip(buffers.addresses()) {
+            let run = len.min(piece.iov_len as u64);
+            self.mark(GuestAddress(address), run);
+            len -= run;
         }
     }
 }

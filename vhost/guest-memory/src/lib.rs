@@ -5,7 +5,8 @@
 //!
 //! - [`GuestMemory::read`] and [`write`](GuestMemory::write) copy small things (headers, status bytes);
 //! - [`Span`] is a buffer that lies in one region, for a device that copies many: looked up once, fetched early;
-//! - [`IoBuffers`] is a scatter list for payload, lent to a backend without a copy;
+//! - [`GuestMemory::append_buffers`] adds a range to an [`IoBuffers`], the scatter list of a payload, lent to a backend without a
+//!   copy;
 //! - [`Window`] is a ring area with a fixed place, checked once and then read and written with the right atomics.
 //!
 //! The guest writes this memory while we look at it. So nothing here hands out a reference into it: bytes are copied once, and
@@ -14,7 +15,6 @@
 
 #![allow(unsafe_code)] // raw pointers into memory that another process shares and changes
 
-mod buffers;
 mod copy;
 mod dirty_log;
 mod mapping;
@@ -22,13 +22,13 @@ pub mod sigbus;
 mod span;
 mod window;
 
-pub use buffers::{IoBuffers, Iovec};
 pub use dirty_log::{DirtyLog, LOG_PAGE};
 pub use mapping::{MapError, Mapping};
 pub use span::Span;
 pub use window::Window;
 
 use copy::copy;
+use memory::IoBuffers;
 use std::sync::Arc;
 
 /// A guest physical address, as descriptors carry it.
@@ -161,6 +161,28 @@ impl GuestMemory {
             }
         }
         Err(AccessError { address, len })
+    }
+
+    /// Adds a range to `buffers`, whose owner this table is. A range may cross regions that touch. On an error nothing usable is
+    /// added: reset the buffers or give up their request.
+    #[inline]
+    pub fn append_buffers(
+        self: &Arc<Self>,
+        address: GuestAddress,
+        len: u64,
+        buffers: &mut IoBuffers,
+    ) -> Result<(), AccessError> {
+        assert!(buffers.is_owned_by(self), "buffers of this table");
+        let mut done = 0;
+        while done < len {
+            let next = address.0.checked_add(done).ok_or(AccessError { address: address.0, len })?;
+            let (host, run) = self.span(next, len - done)?;
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped, for as long as this table, which owns the buffers,
+            // lives; nothing hands out a reference to them.
+            unsafe { buffers.push(host, run as usize, next) };
+            done += run;
+        }
+        Ok(())
     }
 
     /// The `len` bytes at `address`, if they lie in one region, as they nearly always do.

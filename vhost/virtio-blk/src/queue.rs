@@ -5,7 +5,8 @@ use crate::{Fault, SEG_MAX};
 use block::{BlockChannel, BlockRequest, Completed, Completions, Geometry, Request, Status};
 use clock::Cycles;
 use crossbeam::channel;
-use guest_memory::{GuestAddress, GuestMemory, IoBuffers};
+use guest_memory::{GuestAddress, GuestMemory};
+use memory::IoBuffers;
 use std::sync::Arc;
 use vhost_device::{Queue, Vring};
 use virtio_spec::blk::{ID_LEN, status};
@@ -84,7 +85,7 @@ impl BlkQueue {
                     return Err(error.into());
                 }
             }
-            let outcome = match parse(&self.vring.chain, device.geometry, &mut request) {
+            let outcome = match parse(&self.vring.chain, self.vring.ring.memory(), device.geometry, &mut request) {
                 Ok(outcome) => outcome,
                 Err(fault) => {
                     self.pool.push(request);
@@ -131,16 +132,19 @@ impl BlkQueue {
 
     #[inline]
     fn give_back(&mut self, mut request: Box<Request>, slot: Slot, code: u8, dirty: u64) -> Result<(), Fault> {
-        let memory = request.buffers.memory();
-        let written = memory.write(slot.status_at, &[code]);
+        let memory = self.vring.ring.memory();
+        let written = if self.stale > 0 && !request.buffers.is_owned_by(memory) {
+            self.stale -= 1;
+            let old = request.buffers.owner().downcast_ref::<GuestMemory>().expect("requests lie in guest memory");
+            old.write(slot.status_at, &[code])
+        } else {
+            memory.write(slot.status_at, &[code])
+        };
         if let Some(log) = self.vring.ring.log() {
-            request.buffers.mark_dirty(log, dirty);
+            log.mark_buffers(&request.buffers, dirty);
             log.mark(slot.status_at, 1);
         }
-        if self.stale > 0 && !Arc::ptr_eq(memory, self.vring.ring.memory()) {
-            self.stale -= 1;
-        }
-        request.buffers.reset(self.vring.ring.memory());
+        request.buffers.reset(memory);
         self.pool.push(request);
         self.vring.ring.complete(slot.token, if code == status::OK { slot.written } else { 1 });
         Ok(written?)

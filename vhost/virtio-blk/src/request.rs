@@ -3,6 +3,7 @@
 use crate::Fault;
 use block::{Geometry, Op, Request};
 use guest_memory::{GuestAddress, GuestMemory};
+use std::sync::Arc;
 use virtio_spec::blk::{self, HEADER_LEN, Header, RANGE_LEN, Range, SECTOR_SIZE, request, status};
 use virtqueue::{Chain, Descriptor};
 
@@ -25,21 +26,26 @@ pub(crate) struct Outcome {
     pub(crate) written: u32,
 }
 
-/// Reads header and payload of `chain` into `request`, whose buffers are empty and in the same memory. A fault means that the
-/// chain cannot even be answered.
+/// Reads header and payload of `chain`, which lies in `memory`, into `out`, whose buffers are empty and of the same memory. A
+/// fault means that the chain cannot even be answered.
 #[inline]
-pub(crate) fn parse(chain: &Chain, geometry: &Geometry, out: &mut Request) -> Result<Outcome, Fault> {
+pub(crate) fn parse(
+    chain: &Chain,
+    memory: &Arc<GuestMemory>,
+    geometry: &Geometry,
+    out: &mut Request,
+) -> Result<Outcome, Fault> {
     let status_at = status_address(chain.writable()).ok_or(Fault::Chain("a status byte"))?;
-    let header = read_header(out.buffers.memory(), chain.readable())?;
+    let header = read_header(memory, chain.readable())?;
     let answer = |code| Ok(Outcome { parsed: Parsed::Answer(code), status_at, written: 1 });
     match header.kind {
         request::IN => {
-            push_writable(out, chain.writable())?;
+            push_writable(memory, chain.writable(), out)?;
             out.op = Op::Read;
         }
         request::OUT if geometry.read_only => return answer(status::IOERR),
         request::OUT => {
-            push_readable(out, chain.readable())?;
+            push_readable(memory, chain.readable(), out)?;
             out.op = Op::Write;
         }
         request::FLUSH => {
@@ -47,13 +53,13 @@ pub(crate) fn parse(chain: &Chain, geometry: &Geometry, out: &mut Request) -> Re
             return Ok(Outcome { parsed: Parsed::Submit, status_at, written: 1 });
         }
         request::GET_ID => {
-            push_writable(out, chain.writable())?;
+            push_writable(memory, chain.writable(), out)?;
             let written = out.buffers.len().min(blk::ID_LEN as u64) as u32 + 1;
             return Ok(Outcome { parsed: Parsed::GetId, status_at, written });
         }
         request::DISCARD | request::WRITE_ZEROES if geometry.read_only => return answer(status::IOERR),
         request::DISCARD | request::WRITE_ZEROES => {
-            push_readable(out, chain.readable())?;
+            push_readable(memory, chain.readable(), out)?;
             return match read_range(header.kind, geometry, out)? {
                 Ok(()) => Ok(Outcome { parsed: Parsed::Submit, status_at, written: 1 }),
                 Err(code) => answer(code),
@@ -95,23 +101,23 @@ fn read_header(memory: &GuestMemory, readable: &[Descriptor]) -> Result<Header, 
 
 /// Payload that we write: all but the status byte.
 #[inline(always)]
-fn push_writable(out: &mut Request, writable: &[Descriptor]) -> Result<(), Fault> {
+fn push_writable(memory: &Arc<GuestMemory>, writable: &[Descriptor], out: &mut Request) -> Result<(), Fault> {
     let (last, rest) = writable.split_last().expect("there is a status byte");
     for d in rest {
-        out.buffers.push(d.address, u64::from(d.len))?;
+        memory.append_buffers(d.address, u64::from(d.len), &mut out.buffers)?;
     }
-    Ok(out.buffers.push(last.address, u64::from(last.len) - 1)?)
+    Ok(memory.append_buffers(last.address, u64::from(last.len) - 1, &mut out.buffers)?)
 }
 
 /// Payload that we read: all but the header.
 #[inline(always)]
-fn push_readable(out: &mut Request, readable: &[Descriptor]) -> Result<(), Fault> {
+fn push_readable(memory: &Arc<GuestMemory>, readable: &[Descriptor], out: &mut Request) -> Result<(), Fault> {
     let mut skip = HEADER_LEN as u64;
     for d in readable {
         let head = skip.min(u64::from(d.len));
         skip -= head;
         let address = d.address.0.wrapping_add(head);
-        out.buffers.push(GuestAddress(address), u64::from(d.len) - head)?;
+        memory.append_buffers(GuestAddress(address), u64::from(d.len) - head, &mut out.buffers)?;
     }
     Ok(())
 }
@@ -122,9 +128,8 @@ fn read_range(kind: u32, geometry: &Geometry, out: &mut Request) -> Result<Resul
     if out.buffers.len() != RANGE_LEN as u64 {
         return Ok(Err(status::IOERR)); // max_discard_seg and max_write_zeroes_seg are 1
     }
-    out.buffers.read(0, &mut bytes)?;
-    let memory = out.buffers.memory().clone();
-    out.buffers.reset(&memory);
+    out.buffers.read(0, &mut bytes).expect("the buffers have that many bytes");
+    out.buffers.clear();
     let range = Range::parse(&bytes);
     let unmap = range.flags & blk::WRITE_ZEROES_UNMAP != 0;
     // "the device MUST set status to UNSUPP if any unknown flag is set", and for a discard with the unmap flag (5.2.6.2).

@@ -7,21 +7,26 @@
 //!
 //! [`Pool`] cuts such a run into buffers of one size that a poll loop takes and gives back without allocation.
 //!
+//! [`IoBuffers`] is a scatter list over memory that something else owns (a guest's table, a [`Memory`]): the payload of a block
+//! request, which a backend reads and fills in place.
+//!
 //! [`prefer_huge_pages`] asks for large pages behind memory of the common allocator: tables that are read at random.
 //!
 //! [`usage()`] tells how much is allocated, by page size and NUMA node.
 
 #![allow(unsafe_code)] // NUMA policy and the advice to free pages are raw system calls on mapped ranges
 
+mod io_buffers;
 mod numa;
 mod pool;
 mod usage;
 
+pub use io_buffers::{BufferRangeError, IoBuffers, Iovec};
 pub use pool::{Buffer, Pool};
 pub use usage::{Usage, usage};
 
 use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -112,6 +117,16 @@ impl Memory {
     /// Never: an allocation has at least a byte.
     pub fn is_empty(&self) -> bool {
         false
+    }
+
+    /// Adds the `len` bytes at `offset` to `buffers`, whose owner this memory is.
+    pub fn append_buffers(self: &Arc<Self>, offset: usize, len: usize, buffers: &mut IoBuffers) {
+        assert!(offset <= self.len && len <= self.len - offset, "range inside the allocation");
+        assert!(buffers.is_owned_by(self), "buffers of this memory");
+        // SAFETY: the range lies inside the allocation, by the assertion.
+        let host = unsafe { self.address.add(offset) };
+        // SAFETY: the allocation, to which no reference is ever made, stays mapped as long as `self`, which owns the buffers.
+        unsafe { buffers.push(host, len, offset as u64) }
     }
 
     /// Bytes of a page: the unit that [`release`](Memory::release) works in.

@@ -12,7 +12,7 @@ use block::{
     Null, NullParams, Op, OpKind, Qos, Request, Status,
 };
 use clock::Cycles;
-use guest_memory::{GuestAddress, GuestMemory, IoBuffers};
+use memory::{IoBuffers, MemoryError};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,11 +31,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let channel = bdev.open_channel()?;
     let waker = channel.wake_fd().filter(|_| sleep).map(epoll);
-    let memory = Arc::new(GuestMemory::anonymous(depth * BLOCK as usize)?);
     let stats = IoStats::default();
     let mut load =
         Load { channel, stats, op, blocks: bdev.geometry().size_bytes() / BLOCK, random: 88_172_645_463_325_252 };
-    let mut idle: Idle = (0..depth as u64).map(|at| request(&memory, at)).collect::<Result<_, _>>()?;
+    let request = |_| Ok::<_, MemoryError>(Request::new(IoBuffers::anonymous(BLOCK as usize)?));
+    let mut idle: Idle = (0..depth).map(request).collect::<Result<_, _>>()?;
     let mut done = Completions::with_capacity(depth);
 
     run(&mut load, &mut idle, &mut done, waker, Duration::from_millis(300)); // warm
@@ -68,12 +68,6 @@ fn disk(kind: &str, engine: &str) -> Result<Arc<dyn Bdev>, Box<dyn std::error::E
         "malloc" => Malloc::create(MallocParams::new("malloc", 512, 1 << 19))?,
         path => FileBdev::create(FileParams { engine, ..FileParams::new("file", path) })?,
     })
-}
-
-fn request(memory: &Arc<GuestMemory>, at: u64) -> Result<Box<Request>, guest_memory::AccessError> {
-    let mut buffers = IoBuffers::new(memory.clone(), 1);
-    buffers.push(GuestAddress(at * BLOCK), BLOCK)?;
-    Ok(Request::new(buffers))
 }
 
 /// Requests at rest: boxed, as a channel takes them.

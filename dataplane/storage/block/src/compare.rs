@@ -1,6 +1,6 @@
 //! Comparing a disk's bytes with those of a request.
 
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::ffi::c_void;
 
 /// Whether the buffers hold, from `skip` on, the `len` bytes at `bytes`.

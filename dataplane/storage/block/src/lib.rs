@@ -18,7 +18,7 @@
 //! ```
 //! # use block::{Bdev, BlockRequest, Completions, Malloc, MallocParams, Op, Request, Status};
 //! # use clock::Cycles;
-//! # use guest_memory::IoBuffers;
+//! # use memory::IoBuffers;
 //! let disk = Malloc::create(MallocParams::new("ram0", 512, 2048))?;
 //! let mut channel = disk.open_channel()?; // off the worker
 //! let mut done = Completions::with_capacity(128);

@@ -1,7 +1,7 @@
 //! A block request, its life and its end.
 
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 
 /// What is asked of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -228,7 +228,7 @@ impl AddAssign<&IoSnapshot> for IoSnapshot {
 mod tests {
     use super::*;
     use crate::{BlockRequest, Completions, Request};
-    use guest_memory::IoBuffers;
+    use memory::IoBuffers;
 
     #[test]
     fn buckets_cover_all_values_without_gap_and_within_an_eighth() {

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::Instance;
     use block::Request;
-    use guest_memory::IoBuffers;
+    use memory::IoBuffers;
     use std::process::Command;
 
     fn disk(user: &str) -> Arc<Cidata> {

@@ -11,7 +11,7 @@ use crate::target::{Faults, MemoryStore, Target, TargetConfig, TargetConnection,
 use crate::text;
 use block::{BlockRequest, Completions, Op, Request};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};

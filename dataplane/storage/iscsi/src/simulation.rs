@@ -11,7 +11,7 @@ use crate::session::{Backoff, Progress, Reconnector};
 use crate::target::{Faults, MemoryStore, Store, Target, TargetConfig, TargetConnection, Unit, WrongR2t};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};

@@ -13,7 +13,7 @@ use crate::queue_pair::{Completion, Data, Outcome, Payload, Taken};
 use crate::spec::{Cqe, DsmRange, NvmeStatus, Sqe, nvm};
 use block::{BlockChannel, BlockRequest, Completions, Op, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;

@@ -12,7 +12,7 @@ use crate::spec::{
     NamespaceIds, Property, Sqe, active_namespaces, admin, cc, connect_error, csts, enable_configuration, feature,
 };
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

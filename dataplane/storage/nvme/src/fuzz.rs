@@ -8,7 +8,7 @@ use crate::queue_pair::{Data, Payload, QueueConfig, QueuePair};
 use crate::spec::{DiscoveryEntry, IdentifyController, IdentifyNamespace, NamespaceIds, Sqe, nvm};
 use crate::target::{Access, Connection, MemoryStore, Namespace, Target, TargetConfig};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

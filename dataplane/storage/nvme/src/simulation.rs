@@ -14,7 +14,7 @@ use crate::supervisor::{Board, Dial, Phase, Supervisor};
 use crate::target::{Access, Connection, Faults, MemoryStore, Misbehaviour, Store, Target, TargetConfig};
 use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::ops::Range;

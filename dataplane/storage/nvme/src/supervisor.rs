@@ -30,7 +30,7 @@ use crate::port::{Port, Shared, Verdict, lock};
 use crate::queue_pair::{Completion, Data, Outcome, QueueConfig, QueuePair};
 use crate::spec::{Sqe, connect_error};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex};

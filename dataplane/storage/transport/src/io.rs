@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code)] // readv, writev and poll take raw pointers, some of them into guest memory
 
-use guest_memory::{IoBuffers, Iovec};
+use memory::{IoBuffers, Iovec};
 use std::fmt::Debug;
 use std::io;
 use std::marker::PhantomData;
@@ -397,14 +397,16 @@ pub fn sleep_on(interests: &[Interest], timeout: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use memory::Memory;
     use std::net::TcpListener;
+    use std::sync::Arc;
 
     #[test]
     fn pieces_follow_an_offset_through_the_list() {
-        let memory = std::sync::Arc::new(guest_memory::GuestMemory::anonymous(4096).unwrap());
-        let mut buffers = IoBuffers::new(memory, 2);
-        buffers.push(guest_memory::GuestAddress(0), 10).unwrap();
-        buffers.push(guest_memory::GuestAddress(100), 10).unwrap();
+        let memory = Arc::new(Memory::allocate(4096, None).unwrap());
+        let mut buffers = IoBuffers::new(memory.clone(), 2);
+        memory.append_buffers(0, 10, &mut buffers);
+        memory.append_buffers(100, 10, &mut buffers);
         buffers.write(0, b"0123456789abcdefghij").unwrap();
         let (mut storage, mut bytes) = (Pieces::new(), Vec::new());
         let mut gather = Gather::new(&mut storage);
@@ -415,11 +417,9 @@ mod tests {
 
     #[test]
     fn a_scatter_list_keeps_room_for_the_next_header() {
-        let memory = std::sync::Arc::new(guest_memory::GuestMemory::anonymous(1 << 16).unwrap());
-        let mut buffers = IoBuffers::new(memory, 400);
-        for i in 0..400u64 {
-            buffers.push(guest_memory::GuestAddress(i * 16), 8).unwrap();
-        }
+        let memory = Arc::new(Memory::allocate(1 << 16, None).unwrap());
+        let mut buffers = IoBuffers::new(memory.clone(), 400);
+        (0..400).for_each(|i| memory.append_buffers(i * 16, 8, &mut buffers));
         let (mut storage, mut tail) = (Pieces::new(), [0u8; 4]);
         let mut scatter = Scatter::new(&mut storage);
         assert_eq!(scatter.push_buffers(&buffers, 0, 3200), 8 * (MAX_PIECES - 1));

@@ -4,8 +4,8 @@ mod library;
 
 use block::{Bdev, BlockChannel, BlockError, BlockRequest, Completed, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
 use library::{STATE, State, run};
+use memory::IoBuffers;
 use spdk::{EalOwner, Spdk, SpdkBdev, SpdkConfig};
 use std::sync::Arc;
 

@@ -3,8 +3,9 @@
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::{GuestAddress, IoBuffers};
+use memory::{IoBuffers, Memory};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Pause between two looks at a channel that has nothing to say.
@@ -15,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A channel with one request and its buffer.
 pub(crate) struct DiskIo {
     channel: Box<dyn BlockChannel>,
+    memory: Arc<Memory>,
     request: Option<Box<Request>>,
     done: Completions,
 }
@@ -22,9 +24,10 @@ pub(crate) struct DiskIo {
 impl DiskIo {
     /// Opens a disk for requests of at most `len` bytes.
     pub(crate) fn open(bdev: &dyn Bdev, len: usize) -> io::Result<DiskIo> {
-        let buffers = IoBuffers::anonymous(len).map_err(io::Error::other)?;
+        let memory = Arc::new(Memory::allocate(len, None).map_err(io::Error::other)?);
         let channel = bdev.open_channel().map_err(io::Error::other)?;
-        Ok(DiskIo { channel, request: Some(Request::new(buffers)), done: Completions::with_capacity(1) })
+        let request = Request::new(IoBuffers::new(memory.clone(), 1));
+        Ok(DiskIo { channel, memory, request: Some(request), done: Completions::with_capacity(1) })
     }
 
     /// Reads `bytes.len()` bytes at `offset`.
@@ -64,10 +67,9 @@ impl DiskIo {
     /// Cuts the buffer to the next request's bytes.
     fn resize(&mut self, len: usize) -> io::Result<()> {
         let buffers = &mut self.request.as_deref_mut().ok_or_else(lost)?.buffers;
-        let memory = buffers.memory().clone();
-        buffers.reset(&memory);
+        buffers.clear();
         if len > 0 {
-            buffers.push(GuestAddress(0), len as u64).map_err(io::Error::other)?;
+            self.memory.append_buffers(0, len, buffers);
         }
         Ok(())
     }

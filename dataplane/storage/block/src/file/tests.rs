@@ -4,7 +4,7 @@ use super::transfer::{Step, Transfer};
 use super::*;
 use crate::{BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::{GuestAddress, GuestMemory, IoBuffers};
+use memory::IoBuffers;
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 
@@ -31,10 +31,10 @@ fn paper_disk() -> Arc<Disk> {
 }
 
 fn request(op: Op, offset: u64, pieces: &[(u64, u64)]) -> Box<Request> {
-    let memory = Arc::new(GuestMemory::anonymous(SIZE as usize).unwrap());
-    let mut buffers = IoBuffers::new(memory, pieces.len());
+    let memory = Arc::new(Memory::allocate(SIZE as usize, None).unwrap());
+    let mut buffers = IoBuffers::new(memory.clone(), pieces.len());
     for &(address, len) in pieces {
-        buffers.push(GuestAddress(address), len).unwrap();
+        memory.append_buffers(address as usize, len as usize, &mut buffers);
     }
     let mut request = Request::new(buffers);
     (request.op, request.offset, request.len) = (op, offset, request.buffers.len());

@@ -6,7 +6,7 @@
 use super::Disk;
 use crate::compare::holds;
 use crate::{Op, Request, Status};
-use guest_memory::Iovec;
+use memory::Iovec;
 use std::sync::atomic::Ordering;
 
 /// Pieces that the kernel takes in one call (IOV_MAX).

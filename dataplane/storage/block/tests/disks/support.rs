@@ -2,7 +2,7 @@
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::{GuestAddress, GuestMemory, IoBuffers};
+use memory::{IoBuffers, Memory};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,21 +10,35 @@ use std::time::{Duration, Instant};
 /// What a wait for completions may take before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where a request's bytes lie in its guest memory: (address, length) of each piece.
+/// Where a request's bytes lie in its memory: (address, length) of each piece.
 pub(crate) type Layout = Vec<(u64, u64)>;
 
 /// A request whose buffers are laid out as told, over memory of its own that is full of `canary`.
 pub(crate) fn request(op: Op, offset: u64, len: u64, layout: &Layout, canary: u8) -> Box<Request> {
     let end = layout.iter().map(|(address, len)| address + len).max().unwrap_or(1);
-    let memory = Arc::new(GuestMemory::anonymous(end as usize).unwrap());
-    memory.write(GuestAddress(0), &vec![canary; end as usize]).unwrap();
-    let mut buffers = IoBuffers::new(memory, layout.len());
+    let memory = Arc::new(Memory::allocate(end as usize, None).unwrap());
+    whole(&memory).write(0, &vec![canary; end as usize]).unwrap();
+    let mut buffers = IoBuffers::new(memory.clone(), layout.len());
     for &(address, len) in layout {
-        buffers.push(GuestAddress(address), len).unwrap();
+        memory.append_buffers(address as usize, len as usize, &mut buffers);
     }
     let mut request = Request::new(buffers);
     (request.op, request.offset, request.len) = (op, offset, len);
     request
+}
+
+fn whole(memory: &Arc<Memory>) -> IoBuffers {
+    let mut buffers = IoBuffers::new(memory.clone(), 1);
+    memory.append_buffers(0, memory.len(), &mut buffers);
+    buffers
+}
+
+/// The bytes of a request's memory, those between its pieces too.
+pub(crate) fn whole_memory(request: &Request) -> Vec<u8> {
+    let memory = request.buffers.owner().clone().downcast::<Memory>().unwrap();
+    let mut bytes = vec![0; memory.len()];
+    whole(&memory).read(0, &mut bytes).unwrap();
+    bytes
 }
 
 /// A request of `len` bytes, its buffers, if it has any, in one page-aligned piece.

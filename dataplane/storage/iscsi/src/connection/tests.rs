@@ -11,7 +11,7 @@ use crate::pdu::{
 };
 use crate::scsi::{Sense, op};
 use block::{Op, Request};
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::io;
 use std::sync::Mutex;
 

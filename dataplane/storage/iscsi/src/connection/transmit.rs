@@ -3,7 +3,7 @@
 use crate::digest::crc32c;
 use crate::io::Gather;
 use crate::pdu::{BHS_LEN, Bhs, padding};
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use std::collections::VecDeque;
 
 /// Bytes that may wait inline before commands and data hold back.

@@ -4,8 +4,8 @@
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
 use iscsi::{Event, EventSink};
+use memory::IoBuffers;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

@@ -24,7 +24,7 @@ use crate::io::{Gather, Pieces, Scatter};
 use crate::pdu::{Digests, IcReq, IcResp, ProtocolError};
 use crate::spec::{Cqe, DataPointer, Direction, Sqe};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use receive::Receive;
 use slots::{Slots, Stage};
 use std::collections::VecDeque;

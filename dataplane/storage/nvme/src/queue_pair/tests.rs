@@ -518,9 +518,9 @@ fn large_reads_go_straight_into_the_buffers() {
 /// Windows reads what it does not want into one page again and again: what the buffers hold at the end is not what came.
 #[test]
 fn a_digest_is_of_what_came_also_where_buffers_overlap() {
-    let memory = std::sync::Arc::new(guest_memory::GuestMemory::anonymous(16 << 10).unwrap());
-    let mut buffers = IoBuffers::new(memory, 2);
-    (0..2).for_each(|_| buffers.push(guest_memory::GuestAddress(0), 16 << 10).unwrap());
+    let memory = std::sync::Arc::new(memory::Memory::allocate(16 << 10, None).unwrap());
+    let mut buffers = IoBuffers::new(memory.clone(), 2);
+    (0..2).for_each(|_| memory.append_buffers(0, 16 << 10, &mut buffers));
     let (mut bench, len) = (Bench::new(BOTH, 0), 32 << 10);
     let data = Data::Buffers { offset: 0, len: len as u32 };
     let cid = bench.queue.submit(Sqe::io(nvm::READ, 1, 0, 64), data, Buffers(Some(buffers)), NOW).unwrap();

@@ -2,7 +2,7 @@
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
-use guest_memory::IoBuffers;
+use memory::IoBuffers;
 use nvme::NvmeController;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
