@@ -36,7 +36,7 @@ pub(crate) struct Client {
 impl Client {
     /// Connects to `socket`, else to the first default socket that is there.
     pub(crate) fn connect(socket: Option<PathBuf>) -> Result<Client, CallError> {
-        let defaults = control::default_sockets();
+        let defaults = api::default_sockets();
         let first = || defaults.iter().find(|path| path.exists()).or(defaults.first()).cloned().unwrap_or_default();
         let socket = socket.unwrap_or_else(first);
         match UnixStream::connect(&socket) {

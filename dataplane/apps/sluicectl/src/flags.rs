@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use serde_json::{Map, Value, json};
 
 /// Gives a verb its arguments.
-pub(crate) fn declare(leaf: Command, verb: &Verb, table: &control::Table) -> Command {
+pub(crate) fn declare(leaf: Command, verb: &Verb, table: &api::Table) -> Command {
     match verb.action {
         Action::Call { method, positional } => match table.get(method) {
             Ok(entry) => declare_call(leaf.about(entry.doc().to_owned()), &entry.params, positional),
@@ -52,8 +52,7 @@ fn declare_call(mut leaf: Command, schema: &Value, positional: &[&'static str]) 
 
 fn argument(schema: &Value, name: &str, property: &Value) -> Arg {
     let doc = property["description"].as_str().unwrap_or_default();
-    // What is there only so that SPDK's clients may send it would be noise.
-    let arg = Arg::new(name.to_owned()).help(doc.to_owned()).hide(doc.contains("ot supported"));
+    let arg = Arg::new(name.to_owned()).help(doc.to_owned()).hide(api::schema::is_hidden(property));
     let required = is_required(schema, name) && !(has_size(schema) && ["num_blocks", "block_size"].contains(&name));
     match kind(property) {
         Kind::Switch => arg.action(ArgAction::SetTrue),
@@ -64,7 +63,7 @@ fn argument(schema: &Value, name: &str, property: &Value) -> Arg {
 }
 
 /// The parameters that were said.
-pub(crate) fn params(leaf: &ArgMatches, verb: &Verb, table: &control::Table) -> Result<Value, CallError> {
+pub(crate) fn params(leaf: &ArgMatches, verb: &Verb, table: &api::Table) -> Result<Value, CallError> {
     let Action::Call { method, .. } = verb.action else { return Ok(Value::Null) };
     let entry = table.get(method).map_err(|e| CallError::Usage(e.to_string()))?;
     let mut params = Map::new();
@@ -138,7 +137,7 @@ fn kind(property: &Value) -> Kind {
         Value::Array(several) => several.iter().any(|one| one == kind),
         _ => false,
     };
-    let words = control::words(property);
+    let words = api::schema::words(property);
     if !words.is_empty() {
         Kind::Word(words)
     } else if named("boolean") && !named("null") {

@@ -22,7 +22,7 @@ use verbs::{Action, Verb};
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the daemon refused, 2 bad usage, 3 the daemon cannot be reached.";
 
 fn main() -> ExitCode {
-    let table = control::methods();
+    let table = api::table();
     let matches = command(&table).get_matches();
     match run(&table, &matches) {
         Ok(()) => ExitCode::SUCCESS,
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn command(table: &control::Table) -> Command {
+fn command(table: &api::Table) -> Command {
     let socket = Arg::new("socket").long("socket").short('s').value_name("PATH").global(true).env("SLUICE_SOCKET");
     let json = Arg::new("json").long("json").global(true).action(ArgAction::SetTrue);
     let mut root = Command::new("sluicectl")
@@ -71,7 +71,7 @@ fn graft(parent: Command, path: &[&'static str], finish: &dyn Fn(Command) -> Com
     }
 }
 
-fn run(table: &control::Table, matches: &ArgMatches) -> Result<(), CallError> {
+fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), CallError> {
     let (verb, leaf) = find(matches);
     let socket = matches.get_one::<String>("socket").map(PathBuf::from);
     let connect = || Client::connect(socket.clone());

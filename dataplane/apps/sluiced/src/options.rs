@@ -1,7 +1,8 @@
 //! The daemon's options: from the command line, else from the configuration file, else the defaults.
 
+use api::log::LogLevel;
 use clap::Parser;
-use control::{Control, LogFormat, LogLevel};
+use control::{Control, LogFormat};
 use engine::{CpuSet, IdlePolicy};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -138,7 +139,7 @@ impl Options {
 
     /// Where the RPC socket stands.
     pub(crate) fn socket(&self) -> Result<PathBuf, OptionsError> {
-        let default = || control::default_sockets().into_iter().find(|path| usable(path));
+        let default = || api::default_sockets().into_iter().find(|path| usable(path));
         self.rpc_socket.clone().or_else(default).ok_or(OptionsError::NoSocket)
     }
 

@@ -129,7 +129,7 @@ fn a_request_that_never_ends_is_refused_at_the_limit() {
         client.send(&chunk);
     }
     let answer = client.receive().unwrap();
-    assert!(answer["error"]["message"].as_str().unwrap().contains("limit met"), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("limit reached"), "{answer}");
     assert!(client.receive().is_none());
 }
 

@@ -1,6 +1,6 @@
 //! Work that may wait, off the control thread.
 
-use crate::rpc::RpcError;
+use api::RpcError;
 
 /// Runs `work`, which may wait for files, sockets or threads, off the control thread.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RpcError> {

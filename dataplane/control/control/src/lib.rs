@@ -20,30 +20,27 @@ pub mod limits;
 mod methods;
 mod network;
 mod observe;
-mod reference;
 mod rpc;
 mod scheduler;
 mod state;
 mod storage;
 
-pub use observe::events::EventType;
-pub use observe::log::{Log, LogFormat, LogLevel};
+pub use observe::log::{Log, LogFormat};
 pub use observe::metrics::{MetricsError, serve_metrics};
-pub use reference::{reference, words};
 #[cfg(any(test, fuzzing))]
 pub use rpc::fuzz_stream;
-pub use rpc::method::{Entry, Phase, Table};
-pub use rpc::{ErrorData, RpcError, ServeError, Server};
-pub use state::desired::{Call, Document, Section};
+pub use rpc::{ServeError, Server};
 pub use state::store::StoreError;
 
+use api::notify::EventType;
 use clock::Cycles;
 use engine::{Engine, IdlePolicy, WorkerReport};
 use network::captures as capture;
 use network::switching as switch;
 use observe::events::Events;
-use observe::{events, log, metrics};
+use observe::metrics;
 use parking_lot::Mutex;
+use rpc::method::Handlers;
 use state::desired::Desired;
 use state::store::Store;
 use std::path::PathBuf;
@@ -53,17 +50,6 @@ use storage::controllers::Controllers;
 use storage::nvme_controllers as nvme;
 use storage::{bdevs, controllers, disk_io};
 use virtio_blk::{EventKind, EventSink};
-
-/// The methods, for those who want to know without a daemon: a CLI, a document.
-pub fn methods() -> Table {
-    methods::table()
-}
-
-/// Where the RPC socket stands when nobody says otherwise: the first of these that can be used.
-pub fn default_sockets() -> Vec<PathBuf> {
-    let user = std::env::var_os("XDG_RUNTIME_DIR").map(|dir| PathBuf::from(dir).join("sluice.sock"));
-    [PathBuf::from("/run/sluice/sluice.sock")].into_iter().chain(user).collect()
-}
 
 /// What is fixed when the daemon starts.
 pub struct Settings {
@@ -86,7 +72,7 @@ pub struct Settings {
 
 /// The control plane of a daemon.
 pub struct Control {
-    table: Table,
+    pub(crate) handlers: Handlers,
     engine: Engine,
     started: Cycles,
     idle: Mutex<IdlePolicy>,
@@ -118,7 +104,7 @@ impl Control {
         let store = settings.state_dir.as_deref().map(Store::open).transpose()?;
         let (controller_events, events) = EventSink::new(limits::CONTROLLER_EVENTS);
         let control = Arc::new(Control {
-            table: methods::table(),
+            handlers: methods::handlers(),
             engine,
             started: Cycles::now(),
             idle: Mutex::new(settings.idle),
@@ -139,11 +125,6 @@ impl Control {
         });
         listen_to_controllers(&control, events);
         Ok(control)
-    }
-
-    /// All methods.
-    pub fn methods(&self) -> &Table {
-        &self.table
     }
 
     /// The number of workers.

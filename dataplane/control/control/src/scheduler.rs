@@ -16,11 +16,12 @@ pub(crate) use load::Loads;
 use crate::Control;
 use crate::blocking::blocking;
 use crate::controllers::Served;
-use crate::events::EventType;
-use crate::rpc::RpcError;
+use crate::rpc::OrRefuse;
 use crate::rpc::method::Effect;
 use crate::state::object::{Aspect, ObjectId, Slot};
 use ::port::Port;
+use api::RpcError;
+use api::notify::EventType;
 use balance::{Balancer, Move};
 use engine::WorkerHandle;
 use load::Sample;
@@ -142,7 +143,7 @@ impl Device {
     /// Waits until the queue is drained.
     fn move_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), RpcError> {
         match self {
-            Device::Port(port) => port.move_rx_queue(queue, worker).map_err(RpcError::from),
+            Device::Port(port) => port.move_rx_queue(queue, worker).or_refuse(),
             Device::Disk(served) => served
                 .controller
                 .move_queue(queue, worker)

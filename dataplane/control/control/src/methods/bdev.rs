@@ -3,18 +3,19 @@
 use super::qos;
 use crate::Control;
 use crate::bdevs::{Holder, Registered, Reservation, Use};
-use crate::events::EventType;
-use crate::rpc::RpcError;
-use crate::rpc::method::{Entry, Method, blocking};
+use crate::desired::Object;
+use crate::rpc::method::{Effect, Handler, Row, blocking};
+use crate::rpc::{OrRefuse, Refuse};
+use api::RpcError;
+use api::bdev::{BdevInfo, Delete, GetBdevs, IoTypes, WaitForExamine};
+use api::notify::EventType;
 use block::{Bdev, Geometry, Identity, Qos};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<BdevGetBdevs>(), Entry::of::<BdevDelete>(), Entry::of::<BdevWaitForExamine>()]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<GetBdevs>(), Row::of::<Delete>(), Row::of::<WaitForExamine>()]
 }
 
 /// A disk that is about to be made.
@@ -31,7 +32,7 @@ pub(crate) struct New<'a> {
 }
 
 /// Makes a disk off the control thread and registers it. Nothing changes when it fails; its base is let go then.
-pub(super) async fn register<T: Bdev + 'static, E: Into<RpcError> + Send + 'static>(
+pub(super) async fn register<T: Bdev + 'static, E: Refuse + Send + 'static>(
     control: &Arc<Control>,
     new: New<'_>,
     make: impl FnOnce() -> Result<Arc<T>, E> + Send + 'static,
@@ -44,13 +45,13 @@ pub(super) async fn register<T: Bdev + 'static, E: Into<RpcError> + Send + 'stat
     registered
 }
 
-async fn make_and_fill<T: Bdev + 'static, E: Into<RpcError> + Send + 'static>(
+async fn make_and_fill<T: Bdev + 'static, E: Refuse + Send + 'static>(
     control: &Arc<Control>,
     new: New<'_>,
     make: impl FnOnce() -> Result<Arc<T>, E> + Send + 'static,
 ) -> Result<Identity, RpcError> {
     let reservation = control.bdevs.reserve(new.name_field, new.name)?;
-    let disk = blocking(make).await?.map_err(Into::into)?;
+    let disk = blocking(make).await?.or_refuse()?;
     if let Err(error) = reservation.identify(disk.identity().uuid) {
         // Its sessions log out.
         blocking(move || drop(disk)).await?;
@@ -118,54 +119,7 @@ pub(crate) fn announce_resize(control: &Control, name: &str) {
     }
 }
 
-/// Refuses a value of SPDK's that asks for what we do not have. Zero asks for nothing.
-pub(super) fn unsupported<T: Default + PartialEq + std::fmt::Display>(
-    field: &str,
-    value: Option<T>,
-) -> Result<(), RpcError> {
-    match value {
-        Some(value) if value != T::default() => Err(RpcError::invalid(field, value, "0: it is not supported")),
-        _ => Ok(()),
-    }
-}
-
-/// Lists the disks.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevGetBdevs {
-    /// Only this one, by name or UUID.
-    name: Option<String>,
-    /// Milliseconds to wait for it to appear.
-    #[serde(default)]
-    timeout: u64,
-}
-
-/// SPDK's shape.
-#[derive(Serialize, JsonSchema)]
-struct BdevInfo {
-    name: String,
-    aliases: Vec<String>,
-    product_name: &'static str,
-    block_size: u32,
-    num_blocks: u64,
-    physical_block_size: u32,
-    uuid: String,
-    assigned_rate_limits: Value,
-    /// Something holds it.
-    claimed: bool,
-    /// Who holds it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    held_by: Vec<String>,
-    /// Bytes.
-    size: u64,
-    zoned: bool,
-    supported_io_types: Value,
-    driver_specific: Value,
-}
-
-impl Method for BdevGetBdevs {
-    const NAME: &'static str = "bdev_get_bdevs";
-    type Output = Vec<BdevInfo>;
-
+impl Handler for GetBdevs {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<BdevInfo>, RpcError> {
         const LOOK: Duration = Duration::from_millis(10);
         let Some(name) = &self.name else {
@@ -189,7 +143,7 @@ fn describe(control: &Control, disk: &Registered) -> BdevInfo {
     BdevInfo {
         name: identity.name.clone(),
         aliases: vec![identity.uuid.to_string()],
-        product_name: identity.product_name,
+        product_name: identity.product_name.to_owned(),
         block_size: geometry.block_size,
         num_blocks: geometry.num_blocks,
         physical_block_size: geometry.physical_block_size,
@@ -204,37 +158,22 @@ fn describe(control: &Control, disk: &Registered) -> BdevInfo {
     }
 }
 
-fn io_types(geometry: &Geometry) -> Value {
+fn io_types(geometry: &Geometry) -> IoTypes {
     let writable = !geometry.read_only;
-    json!({
-        "read": true,
-        "write": writable,
-        "unmap": writable && geometry.max_discard_blocks > 0,
-        "write_zeroes": writable && geometry.max_write_zeroes_blocks > 0,
-        "flush": true,
-        "reset": false,
-        "compare": geometry.compare,
-        "compare_and_write": false,
-        "abort": false,
-        "nvme_admin": false,
-        "nvme_io": false,
-        "copy": false,
-    })
+    IoTypes {
+        read: true,
+        write: writable,
+        unmap: writable && geometry.max_discard_blocks > 0,
+        write_zeroes: writable && geometry.max_write_zeroes_blocks > 0,
+        flush: true,
+        compare: geometry.compare,
+        ..IoTypes::default()
+    }
 }
 
-/// Deletes a disk of any kind.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BdevDelete {
-    const NAME: &'static str = "bdev_delete";
-    type Output = bool;
-
-    fn effect(&self) -> crate::rpc::method::Effect {
-        crate::rpc::method::Effect::Forget(crate::desired::Object::bdev(&self.name))
+impl Handler for Delete {
+    fn effect(&self) -> Effect {
+        Effect::Forget(Object::bdev(&self.name))
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
@@ -244,14 +183,7 @@ impl Method for BdevDelete {
     }
 }
 
-/// Waits until all disks were looked at. Nothing looks into disks here, so it waits for nothing.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevWaitForExamine {}
-
-impl Method for BdevWaitForExamine {
-    const NAME: &'static str = "bdev_wait_for_examine";
-    type Output = bool;
-
+impl Handler for WaitForExamine {
     async fn call(&mut self, _: &Arc<Control>) -> Result<bool, RpcError> {
         Ok(true)
     }

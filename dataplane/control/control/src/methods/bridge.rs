@@ -2,49 +2,36 @@
 
 use crate::Control;
 use crate::bdevs::check_name;
-use crate::desired::{Call, Object, Slot};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use crate::desired::{Object, Slot};
+use crate::rpc::OrRefuse;
+use crate::rpc::method::{Effect, Handler, Row};
+use api::bridge::{
+    AddFdb, AddPort, BridgeCreate, BridgeDelete, BridgeGet, BridgeInfo, BridgePortInfo, DeleteFdb, FdbEntry, FlushFdb,
+    GetFdb, RemovePort,
+};
+use api::config::Call;
+use api::{Method, RpcError};
 use serde_json::json;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use switch::{BridgeConfig, BridgePort, BridgeReport, Mac, Security, Station, VlanMode};
 
-pub(super) fn methods() -> Vec<Entry> {
+pub(super) fn methods() -> Vec<Row> {
     vec![
-        Entry::of::<BridgeCreate>(),
-        Entry::of::<BridgeDelete>(),
-        Entry::of::<BridgeGet>(),
-        Entry::of::<BridgeAddPort>(),
-        Entry::of::<BridgeRemovePort>(),
-        Entry::of::<BridgeGetFdb>(),
-        Entry::of::<BridgeFlushFdb>(),
-        Entry::of::<BridgeAddFdb>(),
-        Entry::of::<BridgeDeleteFdb>(),
+        Row::of::<BridgeCreate>(),
+        Row::of::<BridgeDelete>(),
+        Row::of::<BridgeGet>(),
+        Row::of::<AddPort>(),
+        Row::of::<RemovePort>(),
+        Row::of::<GetFdb>(),
+        Row::of::<FlushFdb>(),
+        Row::of::<AddFdb>(),
+        Row::of::<DeleteFdb>(),
     ]
 }
 
-/// Makes a bridge: it learns who is behind which of its ports, and keeps VLANs apart.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeCreate {
-    /// Its name.
-    name: String,
-    /// Seconds after which a station that says nothing is forgotten; 300 when it is not given.
-    mac_aging_s: Option<u32>,
-    /// Stations that it remembers; 8192 when it is not given.
-    mac_table_size: Option<u32>,
-    /// Packets a second that may be flooded: broadcasts, multicasts, and what is for unknown stations. Any number when it is not
-    /// given.
-    flood_pps: Option<u64>,
-}
-
-impl Method for BridgeCreate {
-    const NAME: &'static str = "bridge_create";
-    type Output = bool;
-
+impl Handler for BridgeCreate {
     fn effect(&self) -> Effect {
         let undo = Call::new(BridgeDelete::NAME, json!({"name": self.name}));
         Effect::Keep { slot: Object::bridge(&self.name).itself(), undo: Some(undo) }
@@ -58,65 +45,23 @@ impl Method for BridgeCreate {
             mac_table_size: self.mac_table_size.map_or(default.mac_table_size, |size| size as usize),
             flood_pps: self.flood_pps,
         };
-        control.make_switch().await?.create_bridge(&self.name, config)?;
+        control.make_switch().await?.create_bridge(&self.name, config).or_refuse()?;
         Ok(true)
     }
 }
 
-/// Deletes a bridge that has no ports.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BridgeDelete {
-    const NAME: &'static str = "bridge_delete";
-    type Output = bool;
-
+impl Handler for BridgeDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::bridge(&self.name))
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.switch("bridge", &self.name)?.delete_bridge(&self.name)?;
+        control.switch("bridge", &self.name)?.delete_bridge(&self.name).or_refuse()?;
         Ok(true)
     }
 }
 
-/// Lists the bridges with their ports.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeGet {
-    /// Only this one.
-    name: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct BridgeInfo {
-    name: String,
-    mac_aging_s: u64,
-    mac_table_size: usize,
-    flood_pps: Option<u64>,
-    /// Stations that it knows.
-    stations: usize,
-    ports: Vec<MemberInfo>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct MemberInfo {
-    port: String,
-    tag: Option<u16>,
-    trunks: Vec<u16>,
-    native_vlan: Option<u16>,
-    allowed_macs: Vec<String>,
-    allowed_ips: Vec<String>,
-    flood_pps: Option<u64>,
-}
-
-impl Method for BridgeGet {
-    const NAME: &'static str = "bridge_get";
-    type Output = Vec<BridgeInfo>;
-
+impl Handler for BridgeGet {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<BridgeInfo>, RpcError> {
         let mut bridges = control.switching.get().map(|switch| switch.bridges()).unwrap_or_default();
         if let Some(name) = &self.name {
@@ -135,7 +80,7 @@ fn describe(bridge: BridgeReport) -> BridgeInfo {
             VlanMode::Access { vlan } => (Some(vlan), Vec::new(), None),
             VlanMode::Trunk { vlans, native } => (None, vlans, native),
         };
-        MemberInfo {
+        BridgePortInfo {
             port,
             tag,
             trunks,
@@ -155,37 +100,9 @@ fn describe(bridge: BridgeReport) -> BridgeInfo {
     }
 }
 
-/// Puts a port into a bridge, or gives it other settings there. Without tag, trunks and native_vlan it carries all VLANs.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeAddPort {
-    /// The bridge.
-    bridge: String,
-    /// The port.
-    port: String,
-    /// Makes it an access port of this VLAN: packets have no tag on the wire.
-    tag: Option<u16>,
-    /// The VLANs that a trunk port carries; all when none is given.
-    #[serde(default)]
-    trunks: Vec<u16>,
-    /// The VLAN of packets that have no tag on a trunk port.
-    native_vlan: Option<u16>,
-    /// MAC addresses that the port may use as a source; any when none is given.
-    #[serde(default)]
-    allowed_macs: Vec<String>,
-    /// IP addresses and prefixes that the port may use as a source; any when none is given. ARP and neighbour discovery are held
-    /// to them as well.
-    #[serde(default)]
-    allowed_ips: Vec<String>,
-    /// Packets a second from this port that may be flooded; any number when it is not given.
-    flood_pps: Option<u64>,
-}
-
-impl Method for BridgeAddPort {
-    const NAME: &'static str = "bridge_add_port";
-    type Output = bool;
-
+impl Handler for AddPort {
     fn effect(&self) -> Effect {
-        let undo = Call::new(BridgeRemovePort::NAME, json!({"bridge": self.bridge, "port": self.port}));
+        let undo = Call::new(RemovePort::NAME, json!({"bridge": self.bridge, "port": self.port}));
         Effect::Keep { slot: membership(&self.bridge, &self.port), undo: Some(undo) }
     }
 
@@ -203,7 +120,7 @@ impl Method for BridgeAddPort {
             ips: parse_all("allowed_ips", &self.allowed_ips)?,
         };
         let config = BridgePort { vlan, security, flood_pps: self.flood_pps };
-        control.switch("bridge", &self.bridge)?.attach(&self.bridge, &self.port, config)?;
+        control.switch("bridge", &self.bridge)?.attach(&self.bridge, &self.port, config).or_refuse()?;
         Ok(true)
     }
 }
@@ -221,52 +138,22 @@ fn parse<T: FromStr<Err = switch::ParseError>>(field: impl Into<String>, text: &
     text.parse().map_err(|error: switch::ParseError| RpcError::invalid(field, error.got, error.expected))
 }
 
-/// Takes a port out of a bridge.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeRemovePort {
-    /// The bridge.
-    bridge: String,
-    /// The port.
-    port: String,
-}
-
-impl Method for BridgeRemovePort {
-    const NAME: &'static str = "bridge_remove_port";
-    type Output = bool;
-
+impl Handler for RemovePort {
     fn effect(&self) -> Effect {
         Effect::Clear(membership(&self.bridge, &self.port))
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.switch("bridge", &self.bridge)?.detach(&self.bridge, &self.port)?;
+        control.switch("bridge", &self.bridge)?.detach(&self.bridge, &self.port).or_refuse()?;
         Ok(true)
     }
 }
 
-/// Lists the stations that a bridge knows, and behind which port each is.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeGetFdb {
-    /// The bridge.
-    bridge: String,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct StationInfo {
-    mac: String,
-    vlan: u16,
-    port: String,
-    /// Seconds since it was seen; none for one that was put in.
-    age_s: Option<u64>,
-}
-
-impl Method for BridgeGetFdb {
-    const NAME: &'static str = "bridge_get_fdb";
-    type Output = Vec<StationInfo>;
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<StationInfo>, RpcError> {
-        let (stations, now) = (control.switch("bridge", &self.bridge)?.stations(&self.bridge)?, Instant::now());
-        let describe = |(entry, port): (switch::MacEntry, String)| StationInfo {
+impl Handler for GetFdb {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<FdbEntry>, RpcError> {
+        let (stations, now) =
+            (control.switch("bridge", &self.bridge)?.stations(&self.bridge).or_refuse()?, Instant::now());
+        let describe = |(entry, port): (switch::MacEntry, String)| FdbEntry {
             mac: entry.station.mac.to_string(),
             vlan: entry.station.vlan,
             port,
@@ -276,51 +163,22 @@ impl Method for BridgeGetFdb {
     }
 }
 
-/// Forgets the stations that a bridge learned, all or those behind one port. Returns how many there were.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeFlushFdb {
-    /// The bridge.
-    bridge: String,
-    /// Only those behind this port.
-    port: Option<String>,
-}
-
-impl Method for BridgeFlushFdb {
-    const NAME: &'static str = "bridge_flush_fdb";
-    type Output = usize;
-
+impl Handler for FlushFdb {
     async fn call(&mut self, control: &Arc<Control>) -> Result<usize, RpcError> {
-        Ok(control.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref())?)
+        Ok(control.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref()).or_refuse()?)
     }
 }
 
-/// Puts a station behind a port for good: it is neither learned anew nor forgotten.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeAddFdb {
-    /// The bridge.
-    bridge: String,
-    /// The station's address.
-    mac: String,
-    /// The port.
-    port: String,
-    /// Its VLAN; 0, that of packets without a tag, when it is not given.
-    #[serde(default)]
-    vlan: u16,
-}
-
-impl Method for BridgeAddFdb {
-    const NAME: &'static str = "bridge_add_fdb";
-    type Output = bool;
-
+impl Handler for AddFdb {
     fn effect(&self) -> Effect {
         let params = json!({"bridge": self.bridge, "mac": self.mac, "vlan": self.vlan});
-        let undo = Call::new(BridgeDeleteFdb::NAME, params);
+        let undo = Call::new(DeleteFdb::NAME, params);
         Effect::Keep { slot: fdb_entry(&self.bridge, &self.mac, self.vlan), undo: Some(undo) }
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let station = station(&self.mac, self.vlan)?;
-        control.switch("bridge", &self.bridge)?.pin(&self.bridge, station, &self.port)?;
+        control.switch("bridge", &self.bridge)?.pin(&self.bridge, station, &self.port).or_refuse()?;
         Ok(true)
     }
 }
@@ -335,29 +193,14 @@ fn fdb_entry(bridge: &str, mac: &str, vlan: u16) -> Slot {
     Object::bridge(bridge).aspect(crate::desired::Aspect::Fdb { vlan, mac })
 }
 
-/// Forgets one station, whether it was learned or put in.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BridgeDeleteFdb {
-    /// The bridge.
-    bridge: String,
-    /// The station's address.
-    mac: String,
-    /// Its VLAN; 0 when it is not given.
-    #[serde(default)]
-    vlan: u16,
-}
-
-impl Method for BridgeDeleteFdb {
-    const NAME: &'static str = "bridge_delete_fdb";
-    type Output = bool;
-
+impl Handler for DeleteFdb {
     fn effect(&self) -> Effect {
         Effect::Clear(fdb_entry(&self.bridge, &self.mac, self.vlan))
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let station = station(&self.mac, self.vlan)?;
-        control.switch("bridge", &self.bridge)?.unpin(&self.bridge, station)?;
+        control.switch("bridge", &self.bridge)?.unpin(&self.bridge, station).or_refuse()?;
         Ok(true)
     }
 }

@@ -2,15 +2,14 @@
 
 use crate::Control;
 use crate::capture::{Progress, Wanted};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Entry, Method, blocking};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use crate::rpc::method::{Handler, Row, blocking};
+use api::RpcError;
+use api::capture::{CaptureGet, CaptureInfo, CaptureStart, CaptureStop};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<CaptureStart>(), Entry::of::<CaptureGet>(), Entry::of::<CaptureStop>()]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<CaptureStart>(), Row::of::<CaptureGet>(), Row::of::<CaptureStop>()]
 }
 
 /// Enough for any headers and most packets.
@@ -18,27 +17,7 @@ const DEFAULT_SNAP_LEN: u32 = 2048;
 const MAX_SNAP_LEN: u32 = 65535;
 const DEFAULT_MAX_BYTES: u64 = 1 << 30;
 
-/// Writes the packets that come in and go out by a port into a pcapng file, from now on. One that the switch drops is there a second
-/// time, with the reason as its comment. The port's packets never wait for the file: what cannot be written in time is counted.
-/// A capture is not part of the configuration.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct CaptureStart {
-    /// The port.
-    port: String,
-    /// The file, on the daemon's side. What was in it is lost.
-    file: String,
-    /// Bytes of each packet that are kept, 14 to 65535; 2048 when it is not given.
-    snap_len: Option<u32>,
-    /// Packets after which it ends; any number when it is not given.
-    count: Option<u64>,
-    /// Bytes of the file after which it ends; a GiB when it is not given.
-    max_bytes: Option<u64>,
-}
-
-impl Method for CaptureStart {
-    const NAME: &'static str = "capture_start";
-    type Output = bool;
-
+impl Handler for CaptureStart {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let snap_len = self.snap_len.unwrap_or(DEFAULT_SNAP_LEN);
         if !(14..=MAX_SNAP_LEN).contains(&snap_len) {
@@ -61,32 +40,7 @@ impl Method for CaptureStart {
     }
 }
 
-/// Lists the captures that run, and those that have ended and were not stopped.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct CaptureGet {
-    /// Only that of this port.
-    port: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct CaptureInfo {
-    port: String,
-    file: String,
-    running: bool,
-    /// Packets in the file.
-    packets: u64,
-    /// Bytes of them there.
-    bytes: u64,
-    /// Packets that could not be written in time.
-    lost: u64,
-    /// Why it ended before its end.
-    error: Option<String>,
-}
-
-impl Method for CaptureGet {
-    const NAME: &'static str = "capture_get";
-    type Output = Vec<CaptureInfo>;
-
+impl Handler for CaptureGet {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<CaptureInfo>, RpcError> {
         let wanted = |one: &Arc<Progress>| self.port.as_ref().is_none_or(|port| *port == one.wanted.port);
         let found: Vec<CaptureInfo> =
@@ -112,17 +66,7 @@ fn describe(progress: &Progress) -> CaptureInfo {
     }
 }
 
-/// Ends a capture. Its file is complete when this returns.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct CaptureStop {
-    /// The port.
-    port: String,
-}
-
-impl Method for CaptureStop {
-    const NAME: &'static str = "capture_stop";
-    type Output = CaptureInfo;
-
+impl Handler for CaptureStop {
     async fn call(&mut self, control: &Arc<Control>) -> Result<CaptureInfo, RpcError> {
         let (owner, port) = (control.clone(), self.port.clone());
         let stopped = blocking(move || owner.captures.stop(&port)).await?;

@@ -2,57 +2,27 @@
 
 use super::bdev;
 use crate::Control;
-use crate::desired::{Call, Object};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method};
+use crate::desired::Object;
+use crate::rpc::method::{Effect, Handler, Row};
+use crate::rpc::{OrRefuse, Refuse};
+use api::bdev::{CidataCreate, CidataDelete, CidataInfo};
+use api::config::Call;
+use api::{Method, RpcError};
 use cidata::{Cidata, Instance, Seed, SeedError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<BdevCidataCreate>(), Entry::of::<BdevCidataDelete>()]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<CidataCreate>(), Row::of::<CidataDelete>()]
 }
 
-/// Makes a read-only disk labelled cidata, from which cloud-init takes a guest's user data and network configuration.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevCidataCreate {
-    /// Its name.
-    name: String,
-    /// The file user-data: #cloud-config, a script, or another form that cloud-init knows; may be empty.
-    #[serde(default)]
-    user_data: String,
-    /// The file meta-data: a YAML mapping; may be empty. An instance-id is added when it has none.
-    #[serde(default)]
-    meta_data: String,
-    /// The file network-config, version 1 or 2; left out when it is not given.
-    network_config: Option<String>,
-    /// The instance-id: a guest that sees another one than before runs its first boot again. When it is not given it belongs to
-    /// the disk's name, whatever the content.
-    instance_id: Option<String>,
-    /// Take a new instance-id.
-    new_instance: Option<bool>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Made {
-    /// The disk's name.
-    name: String,
-    /// What the guest will see.
-    instance_id: String,
-}
-
-impl Method for BdevCidataCreate {
-    const NAME: &'static str = "bdev_cidata_create";
-    type Output = Made;
-
+impl Handler for CidataCreate {
     fn effect(&self) -> Effect {
-        let undo = Call::new(BdevCidataDelete::NAME, json!({"name": self.name}));
+        let undo = Call::new(CidataDelete::NAME, json!({"name": self.name}));
         Effect::Keep { slot: Object::bdev(&self.name).itself(), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Made, RpcError> {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<CidataInfo, RpcError> {
         let instance = match (self.instance_id.clone(), self.new_instance) {
             (Some(_), Some(true)) => {
                 return Err(RpcError::invalid("new_instance", true, "not together with instance_id"));
@@ -63,12 +33,12 @@ impl Method for BdevCidataCreate {
         };
         let asked_for_new = instance == Instance::New;
         let (user, meta, network) = (self.user_data.clone(), self.meta_data.clone(), self.network_config.clone());
-        let seed = Seed::new(&self.name, user, meta, network, instance)?;
+        let seed = Seed::new(&self.name, user, meta, network, instance).or_refuse()?;
         let instance_id = seed.instance_id().to_owned();
         let new = bdev::New {
             name_field: "name",
             name: &self.name,
-            deleted_by: BdevCidataDelete::NAME,
+            deleted_by: CidataDelete::NAME,
             base: None,
             about: json!({"cidata": {"instance_id": instance_id, "network_config": self.network_config.is_some()}}),
         };
@@ -78,12 +48,13 @@ impl Method for BdevCidataCreate {
             // New once: after a restart the guest is the same machine.
             (self.instance_id, self.new_instance) = (Some(instance_id.clone()), None);
         }
-        Ok(Made { name: self.name.clone(), instance_id })
+        Ok(CidataInfo { name: self.name.clone(), instance_id })
     }
 }
 
-impl From<SeedError> for RpcError {
-    fn from(error: SeedError) -> RpcError {
+impl Refuse for SeedError {
+    fn refuse(self) -> RpcError {
+        let error = self;
         let message = error.to_string();
         match error {
             SeedError::TooLong { file, len } => {
@@ -99,17 +70,7 @@ impl From<SeedError> for RpcError {
     }
 }
 
-/// Deletes a cloud-init disk.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevCidataDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BdevCidataDelete {
-    const NAME: &'static str = "bdev_cidata_delete";
-    type Output = bool;
-
+impl Handler for CidataDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::bdev(&self.name))
     }

@@ -1,53 +1,32 @@
 //! The desired state as a document.
 
 use crate::Control;
-use crate::desired::{Call, Document, Pending};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use crate::desired::placed_calls;
+use crate::rpc::method::{Effect, Handler, Row};
+use api::RpcError;
+use api::config::{
+    Call, ConfigGetPending, ConfigValidate, Document, LoadConfig, Pending, SaveConfig, Section, Validation,
+};
 use serde_json::Value;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![
-        Entry::of::<SaveConfig>(),
-        Entry::of::<LoadConfig>(),
-        Entry::of::<ConfigValidate>(),
-        Entry::of::<ConfigGetPending>(),
-    ]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<SaveConfig>(), Row::of::<LoadConfig>(), Row::of::<ConfigValidate>(), Row::of::<ConfigGetPending>()]
 }
 
-/// Tells the whole configuration, in the form that `load_config` takes.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct SaveConfig {}
-
-impl Method for SaveConfig {
-    const NAME: &'static str = "save_config";
-    type Output = Document;
-
+impl Handler for SaveConfig {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Document, RpcError> {
         Ok(control.desired.document())
     }
 }
 
-/// Makes all calls of a configuration, in order. When one fails, those before it are undone.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct LoadConfig {
-    /// What `save_config` gave: subsystems, each with its calls.
-    subsystems: Vec<crate::desired::Section>,
-}
-
-impl Method for LoadConfig {
-    const NAME: &'static str = "load_config";
-    type Output = bool;
-
+impl Handler for LoadConfig {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let calls = checked(control, &self.subsystems).map_err(|mut problems| problems.swap_remove(0))?;
         let mut undo = Vec::new();
         for (place, call) in calls {
             // What takes the call back: the call that it replaces, or the opposite of it.
-            let back = match control.methods().effect(&call)? {
+            let back = match control.handlers.effect(&call)? {
                 Effect::Keep { slot, undo } => control.desired.get(&slot).or(undo),
                 Effect::None | Effect::Forget(_) | Effect::Clear(_) => None,
             };
@@ -71,25 +50,7 @@ async fn take_back(control: &Arc<Control>, undo: Vec<Call>, mut error: RpcError)
     error
 }
 
-/// Says what is wrong with a configuration without loading it: its form, its methods and their parameters.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct ConfigValidate {
-    /// What `load_config` would be given.
-    subsystems: Vec<crate::desired::Section>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Validation {
-    /// Whether it can be loaded.
-    valid: bool,
-    /// What stands in the way, each an error of the call at its place.
-    problems: Vec<Value>,
-}
-
-impl Method for ConfigValidate {
-    const NAME: &'static str = "config_validate";
-    type Output = Validation;
-
+impl Handler for ConfigValidate {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Validation, RpcError> {
         let problems = checked(control, &self.subsystems).err().unwrap_or_default();
         let problems: Vec<Value> = problems.iter().map(|problem| serde_json::json!(problem)).collect();
@@ -98,10 +59,10 @@ impl Method for ConfigValidate {
 }
 
 /// Each call with its place, or all that is wrong.
-fn checked(control: &Control, subsystems: &[crate::desired::Section]) -> Result<Vec<(String, Call)>, Vec<RpcError>> {
+fn checked(control: &Control, subsystems: &[Section]) -> Result<Vec<(String, Call)>, Vec<RpcError>> {
     let (mut calls, mut problems, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-    for placed in (Document { subsystems: subsystems.to_vec() }).calls() {
-        let effect = placed.call().and_then(|call| Ok((control.methods().effect(&call)?, call)));
+    for placed in placed_calls(subsystems) {
+        let effect = placed.call().and_then(|call| Ok((control.handlers.effect(&call)?, call)));
         match effect {
             Ok((Effect::Keep { slot, .. }, _)) if slots.contains(&slot) => {
                 let message = format!("{}: {} {} is there twice", placed.place, slot.object.subsystem(), slot.object);
@@ -122,15 +83,8 @@ fn checked(control: &Control, subsystems: &[crate::desired::Section]) -> Result<
     if problems.is_empty() { Ok(calls) } else { Err(problems) }
 }
 
-/// Lists the calls of the configuration that are not in effect, and why. They are tried again by and by.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct ConfigGetPending {}
-
-impl Method for ConfigGetPending {
-    const NAME: &'static str = "config_get_pending";
-    type Output = Vec<Pending>;
-
+impl Handler for ConfigGetPending {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<Pending>, RpcError> {
-        Ok(control.desired.pending())
+        Ok(control.desired.pending().into_iter().map(Pending::from).collect())
     }
 }

@@ -2,47 +2,23 @@
 
 use super::bdev;
 use crate::Control;
-use crate::desired::{Call, Object};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method};
+use crate::desired::Object;
+use crate::rpc::method::{Effect, Handler, Row};
+use api::bdev::{DelayCreate, DelayDelete, DelayLatency, DelayUpdateLatency};
+use api::config::Call;
+use api::{Method, RpcError};
 use block::{Delay, DelayParams, LatencyType};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<BdevDelayCreate>(), Entry::of::<BdevDelayDelete>(), Entry::of::<BdevDelayUpdateLatency>()]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<DelayCreate>(), Row::of::<DelayDelete>(), Row::of::<DelayUpdateLatency>()]
 }
 
-/// Makes a disk that answers later than the one it stands on: 99 of 100 requests after the average, one after the 99th
-/// percentile.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevDelayCreate {
-    /// Its name.
-    name: String,
-    /// The disk that it stands on, by name or UUID.
-    base_bdev_name: String,
-    /// Microseconds of 99 in 100 reads.
-    avg_read_latency: u64,
-    /// Microseconds of one in 100 reads, at least those of the others.
-    p99_read_latency: u64,
-    /// Microseconds of 99 in 100 writes.
-    avg_write_latency: u64,
-    /// Microseconds of one in 100 writes, at least those of the others.
-    p99_write_latency: u64,
-    /// Its UUID; a random one when it is not given.
-    uuid: Option<Uuid>,
-}
-
-impl Method for BdevDelayCreate {
-    const NAME: &'static str = "bdev_delay_create";
-    type Output = String;
-
+impl Handler for DelayCreate {
     fn effect(&self) -> Effect {
-        let undo = Call::new(BdevDelayDelete::NAME, json!({"name": self.name}));
+        let undo = Call::new(DelayDelete::NAME, json!({"name": self.name}));
         Effect::Keep { slot: Object::bdev(&self.name).itself(), undo: Some(undo) }
     }
 
@@ -59,7 +35,7 @@ impl Method for BdevDelayCreate {
         let new = bdev::New {
             name_field: "name",
             name: &self.name,
-            deleted_by: BdevDelayDelete::NAME,
+            deleted_by: DelayDelete::NAME,
             base: Some(base.name()),
             about: about(self),
         };
@@ -69,21 +45,11 @@ impl Method for BdevDelayCreate {
     }
 }
 
-fn about(delay: &BdevDelayCreate) -> Value {
+fn about(delay: &DelayCreate) -> Value {
     json!({"delay": delay})
 }
 
-/// Deletes a slower disk. The one it stands on stays.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevDelayDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BdevDelayDelete {
-    const NAME: &'static str = "bdev_delay_delete";
-    type Output = bool;
-
+impl Handler for DelayDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::bdev(&self.name))
     }
@@ -94,51 +60,22 @@ impl Method for BdevDelayDelete {
     }
 }
 
-/// Changes one latency of a slower disk.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevDelayUpdateLatency {
-    /// The disk.
-    delay_bdev_name: String,
-    /// Which latency.
-    latency_type: Which,
-    /// Microseconds.
-    latency_us: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum Which {
-    /// Of 99 in 100 reads.
-    AvgRead,
-    /// Of one in 100 reads.
-    P99Read,
-    /// Of 99 in 100 writes.
-    AvgWrite,
-    /// Of one in 100 writes.
-    P99Write,
-}
-
-impl Which {
-    /// What the disk calls it, and the parameter that it was created with.
-    fn names(self) -> (LatencyType, &'static str) {
-        match self {
-            Which::AvgRead => (LatencyType::AvgRead, "avg_read_latency"),
-            Which::P99Read => (LatencyType::P99Read, "p99_read_latency"),
-            Which::AvgWrite => (LatencyType::AvgWrite, "avg_write_latency"),
-            Which::P99Write => (LatencyType::P99Write, "p99_write_latency"),
-        }
+/// The latency as the disk has it, and the parameter that creates it.
+fn names(latency: DelayLatency) -> (LatencyType, &'static str) {
+    match latency {
+        DelayLatency::AvgRead => (LatencyType::AvgRead, "avg_read_latency"),
+        DelayLatency::P99Read => (LatencyType::P99Read, "p99_read_latency"),
+        DelayLatency::AvgWrite => (LatencyType::AvgWrite, "avg_write_latency"),
+        DelayLatency::P99Write => (LatencyType::P99Write, "p99_write_latency"),
     }
 }
 
-impl Method for BdevDelayUpdateLatency {
-    const NAME: &'static str = "bdev_delay_update_latency";
-    type Output = bool;
-
+impl Handler for DelayUpdateLatency {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let delay = control.bdevs.backend::<Delay>(&self.delay_bdev_name, Self::NAME)?;
         let disk = control.bdevs.get(&self.delay_bdev_name)?;
         let slot = Object::bdev(disk.name()).itself();
-        let (latency_type, param) = self.latency_type.names();
+        let (latency_type, param) = names(self.latency_type);
         let mut params = control.desired.get(&slot).map(|call| call.params).unwrap_or_default();
         params[param] = json!(self.latency_us);
         for (average, p99) in [("avg_read_latency", "p99_read_latency"), ("avg_write_latency", "p99_write_latency")] {

@@ -3,55 +3,30 @@
 
 use super::bdev;
 use crate::Control;
-use crate::desired::{Call, Object};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::desired::Object;
+use crate::rpc::OrRefuse;
+use crate::rpc::method::{Effect, Handler, Row, blocking};
+use api::bdev::{AioCreate, AioDelete, AioRescan, UringCreate, UringDelete, UringRescan};
+use api::config::Call;
+use api::{Method, RpcError};
 use block::{Bdev, FileBdev, FileParams, FileProduct};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
-use uuid::Uuid;
 
-pub(super) fn methods() -> Vec<Entry> {
+pub(super) fn methods() -> Vec<Row> {
     vec![
-        Entry::of::<BdevAioCreate>(),
-        Entry::of::<BdevAioDelete>(),
-        Entry::of::<BdevAioRescan>(),
-        Entry::of::<BdevUringCreate>(),
-        Entry::of::<BdevUringDelete>(),
-        Entry::of::<BdevUringRescan>(),
+        Row::of::<AioCreate>(),
+        Row::of::<AioDelete>(),
+        Row::of::<AioRescan>(),
+        Row::of::<UringCreate>(),
+        Row::of::<UringDelete>(),
+        Row::of::<UringRescan>(),
     ]
 }
 
-/// Makes a disk of a file or a block device.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevAioCreate {
-    /// Its name.
-    name: String,
-    /// The file, as the daemon sees it.
-    filename: String,
-    /// Bytes a block: a power of two from 512 to 65536; the device's own, or 512 for a file, when it is not given.
-    block_size: Option<u32>,
-    /// Open it for reading alone.
-    #[serde(default)]
-    readonly: bool,
-    /// Accepted for SPDK's clients: space is always given back by discards where the file system can.
-    #[serde(default)]
-    fallocate: bool,
-    /// Its UUID; a random one when it is not given.
-    uuid: Option<Uuid>,
-    /// Accepted for SPDK's clients: io_uring never waits in the caller.
-    #[serde(default)]
-    nowait: bool,
-}
-
-impl Method for BdevAioCreate {
-    const NAME: &'static str = "bdev_aio_create";
-    type Output = String;
-
+impl Handler for AioCreate {
     fn effect(&self) -> Effect {
-        let undo = Call::new(BdevAioDelete::NAME, json!({"name": self.name}));
+        let undo = Call::new(AioDelete::NAME, json!({"name": self.name}));
         Effect::Keep { slot: Object::bdev(&self.name).itself(), undo: Some(undo) }
     }
 
@@ -70,32 +45,15 @@ impl Method for BdevAioCreate {
             product: FileProduct::Aio,
             ..FileParams::new(&self.name, &self.filename)
         };
-        let new =
-            bdev::New { name_field: "name", name: &self.name, deleted_by: BdevAioDelete::NAME, base: None, about };
+        let new = bdev::New { name_field: "name", name: &self.name, deleted_by: AioDelete::NAME, base: None, about };
         self.uuid = Some(bdev::register(control, new, move || FileBdev::create(params)).await?.uuid);
         Ok(self.name.clone())
     }
 }
 
-/// Makes a disk of a file or a block device, reached by io_uring.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevUringCreate {
-    /// Its name.
-    name: String,
-    /// The file, as the daemon sees it.
-    filename: String,
-    /// Bytes a block: a power of two from 512 to 65536; the device's own, or 512 for a file, when it is not given.
-    block_size: Option<u32>,
-    /// Its UUID; a random one when it is not given.
-    uuid: Option<Uuid>,
-}
-
-impl Method for BdevUringCreate {
-    const NAME: &'static str = "bdev_uring_create";
-    type Output = String;
-
+impl Handler for UringCreate {
     fn effect(&self) -> Effect {
-        let undo = Call::new(BdevUringDelete::NAME, json!({"name": self.name}));
+        let undo = Call::new(UringDelete::NAME, json!({"name": self.name}));
         Effect::Keep { slot: Object::bdev(&self.name).itself(), undo: Some(undo) }
     }
 
@@ -107,24 +65,13 @@ impl Method for BdevUringCreate {
             product: FileProduct::Uring,
             ..FileParams::new(&self.name, &self.filename)
         };
-        let new =
-            bdev::New { name_field: "name", name: &self.name, deleted_by: BdevUringDelete::NAME, base: None, about };
+        let new = bdev::New { name_field: "name", name: &self.name, deleted_by: UringDelete::NAME, base: None, about };
         self.uuid = Some(bdev::register(control, new, move || FileBdev::create(params)).await?.uuid);
         Ok(self.name.clone())
     }
 }
 
-/// Deletes a disk made by bdev_aio_create. The file stays.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevAioDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BdevAioDelete {
-    const NAME: &'static str = "bdev_aio_delete";
-    type Output = bool;
-
+impl Handler for AioDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::bdev(&self.name))
     }
@@ -135,17 +82,7 @@ impl Method for BdevAioDelete {
     }
 }
 
-/// Deletes a disk made by bdev_uring_create. The file stays.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevUringDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for BdevUringDelete {
-    const NAME: &'static str = "bdev_uring_delete";
-    type Output = bool;
-
+impl Handler for UringDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::bdev(&self.name))
     }
@@ -156,33 +93,13 @@ impl Method for BdevUringDelete {
     }
 }
 
-/// Takes a file's size anew, and tells the guest.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevAioRescan {
-    /// The disk.
-    name: String,
-}
-
-impl Method for BdevAioRescan {
-    const NAME: &'static str = "bdev_aio_rescan";
-    type Output = bool;
-
+impl Handler for AioRescan {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         rescan(control, &self.name, Self::NAME).await
     }
 }
 
-/// Takes a file's size anew, and tells the guest.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevUringRescan {
-    /// The disk.
-    name: String,
-}
-
-impl Method for BdevUringRescan {
-    const NAME: &'static str = "bdev_uring_rescan";
-    type Output = bool;
-
+impl Handler for UringRescan {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         rescan(control, &self.name, Self::NAME).await
     }
@@ -191,7 +108,7 @@ impl Method for BdevUringRescan {
 async fn rescan(control: &Arc<Control>, name: &str, method: &str) -> Result<bool, RpcError> {
     let file = control.bdevs.backend::<FileBdev>(name, method)?;
     let scanned = file.clone();
-    if blocking(move || scanned.rescan()).await?? {
+    if blocking(move || scanned.rescan()).await?.or_refuse()? {
         bdev::announce_resize(control, &file.identity().name);
     }
     Ok(true)

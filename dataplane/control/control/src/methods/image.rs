@@ -3,19 +3,18 @@
 use crate::Control;
 use crate::bdevs::{Holder, Use};
 use crate::disk_io::DiskIo;
-use crate::rpc::RpcError;
-use crate::rpc::method::{Entry, Method};
+use crate::rpc::method::{Handler, Row};
+use api::RpcError;
+use api::image::{ImageGetProgress, ImageProgress, ImageWrite};
 use block::Bdev;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![Entry::of::<BdevImageWrite>(), Entry::of::<BdevImageGetProgress>()]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<ImageWrite>(), Row::of::<ImageGetProgress>()]
 }
 
 /// Bytes copied, or verified, at once.
@@ -60,22 +59,7 @@ impl Copies {
     }
 }
 
-/// Begins to copy a file onto a disk that nothing else holds. `bdev_image_get_progress` tells how far it is.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevImageWrite {
-    /// The disk.
-    name: String,
-    /// The raw image, on the daemon's side; at most as large as the disk.
-    file: String,
-    /// When all is written, look whether the disk holds it: the disk compares where it can, and is read back where not.
-    #[serde(default)]
-    verify: bool,
-}
-
-impl Method for BdevImageWrite {
-    const NAME: &'static str = "bdev_image_write";
-    type Output = bool;
-
+impl Handler for ImageWrite {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let file = File::open(&self.file).map_err(|e| RpcError::from_io(&e, format!("file {}: {e}", self.file)))?;
         let metadata = file.metadata().map_err(|e| RpcError::from_io(&e, format!("file {}: {e}", self.file)))?;
@@ -170,42 +154,14 @@ impl Image<'_> {
     }
 }
 
-/// Tells how far the copying onto a disk is.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevImageGetProgress {
-    /// The disk.
-    name: String,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Progress {
-    /// The image.
-    file: String,
-    /// Bytes of the image.
-    total: u64,
-    /// Bytes copied.
-    copied: u64,
-    /// Bytes verified; null where nobody asked for it.
-    verified: Option<u64>,
-    /// It has ended.
-    done: bool,
-    /// Why it failed.
-    error: Option<String>,
-    /// Where the disk does not hold what was written: the first byte of at most 1 MiB in which it differs.
-    differs_at: Option<u64>,
-}
-
-impl Method for BdevImageGetProgress {
-    const NAME: &'static str = "bdev_image_get_progress";
-    type Output = Progress;
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Progress, RpcError> {
+impl Handler for ImageGetProgress {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<ImageProgress, RpcError> {
         let copies = control.copies.lock();
         let copy = copies.iter().find(|copy| copy.disk == self.name);
         let copy = copy.ok_or_else(|| RpcError::no_such("copy onto the disk", &self.name))?;
         let ended = copy.ended.lock().expect("no panic under this lock").clone();
         let error = ended.as_ref().and_then(|ended| ended.as_ref().err());
-        Ok(Progress {
+        Ok(ImageProgress {
             file: copy.file.clone(),
             total: copy.total,
             copied: copy.copied.load(Ordering::Relaxed),

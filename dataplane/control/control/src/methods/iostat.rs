@@ -2,24 +2,17 @@
 
 use crate::Control;
 use crate::bdevs::{Holder, Registered};
-use crate::rpc::RpcError;
-use crate::rpc::method::{Entry, Method};
+use crate::rpc::method::{Handler, Row};
+use api::RpcError;
+use api::iostat::{BdevIostat, EnableHistogram, GetHistogram, GetIostat, Histogram, Iostat, ResetIostat, ResetMode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use block::stats::{KindSnapshot, bucket_floor};
 use block::{IoSnapshot, OpKind};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![
-        Entry::of::<BdevGetIostat>(),
-        Entry::of::<BdevResetIostat>(),
-        Entry::of::<BdevEnableHistogram>(),
-        Entry::of::<BdevGetHistogram>(),
-    ]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<GetIostat>(), Row::of::<ResetIostat>(), Row::of::<EnableHistogram>(), Row::of::<GetHistogram>()]
 }
 
 /// What a disk has served since it was made: by the controllers on it and on the disks above it, those of today and those that
@@ -52,21 +45,6 @@ fn since_reset(control: &Control, disk: &Registered, mode: ResetMode) -> IoSnaps
     since
 }
 
-/// Which counters are set to zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum ResetMode {
-    /// All.
-    All,
-    /// Highest and lowest latencies, and histograms.
-    Maxmin,
-    /// Errors.
-    Error,
-    /// None.
-    #[default]
-    None,
-}
-
 fn reset(last: &mut IoSnapshot, now: IoSnapshot, mode: ResetMode) {
     for (then, now) in last.kinds.iter_mut().zip(now.kinds) {
         match mode {
@@ -78,87 +56,53 @@ fn reset(last: &mut IoSnapshot, now: IoSnapshot, mode: ResetMode) {
     }
 }
 
-/// Tells what disks have served.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevGetIostat {
-    /// Only these, by name or UUID.
-    names: Option<Vec<String>>,
-    /// Only this one, by name or UUID.
-    name: Option<String>,
-    /// Not supported: counters are told a disk.
-    #[serde(default)]
-    per_channel: bool,
-    /// What is set to zero once it is told.
-    #[serde(default)]
-    reset_mode: ResetMode,
-}
-
-impl Method for BdevGetIostat {
-    const NAME: &'static str = "bdev_get_iostat";
-    type Output = Value;
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Value, RpcError> {
-        if self.per_channel {
-            return Err(RpcError::invalid("per_channel", true, "false: counters are told a disk"));
-        }
+impl Handler for GetIostat {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<Iostat, RpcError> {
         let names: Vec<&String> = self.names.iter().flatten().chain(&self.name).collect();
         let disks = match names.as_slice() {
             [] => control.bdevs.all(),
             names => names.iter().map(|name| control.bdevs.get(name)).collect::<Result<_, _>>()?,
         };
-        let tell = |disk: &Arc<Registered>| describe(disk.name(), &since_reset(control, disk, self.reset_mode));
-        let told: Vec<Value> = disks.iter().map(tell).collect();
-        Ok(json!({"tick_rate": clock::hz(), "ticks": clock::Cycles::now().0, "bdevs": told}))
+        let bdevs = disks.iter().map(|disk| describe(disk.name(), &since_reset(control, disk, self.reset_mode)));
+        Ok(Iostat { bdevs: bdevs.collect(), tick_rate: clock::hz(), ticks: clock::Cycles::now().0 })
     }
 }
 
-/// SPDK's shape. Highest and lowest latencies come from the histogram: at most an eighth off.
-fn describe(name: &str, stats: &IoSnapshot) -> Value {
-    let mut told = json!({"name": name, "bytes_copied": 0, "num_copy_ops": 0});
+fn describe(name: &str, stats: &IoSnapshot) -> BdevIostat {
+    let (read, write) = (stats.of(OpKind::Read), stats.of(OpKind::Write));
     let write_zeroes = stats.of(OpKind::WriteZeroes);
-    let mut unmaps = stats.of(OpKind::Discard).clone();
-    unmaps += write_zeroes;
-    let kinds = [
-        ("read", "bytes_read", "num_read_ops", stats.of(OpKind::Read)),
-        ("write", "bytes_written", "num_write_ops", stats.of(OpKind::Write)),
-        ("unmap", "bytes_unmapped", "num_unmap_ops", &unmaps),
-    ];
-    for (kind, bytes, ops, counted) in kinds {
-        told[bytes] = json!(counted.bytes);
-        told[ops] = json!(counted.ops);
-        told[format!("{kind}_latency_ticks")] = json!(counted.latency.0);
-        told[format!("max_{kind}_latency_ticks")] = json!(counted.quantile(1.0).0);
-        told[format!("min_{kind}_latency_ticks")] = json!(lowest(counted));
-    }
-    told["num_flush_ops"] = json!(stats.of(OpKind::Flush).ops);
-    told["num_write_zeroes_ops"] = json!(write_zeroes.ops);
+    let mut unmap = stats.of(OpKind::Discard).clone();
+    unmap += write_zeroes;
     let errors: u64 = stats.kinds.iter().map(|kind| kind.errors).sum();
-    told["io_error"] = if errors > 0 { json!({"failed": errors}) } else { json!({}) };
-    told
+    BdevIostat {
+        name: name.to_owned(),
+        bytes_read: read.bytes,
+        num_read_ops: read.ops,
+        bytes_written: write.bytes,
+        num_write_ops: write.ops,
+        bytes_unmapped: unmap.bytes,
+        num_unmap_ops: unmap.ops,
+        read_latency_ticks: read.latency.0,
+        max_read_latency_ticks: read.quantile(1.0).0,
+        min_read_latency_ticks: lowest(read),
+        write_latency_ticks: write.latency.0,
+        max_write_latency_ticks: write.quantile(1.0).0,
+        min_write_latency_ticks: lowest(write),
+        unmap_latency_ticks: unmap.latency.0,
+        max_unmap_latency_ticks: unmap.quantile(1.0).0,
+        min_unmap_latency_ticks: lowest(&unmap),
+        num_flush_ops: stats.of(OpKind::Flush).ops,
+        num_write_zeroes_ops: write_zeroes.ops,
+        io_error: (errors > 0).then(|| ("failed".to_owned(), errors)).into_iter().collect(),
+        ..BdevIostat::default()
+    }
 }
 
 fn lowest(counted: &KindSnapshot) -> u64 {
     counted.histogram.iter().position(|count| *count > 0).map_or(0, |bucket| bucket_floor(bucket).0)
 }
 
-/// Sets counters of disks to zero. Metrics go on.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevResetIostat {
-    /// Only of this one, by name or UUID.
-    name: Option<String>,
-    /// Which counters.
-    #[serde(default = "all")]
-    mode: ResetMode,
-}
-
-fn all() -> ResetMode {
-    ResetMode::All
-}
-
-impl Method for BdevResetIostat {
-    const NAME: &'static str = "bdev_reset_iostat";
-    type Output = bool;
-
+impl Handler for ResetIostat {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let disks = match &self.name {
             Some(name) => vec![control.bdevs.get(name)?],
@@ -169,32 +113,9 @@ impl Method for BdevResetIostat {
     }
 }
 
-/// Starts a histogram of a disk's latencies anew. They are always counted.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevEnableHistogram {
-    /// The disk.
-    name: String,
-    /// Start anew. Counting does not end with false: it costs nothing.
-    enable: bool,
-    /// Accepted for SPDK's clients: each kind of request is counted, and all are told.
-    opc: Option<String>,
-    /// The one granularity that there is: 3, eight buckets to a power of two.
-    granularity: Option<u8>,
-    /// Not supported: 0 only.
-    min_nsec: Option<u64>,
-    /// Not supported: all are counted.
-    max_nsec: Option<u64>,
-}
-
-impl Method for BdevEnableHistogram {
-    const NAME: &'static str = "bdev_enable_histogram";
-    type Output = bool;
-
+impl Handler for EnableHistogram {
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let disk = control.bdevs.get(&self.name)?;
-        if let Some(other) = self.granularity.filter(|granularity| *granularity != GRANULARITY) {
-            return Err(RpcError::invalid("granularity", other, GRANULARITY));
-        }
         if self.enable {
             drop(since_reset(control, &disk, ResetMode::Maxmin));
         }
@@ -205,26 +126,7 @@ impl Method for BdevEnableHistogram {
 /// Buckets to a power of two, as a power of two.
 const GRANULARITY: u8 = 3;
 
-/// Tells a disk's latencies as SPDK's histogram: counts a bucket, 64 bits each, little endian, in base64.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct BdevGetHistogram {
-    /// The disk.
-    name: String,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct Histogram {
-    histogram: String,
-    granularity: u8,
-    min_range: usize,
-    max_range: usize,
-    tsc_rate: u64,
-}
-
-impl Method for BdevGetHistogram {
-    const NAME: &'static str = "bdev_get_histogram";
-    type Output = Histogram;
-
+impl Handler for GetHistogram {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Histogram, RpcError> {
         let disk = control.bdevs.get(&self.name)?;
         let mut sum = KindSnapshot::default();

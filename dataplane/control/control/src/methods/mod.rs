@@ -29,10 +29,10 @@ mod tap;
 mod vhost;
 mod vhost_net;
 
-use crate::rpc::method::Table;
+use crate::rpc::method::Handlers;
 
-/// All methods.
-pub(crate) fn table() -> Table {
+/// The handlers of all methods.
+pub(crate) fn handlers() -> Handlers {
     let groups = [
         bdev::methods(),
         boot::methods(),
@@ -63,5 +63,5 @@ pub(crate) fn table() -> Table {
         vhost::methods(),
         vhost_net::methods(),
     ];
-    Table::new(groups.into_iter().flatten().collect())
+    Handlers::new(groups.into_iter().flatten().collect())
 }

@@ -2,14 +2,15 @@
 
 use super::bridge::membership;
 use crate::Control;
-use crate::desired::{Call, Object};
-use crate::events::EventType;
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::desired::Object;
+use crate::rpc::OrRefuse;
+use crate::rpc::method::{Effect, Handler, Row, blocking};
 use crate::scheduler::QueueId;
+use api::config::Call;
+use api::notify::EventType;
+use api::port::{PortDelete, PortGet, PortInfo, PortMoveQueue, PortSetRateLimit};
+use api::{Method, RpcError};
 use port::{Counters, Port, PortError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,13 +19,8 @@ use switch::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 /// Of ports whose MTU nobody has said.
 pub(super) const DEFAULT_MTU: u16 = 1500;
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![
-        Entry::of::<PortGet>(),
-        Entry::of::<PortDelete>(),
-        Entry::of::<PortSetRateLimit>(),
-        Entry::of::<PortMoveQueue>(),
-    ]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<PortGet>(), Row::of::<PortDelete>(), Row::of::<PortSetRateLimit>(), Row::of::<PortMoveQueue>()]
 }
 
 /// What a successful call that makes a port leaves.
@@ -47,8 +43,8 @@ pub(super) async fn add<P: Port + 'static>(
     }
     let owned = name.to_owned();
     let made = blocking(move || {
-        let port = Arc::new(make(&switch)?);
-        let number = switch.add_port(&owned, port.clone(), &config)?;
+        let port = Arc::new(make(&switch).or_refuse()?);
+        let number = switch.add_port(&owned, port.clone(), &config).or_refuse()?;
         Ok::<_, RpcError>((port, number))
     });
     let (port, number) = made.await??;
@@ -56,42 +52,8 @@ pub(super) async fn add<P: Port + 'static>(
     Ok((port, number))
 }
 
-/// Lists the ports with their counters.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct PortGet {
-    /// Only this one.
-    name: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct PortDescription {
-    name: String,
-    /// Its number in flows.
-    port_no: PortNo,
-    /// What it is: vhost-user, tap, dpdk.
-    kind: &'static str,
-    /// The bridge that it is in.
-    bridge: Option<String>,
-    mac: String,
-    mtu: u16,
-    link_up: bool,
-    rx_queues: u16,
-    /// The worker of each receive queue, where they can be moved.
-    rx_workers: Vec<Option<usize>>,
-    tx_queues: u16,
-    /// What may come in by it; what is not limited is left out.
-    rate_limit: BTreeMap<&'static str, u64>,
-    /// What the port counted: packets, bytes, and what could not be received or sent, and why.
-    stats: BTreeMap<&'static str, u64>,
-    /// What the switch counted of the packets that came in by it: why it dropped some, and how many asked the translation.
-    switch: BTreeMap<&'static str, u64>,
-}
-
-impl Method for PortGet {
-    const NAME: &'static str = "port_get";
-    type Output = Vec<PortDescription>;
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<PortDescription>, RpcError> {
+impl Handler for PortGet {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<PortInfo>, RpcError> {
         let mut ports = control.switching.get().map(|switch| switch.ports()).unwrap_or_default();
         if let Some(name) = &self.name {
             ports.retain(|port| port.name == *name);
@@ -103,14 +65,14 @@ impl Method for PortGet {
     }
 }
 
-fn describe(report: PortReport) -> PortDescription {
+fn describe(report: PortReport) -> PortInfo {
     let info = report.port.info();
-    PortDescription {
-        stats: counters(&*report.port).named().collect(),
-        switch: report.path.named().chain(report.drops).collect(),
+    PortInfo {
+        stats: owned(counters(&*report.port).named()),
+        switch: owned(report.path.named().chain(report.drops)),
         name: report.name,
         port_no: report.number,
-        kind: info.kind,
+        kind: info.kind.to_owned(),
         bridge: report.bridge,
         mac: Mac::from(info.mac).to_string(),
         mtu: info.mtu,
@@ -118,8 +80,12 @@ fn describe(report: PortReport) -> PortDescription {
         rx_queues: info.rx_queues,
         rx_workers: report.port.rx_queues().iter().map(|queue| queue.worker).collect(),
         tx_queues: info.tx_queues,
-        rate_limit: limits(&report.limit).into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect(),
+        rate_limit: owned(limits(&report.limit).into_iter().filter_map(|(name, limit)| Some((name, limit?)))),
     }
+}
+
+fn owned(counters: impl IntoIterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
 /// The limits by the names that they have in calls.
@@ -137,17 +103,7 @@ pub(crate) fn counters(port: &dyn Port) -> Counters {
     port.stats().iter().map(|stats| &**stats).sum()
 }
 
-/// Deletes a port. It leaves its bridge first; packets in flight are dropped.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct PortDelete {
-    /// Its name.
-    name: String,
-}
-
-impl Method for PortDelete {
-    const NAME: &'static str = "port_delete";
-    type Output = bool;
-
+impl Handler for PortDelete {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::port(&self.name))
     }
@@ -162,7 +118,7 @@ impl Method for PortDelete {
             drop(capturing.captures.stop(&name));
             switch.remove_port(&name).map(drop).map(|()| drop(guest))
         };
-        blocking(remove).await??;
+        blocking(remove).await?.or_refuse()?;
         if let Some(bridge) = bridge {
             control.desired.clear(&membership(&bridge, &self.name));
         }
@@ -171,26 +127,7 @@ impl Method for PortDelete {
     }
 }
 
-/// Limits what may come in by a port, over all its queues. What is beyond is dropped and counted. A limit that is not given is
-/// lifted.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct PortSetRateLimit {
-    /// The port.
-    name: String,
-    /// Packets a second.
-    packets_per_second: Option<u64>,
-    /// Packets that may come at once after a pause, at least 32; a tenth of a second's when it is not given.
-    burst_packets: Option<u64>,
-    /// Bits a second, Ethernet headers included.
-    bits_per_second: Option<u64>,
-    /// Bytes that may come at once after a pause, at least 131072; a tenth of a second's when it is not given.
-    burst_bytes: Option<u64>,
-}
-
-impl Method for PortSetRateLimit {
-    const NAME: &'static str = "port_set_rate_limit";
-    type Output = bool;
-
+impl Handler for PortSetRateLimit {
     fn effect(&self) -> Effect {
         let slot = Object::port(&self.name).aspect(crate::desired::Aspect::RateLimit);
         if self.packets_per_second.is_none() && self.bits_per_second.is_none() {
@@ -206,27 +143,12 @@ impl Method for PortSetRateLimit {
             bits_per_second: self.bits_per_second,
             burst_bytes: self.burst_bytes,
         };
-        control.switch("port", &self.name)?.limit_port(&self.name, limit)?;
+        control.switch("port", &self.name)?.limit_port(&self.name, limit).or_refuse()?;
         Ok(true)
     }
 }
 
-/// Moves a receive queue of a port, or a queue pair of a guest, to another worker while it receives. It stays there, whatever its
-/// load, until this is called without a worker.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct PortMoveQueue {
-    /// The port.
-    name: String,
-    /// The queue, from 0.
-    queue: u16,
-    /// The worker, from 0; when it is not given, the queue stays where it is and may be moved by load again.
-    worker: Option<usize>,
-}
-
-impl Method for PortMoveQueue {
-    const NAME: &'static str = "port_move_queue";
-    type Output = bool;
-
+impl Handler for PortMoveQueue {
     fn effect(&self) -> Effect {
         QueueId::port(&self.name, self.queue).effect(self.worker)
     }

@@ -3,14 +3,18 @@
 use crate::Control;
 use crate::bdevs::{Holder, Use};
 use crate::controllers::{self, Served};
-use crate::desired::{Call, Object};
-use crate::events::EventType;
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method, blocking};
+use crate::desired::Object;
+use crate::rpc::method::{Effect, Handler, Row, blocking};
+use crate::rpc::{OrRefuse, Refuse};
 use crate::scheduler::QueueId;
+use api::config::Call;
+use api::notify::EventType;
+use api::vhost::{
+    BackendInfo, BlockInfo, ControllerInfo, CreateBlkController, CreateTransport, DeleteController, GetControllers,
+    GetTransports, MoveQueue, QueueInfo, SessionInfo, SocketRole, TransportInfo,
+};
+use api::{Method, RpcError};
 use engine::{CpuSet, WorkerHandle};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::{Arc, Mutex};
 use virtio_blk::{Controller, ControllerError, ControllerParams, MAX_QUEUES, Place, Report, Role};
@@ -18,63 +22,27 @@ use virtio_blk::{Controller, ControllerError, ControllerParams, MAX_QUEUES, Plac
 /// SPDK's name for what we are.
 const TRANSPORT: &str = "vhost_user_blk";
 
-pub(super) fn methods() -> Vec<Entry> {
+pub(super) fn methods() -> Vec<Row> {
     vec![
-        Entry::of::<VhostCreateBlkController>(),
-        Entry::of::<VhostGetControllers>(),
-        Entry::of::<VhostDeleteController>(),
-        Entry::of::<VhostControllerMoveQueue>(),
-        Entry::of::<VirtioBlkCreateTransport>(),
-        Entry::of::<VirtioBlkGetTransports>(),
+        Row::of::<CreateBlkController>(),
+        Row::of::<GetControllers>(),
+        Row::of::<DeleteController>(),
+        Row::of::<MoveQueue>(),
+        Row::of::<CreateTransport>(),
+        Row::of::<GetTransports>(),
     ]
 }
 
-/// Serves a disk to a guest: a vhost-user-blk device whose socket appears in the daemon's vhost directory.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostCreateBlkController {
-    /// Its name, and that of its socket.
-    ctrlr: String,
-    /// The disk, by name or UUID.
-    dev_name: String,
-    /// The guest may not write.
-    #[serde(default)]
-    readonly: bool,
-    /// The packed ring layout is offered, too.
-    #[serde(default)]
-    packed_ring: bool,
-    /// The CPUs whose workers serve it: a list such as "[0,2-3]", or a hexadecimal mask. All workers when it is not given.
-    cpumask: Option<String>,
-    /// The kind of device: vhost_user_blk.
-    transport: Option<String>,
-    /// Who listens on the socket: "server" (this daemon, the default) or "client" (the front-end; this daemon connects, and
-    /// again after a loss).
-    socket_role: Option<SocketRole>,
-    /// Queues that a guest may use, 1 to 64; 64 when it is not given. They are dealt to the workers in turn.
-    num_queues: Option<u16>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum SocketRole {
-    Server,
-    Client,
-}
-
-impl From<Role> for SocketRole {
-    fn from(role: Role) -> SocketRole {
-        match role {
-            Role::Server => SocketRole::Server,
-            Role::Client => SocketRole::Client,
-        }
+fn socket_role(role: Role) -> SocketRole {
+    match role {
+        Role::Server => SocketRole::Server,
+        Role::Client => SocketRole::Client,
     }
 }
 
-impl Method for VhostCreateBlkController {
-    const NAME: &'static str = "vhost_create_blk_controller";
-    type Output = bool;
-
+impl Handler for CreateBlkController {
     fn effect(&self) -> Effect {
-        let undo = Call::new(VhostDeleteController::NAME, json!({"ctrlr": self.ctrlr}));
+        let undo = Call::new(DeleteController::NAME, json!({"ctrlr": self.ctrlr}));
         Effect::Keep { slot: Object::controller(&self.ctrlr).itself(), undo: Some(undo) }
     }
 
@@ -82,7 +50,7 @@ impl Method for VhostCreateBlkController {
         if let Some(other) = self.transport.as_deref().filter(|transport| *transport != TRANSPORT) {
             return Err(RpcError::invalid("transport", other, TRANSPORT));
         }
-        let workers = self.workers(control)?;
+        let workers = workers(self.cpumask.as_ref(), control)?;
         let reservation = control.controllers.reserve(&self.ctrlr)?;
         let holder = Holder::Controller(self.ctrlr.clone());
         let how = if self.readonly { Use::ReadOnly } else { Use::Exclusive };
@@ -103,7 +71,7 @@ impl Method for VhostCreateBlkController {
         let socket = params.socket.display().to_string();
         let (bdev, events) = (disk.bdev.clone(), control.controller_events.clone());
         let started = blocking(move || Controller::start(params, bdev, events)).await;
-        let controller = started.and_then(|started| started.map_err(RpcError::from)).inspect_err(|_| {
+        let controller = started.and_then(|started| started.or_refuse()).inspect_err(|_| {
             control.bdevs.release(disk.name(), &holder);
         })?;
         reservation.fill(Served {
@@ -121,32 +89,30 @@ impl Method for VhostCreateBlkController {
     }
 }
 
-impl VhostCreateBlkController {
-    /// The workers of its CPUs, those with the fewest queues first.
-    fn workers(&self, control: &Control) -> Result<Vec<WorkerHandle>, RpcError> {
-        let mut workers = control.engine().workers().to_vec();
-        if let Some(mask) = &self.cpumask {
-            let expected = || {
-                let cpus: CpuSet = control.engine().workers().iter().map(WorkerHandle::cpu).collect();
-                format!("CPUs that have a worker, of the mask 0x{cpus:x}")
-            };
-            let cpus: CpuSet = mask.parse().map_err(|_| RpcError::invalid("cpumask", mask, expected()))?;
-            workers.retain(|worker| cpus.contains(worker.cpu()));
-            if workers.is_empty() {
-                return Err(RpcError::invalid("cpumask", mask, expected()));
-            }
-        }
-        let reports: Vec<Report> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
-        let queues = |worker: &WorkerHandle| {
-            reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker.id() == worker.id()).count()
+/// The workers of the CPUs in a mask, those with the fewest queues first.
+fn workers(cpumask: Option<&String>, control: &Control) -> Result<Vec<WorkerHandle>, RpcError> {
+    let mut workers = control.engine().workers().to_vec();
+    if let Some(mask) = cpumask {
+        let expected = || {
+            let cpus: CpuSet = control.engine().workers().iter().map(WorkerHandle::cpu).collect();
+            format!("CPUs that have a worker, of the mask 0x{cpus:x}")
         };
-        workers.sort_by_cached_key(queues);
-        Ok(workers)
+        let cpus: CpuSet = mask.parse().map_err(|_| RpcError::invalid("cpumask", mask, expected()))?;
+        workers.retain(|worker| cpus.contains(worker.cpu()));
+        if workers.is_empty() {
+            return Err(RpcError::invalid("cpumask", mask, expected()));
+        }
     }
+    let reports: Vec<Report> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
+    let queues =
+        |worker: &WorkerHandle| reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker.id() == worker.id()).count();
+    workers.sort_by_cached_key(queues);
+    Ok(workers)
 }
 
-impl From<ControllerError> for RpcError {
-    fn from(error: ControllerError) -> RpcError {
+impl Refuse for ControllerError {
+    fn refuse(self) -> RpcError {
+        let error = self;
         use virtio_blk::SocketError;
         let text = error.to_string();
         match error {
@@ -166,71 +132,7 @@ impl From<ControllerError> for RpcError {
     }
 }
 
-/// Lists the controllers.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostGetControllers {
-    /// Only this one.
-    name: Option<String>,
-}
-
-/// SPDK's shape, and below `connected` what we add.
-#[derive(Serialize, JsonSchema)]
-struct ControllerInfo {
-    ctrlr: String,
-    cpumask: String,
-    delay_base_us: u32,
-    iops_threshold: u32,
-    socket: String,
-    sessions: Vec<SessionInfo>,
-    backend_specific: BackendInfo,
-    connected: bool,
-    socket_role: SocketRole,
-    /// Why it serves nothing, when it does not.
-    quarantined: Option<String>,
-    /// The last message of the front-end that was refused, or why the last session ended.
-    last_error: Option<String>,
-    num_queues: usize,
-    /// The worker of each queue.
-    queue_workers: Vec<usize>,
-    /// The queues that a front-end has started.
-    queues: Vec<QueueInfo>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct SessionInfo {
-    vid: u32,
-    id: u32,
-    name: String,
-    started: bool,
-    max_queues: usize,
-    inflight_task_cnt: u32,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct BackendInfo {
-    block: BlockInfo,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct BlockInfo {
-    readonly: bool,
-    bdev: String,
-    transport: &'static str,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct QueueInfo {
-    index: usize,
-    worker: usize,
-    enabled: bool,
-    size: u16,
-    packed: bool,
-}
-
-impl Method for VhostGetControllers {
-    const NAME: &'static str = "vhost_get_controllers";
-    type Output = Vec<ControllerInfo>;
-
+impl Handler for GetControllers {
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<ControllerInfo>, RpcError> {
         match &self.name {
             Some(name) => Ok(vec![describe(&*control.controllers.get(name)?)]),
@@ -265,10 +167,10 @@ fn describe(served: &Served) -> ControllerInfo {
         socket: served.socket.clone(),
         sessions: if report.session.connected { vec![session] } else { Vec::new() },
         backend_specific: BackendInfo {
-            block: BlockInfo { readonly: served.read_only, bdev: served.bdev.clone(), transport: TRANSPORT },
+            block: BlockInfo { readonly: served.read_only, bdev: served.bdev.clone(), transport: TRANSPORT.to_owned() },
         },
         connected: report.session.connected,
-        socket_role: served.role.into(),
+        socket_role: socket_role(served.role),
         quarantined: served.quarantine(&report),
         num_queues: report.queues.len(),
         queue_workers: report.queues.iter().map(|queue| queue.worker.id()).collect(),
@@ -277,17 +179,7 @@ fn describe(served: &Served) -> ControllerInfo {
     }
 }
 
-/// Deletes a controller. The guest's disk goes away as if it were unplugged; requests in flight are finished first.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostDeleteController {
-    /// Its name.
-    ctrlr: String,
-}
-
-impl Method for VhostDeleteController {
-    const NAME: &'static str = "vhost_delete_controller";
-    type Output = bool;
-
+impl Handler for DeleteController {
     fn effect(&self) -> Effect {
         Effect::Forget(Object::controller(&self.ctrlr))
     }
@@ -307,21 +199,7 @@ impl Method for VhostDeleteController {
     }
 }
 
-/// Moves a queue to another worker while it serves. It stays there, whatever its load, until this is called without a worker.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostControllerMoveQueue {
-    /// The controller.
-    ctrlr: String,
-    /// The queue, from 0.
-    queue: u16,
-    /// The worker, from 0; when it is not given, the queue stays where it is and may be moved by load again.
-    worker: Option<usize>,
-}
-
-impl Method for VhostControllerMoveQueue {
-    const NAME: &'static str = "vhost_controller_move_queue";
-    type Output = bool;
-
+impl Handler for MoveQueue {
     fn effect(&self) -> Effect {
         QueueId::controller(&self.ctrlr, self.queue).effect(self.worker)
     }
@@ -336,17 +214,7 @@ impl Method for VhostControllerMoveQueue {
     }
 }
 
-/// Makes a kind of device available. vhost_user_blk always is, and there is no other.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VirtioBlkCreateTransport {
-    /// The kind.
-    name: String,
-}
-
-impl Method for VirtioBlkCreateTransport {
-    const NAME: &'static str = "virtio_blk_create_transport";
-    type Output = bool;
-
+impl Handler for CreateTransport {
     async fn call(&mut self, _: &Arc<Control>) -> Result<bool, RpcError> {
         match self.name.as_str() {
             TRANSPORT => Err(RpcError::name_taken("name", TRANSPORT).hint("it is always there: nothing is to be done")),
@@ -355,25 +223,10 @@ impl Method for VirtioBlkCreateTransport {
     }
 }
 
-/// Lists the kinds of devices.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VirtioBlkGetTransports {
-    /// Only this one.
-    name: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct TransportInfo {
-    name: &'static str,
-}
-
-impl Method for VirtioBlkGetTransports {
-    const NAME: &'static str = "virtio_blk_get_transports";
-    type Output = Vec<TransportInfo>;
-
+impl Handler for GetTransports {
     async fn call(&mut self, _: &Arc<Control>) -> Result<Vec<TransportInfo>, RpcError> {
         match self.name.as_deref() {
-            None | Some(TRANSPORT) => Ok(vec![TransportInfo { name: TRANSPORT }]),
+            None | Some(TRANSPORT) => Ok(vec![TransportInfo { name: TRANSPORT.to_owned() }]),
             Some(other) => Err(RpcError::no_such("transport", other).hint(TRANSPORT)),
         }
     }

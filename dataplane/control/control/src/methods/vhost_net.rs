@@ -2,61 +2,20 @@
 
 use super::port::{self, DEFAULT_MTU};
 use crate::Control;
-use crate::rpc::RpcError;
-use crate::rpc::method::{Effect, Entry, Method};
+use crate::rpc::method::{Effect, Handler, Row};
 use crate::scheduler::QueueId;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use api::RpcError;
+use api::port::{CreateNetController, GetNetControllers, MoveQueuePair, NetControllerInfo};
+use api::vhost::{QueueInfo, SocketRole};
 use std::sync::Arc;
 use switch::{Mac, PortConfig, PortNo};
 use virtio_net::{MAX_QUEUE_PAIRS, NetController, NetParams, Report, Role};
 
-pub(super) fn methods() -> Vec<Entry> {
-    vec![
-        Entry::of::<VhostCreateNetController>(),
-        Entry::of::<VhostGetNetControllers>(),
-        Entry::of::<VhostNetControllerMoveQueuePair>(),
-    ]
+pub(super) fn methods() -> Vec<Row> {
+    vec![Row::of::<CreateNetController>(), Row::of::<GetNetControllers>(), Row::of::<MoveQueuePair>()]
 }
 
-/// Gives a guest a network device: a port of the switch whose vhost-user socket appears in the daemon's vhost directory.
-/// `port_delete` takes it away.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostCreateNetController {
-    /// Its name, that of the port and that of its socket.
-    ctrlr: String,
-    /// Queue pairs that a guest may use, 1 to 64; 1 when it is not given. They are dealt to the workers in turn.
-    num_queue_pairs: Option<u16>,
-    /// The guest's address, for reports. The front-end gives the guest its own.
-    mac: Option<String>,
-    /// Most bytes of a frame's payload; 1500 when it is not given.
-    mtu: Option<u16>,
-    /// The packed ring layout is not offered.
-    #[serde(default)]
-    no_packed_ring: bool,
-    /// Mergeable receive buffers are not offered.
-    #[serde(default)]
-    no_mrg_rxbuf: bool,
-    /// Who listens on the socket: "server" (this daemon, the default) or "client" (the front-end; this daemon connects, and
-    /// again after a loss).
-    socket_role: Option<SocketRole>,
-    /// Its number in flows; the next free one when it is not given.
-    port_no: Option<PortNo>,
-    /// Packets a second, on each worker, for which the translation may be asked; any number when it is not given.
-    upcall_pps: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum SocketRole {
-    Server,
-    Client,
-}
-
-impl Method for VhostCreateNetController {
-    const NAME: &'static str = "vhost_create_net_controller";
-    type Output = PortNo;
-
+impl Handler for CreateNetController {
     fn effect(&self) -> Effect {
         port::created(&self.ctrlr)
     }
@@ -103,40 +62,8 @@ impl Method for VhostCreateNetController {
     }
 }
 
-/// Lists the network devices of guests. `port_get` has their counters.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostGetNetControllers {
-    /// Only this one.
-    name: Option<String>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct GuestInfo {
-    ctrlr: String,
-    socket: String,
-    connected: bool,
-    /// Whether it serves nothing until its front-end sets it up again; an event said why.
-    quarantined: bool,
-    /// The last message of the front-end that was refused, or why the last session ended.
-    last_error: Option<String>,
-    /// The rings that a front-end has started: receive and transmit of pair 0, of pair 1, and so on.
-    rings: Vec<RingInfo>,
-}
-
-#[derive(Serialize, JsonSchema)]
-struct RingInfo {
-    index: usize,
-    worker: usize,
-    enabled: bool,
-    size: u16,
-    packed: bool,
-}
-
-impl Method for VhostGetNetControllers {
-    const NAME: &'static str = "vhost_get_net_controllers";
-    type Output = Vec<GuestInfo>;
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<GuestInfo>, RpcError> {
+impl Handler for GetNetControllers {
+    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<NetControllerInfo>, RpcError> {
         let guests = match &self.name {
             Some(name) => vec![(name.clone(), control.switching.guest(name)?)],
             None => control.switching.guests(),
@@ -146,16 +73,16 @@ impl Method for VhostGetNetControllers {
     }
 }
 
-fn describe(control: &Control, name: &str, report: Report) -> GuestInfo {
+fn describe(control: &Control, name: &str, report: Report) -> NetControllerInfo {
     let started = report.queues.iter().enumerate().filter(|(_, ring)| ring.started);
-    let rings = started.map(|(index, ring)| RingInfo {
+    let rings = started.map(|(index, ring)| QueueInfo {
         index,
         worker: ring.worker.id(),
         enabled: ring.enabled,
         size: ring.size,
         packed: ring.packed,
     });
-    GuestInfo {
+    NetControllerInfo {
         ctrlr: name.to_owned(),
         socket: control.vhost_dir.join(name).display().to_string(),
         connected: report.session.connected,
@@ -165,21 +92,7 @@ fn describe(control: &Control, name: &str, report: Report) -> GuestInfo {
     }
 }
 
-/// Moves a queue pair of a guest's network device to another worker while it serves, as `port_move_queue` does.
-#[derive(Serialize, Deserialize, JsonSchema)]
-struct VhostNetControllerMoveQueuePair {
-    /// The controller.
-    ctrlr: String,
-    /// The queue pair, from 0.
-    pair: u16,
-    /// The worker, from 0; when it is not given, the pair stays where it is and may be moved by load again.
-    worker: Option<usize>,
-}
-
-impl Method for VhostNetControllerMoveQueuePair {
-    const NAME: &'static str = "vhost_net_controller_move_queue_pair";
-    type Output = bool;
-
+impl Handler for MoveQueuePair {
     fn effect(&self) -> Effect {
         QueueId::port(&self.ctrlr, self.pair).effect(self.worker)
     }

@@ -3,7 +3,8 @@
 //! Workers put copies into a bounded queue and never wait; the thread takes them out, and asks the switch why a packet that a
 //! flow dropped was dropped.
 
-use crate::rpc::RpcError;
+use crate::rpc::OrRefuse;
+use api::RpcError;
 use clock::Cycles;
 use flow::{Metadata, Miniflow, extract};
 use pcap_file::pcapng::PcapNgWriter;
@@ -78,7 +79,7 @@ impl Captures {
         let file = create(&wanted.file)?;
         let capture = Capture::new(QUEUE, wanted.snap_len)
             .map_err(|error| RpcError::errno(libc::ENOMEM, error.to_string()).hint("a smaller snap_len needs less"))?;
-        let number = switch.start_capture(&wanted.port, &capture)?;
+        let number = switch.start_capture(&wanted.port, &capture).or_refuse()?;
         let progress = Arc::new(Progress {
             wanted,
             packets: AtomicU64::new(0),

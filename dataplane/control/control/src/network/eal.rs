@@ -1,6 +1,6 @@
 //! DPDK, once for the process. It is started by the first who needs it.
 
-use crate::rpc::RpcError;
+use api::RpcError;
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};
 use parking_lot::Mutex;
 use std::sync::OnceLock;

@@ -1,8 +1,9 @@
 //! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
 
 use crate::blocking::blocking;
-use crate::rpc::RpcError;
+use crate::rpc::{OrRefuse, Refuse};
 use crate::{Control, Settings};
+use api::RpcError;
 #[cfg(feature = "dpdk")]
 use offload::Offloader;
 use packet::Pool;
@@ -128,7 +129,7 @@ impl Control {
         let control = self.clone();
         let made = blocking(move || {
             let pool = control.switching.packet_pool()?;
-            let switch = Switch::start(control.engine().workers(), pool)?;
+            let switch = Switch::start(control.engine().workers(), pool).or_refuse()?;
             #[cfg(feature = "dpdk")]
             control.switching.offload(&switch)?;
             Ok::<_, RpcError>(switch)
@@ -139,8 +140,9 @@ impl Control {
     }
 }
 
-impl From<SwitchError> for RpcError {
-    fn from(error: SwitchError) -> RpcError {
+impl Refuse for SwitchError {
+    fn refuse(self) -> RpcError {
+        let error = self;
         let text = error.to_string();
         match error {
             SwitchError::NoSuch { kind, name } => {
@@ -161,14 +163,15 @@ impl From<SwitchError> for RpcError {
             SwitchError::Overlaps(other) => RpcError::errno(libc::EEXIST, text).field("flow", other).hint(
                 "no packet may match two flows: make their keys differ in a bit that both look at, or delete the other",
             ),
-            SwitchError::Port(error) => RpcError::from(error),
+            SwitchError::Port(error) => error.refuse(),
             SwitchError::Os { source, .. } => RpcError::from_io(&source, text),
         }
     }
 }
 
-impl From<port::PortError> for RpcError {
-    fn from(error: port::PortError) -> RpcError {
+impl Refuse for port::PortError {
+    fn refuse(self) -> RpcError {
+        let error = self;
         let text = error.to_string();
         match error {
             port::PortError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),

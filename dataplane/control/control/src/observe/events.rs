@@ -1,82 +1,14 @@
 //! What happened, for who asks later: SPDK's notifications.
 
 use crate::limits;
+use api::notify::{EventType, Notification};
 use parking_lot::Mutex;
-use schemars::JsonSchema;
-use serde::Serialize;
 use std::collections::VecDeque;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What kinds of things happen. The first three are SPDK's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EventType {
-    /// A disk is there.
-    BdevRegister,
-    /// A disk is gone.
-    BdevUnregister,
-    /// A disk has another size.
-    BdevResize,
-    /// The way from a disk to its target was lost or won back, or is being tried again.
-    BdevPath,
-    /// A controller is there.
-    VhostControllerCreate,
-    /// A controller is gone.
-    VhostControllerDelete,
-    /// A controller's guest or front-end misbehaved: it is served no more until it connects again.
-    VhostQuarantine,
-    /// A port of the switch is there.
-    PortCreate,
-    /// A port of the switch is gone.
-    PortDelete,
-    /// A queue was moved to another worker.
-    QueueMove,
-    /// A call of the desired state could not be carried out; it is tried again.
-    ConfigPending,
-    /// A call of the desired state that was pending is in effect.
-    ConfigRestored,
-    /// The state file was damaged.
-    StateDamaged,
-}
-
-impl EventType {
-    /// All of them.
-    pub const ALL: [EventType; 13] = [
-        EventType::BdevRegister,
-        EventType::BdevUnregister,
-        EventType::BdevResize,
-        EventType::BdevPath,
-        EventType::VhostControllerCreate,
-        EventType::VhostControllerDelete,
-        EventType::VhostQuarantine,
-        EventType::PortCreate,
-        EventType::PortDelete,
-        EventType::QueueMove,
-        EventType::ConfigPending,
-        EventType::ConfigRestored,
-        EventType::StateDamaged,
-    ];
-
-    fn is_bad(self) -> bool {
-        matches!(self, EventType::VhostQuarantine | EventType::ConfigPending | EventType::StateDamaged)
-    }
-}
-
-/// One thing that happened.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
-pub(crate) struct Notification {
-    /// What.
-    #[serde(rename = "type")]
-    kind: EventType,
-    /// To whom: the name of the object.
-    ctx: String,
-    /// Counts up from 0.
-    id: u64,
-    /// When, in milliseconds since 1970.
-    time_ms: u64,
-    /// More about it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    detail: String,
+/// Whether an event needs an operator.
+fn is_bad(kind: EventType) -> bool {
+    matches!(kind, EventType::VhostQuarantine | EventType::ConfigPending | EventType::StateDamaged)
 }
 
 /// The latest events. Any thread but a worker may add one.
@@ -92,7 +24,7 @@ struct Ring {
 impl Events {
     pub(crate) fn add(&self, kind: EventType, ctx: &str, detail: impl Into<String>) {
         let detail = detail.into();
-        if kind.is_bad() {
+        if is_bad(kind) {
             tracing::error!(event = ?kind, object = ctx, "{detail}");
         } else {
             tracing::info!(event = ?kind, object = ctx, "{detail}");

@@ -1,7 +1,7 @@
 //! Structured logs, whose level changes while the daemon runs.
 
+use api::log::LogLevel;
 use parking_lot::Mutex;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
 use tracing_subscriber::filter::LevelFilter;
@@ -9,37 +9,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, reload};
 
-/// How much is logged, in SPDK's words; each includes those before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum LogLevel {
-    /// What needs an operator.
-    #[serde(alias = "error")]
-    Error,
-    /// What was refused, or went wrong and healed.
-    #[serde(alias = "warning")]
-    Warning,
-    /// What changed.
-    #[default]
-    #[serde(alias = "notice")]
-    Notice,
-    /// Each call.
-    #[serde(alias = "info")]
-    Info,
-    /// Everything.
-    #[serde(alias = "debug")]
-    Debug,
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> LevelFilter {
-        match level {
-            LogLevel::Error => LevelFilter::ERROR,
-            LogLevel::Warning => LevelFilter::WARN,
-            LogLevel::Notice => LevelFilter::INFO,
-            LogLevel::Info => LevelFilter::DEBUG,
-            LogLevel::Debug => LevelFilter::TRACE,
-        }
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warning => LevelFilter::WARN,
+        LogLevel::Notice => LevelFilter::INFO,
+        LogLevel::Info => LevelFilter::DEBUG,
+        LogLevel::Debug => LevelFilter::TRACE,
     }
 }
 
@@ -63,16 +39,16 @@ pub struct Log {
 impl Log {
     /// Logs to the standard error from now on. Call it once a process.
     pub fn start(format: LogFormat, level: LogLevel) -> Log {
-        let (filter, handle) = reload::Layer::new(LevelFilter::from(level));
+        let (filter_layer, handle) = reload::Layer::new(filter(level));
         let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
         let layer = match format {
             LogFormat::Text => layer.boxed(),
             LogFormat::Json => layer.json().flatten_event(true).boxed(),
         };
-        tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+        tracing_subscriber::registry().with(layer.with_filter(filter_layer)).init();
         let apply = Box::new(move |level| {
             // It fails only once the subscriber is gone, and then nobody listens.
-            drop(handle.reload(LevelFilter::from(level)));
+            drop(handle.reload(filter(level)));
         });
         Log { level: Mutex::new(level), apply }
     }

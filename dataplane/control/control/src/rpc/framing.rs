@@ -29,7 +29,7 @@ enum InString {
 pub(crate) enum FramingError {
     #[error("a request begins with '{{' or '[', got byte 0x{0:02x}")]
     NotJson(u8),
-    #[error("limit met: a request has at most {} bytes", limits::REQUEST_BYTES)]
+    #[error("limit reached: a request has at most {} bytes", limits::REQUEST_BYTES)]
     TooLong,
 }
 
@@ -156,7 +156,7 @@ mod tests {
         fn any_parameters_are_survived(
             calls in prop::collection::vec((any::<prop::sample::Index>(), ".{0,4}", any::<i64>()), 1..20),
         ) {
-            let methods = crate::methods();
+            let methods = api::table();
             let stream = calls.iter().flat_map(|(method, text, number)| {
                 let method = &methods.entries()[method.index(methods.entries().len())];
                 let params = serde_json::json!({ "name": text, "num_blocks": number, "block_size": 512, "ctrlr": [text] });

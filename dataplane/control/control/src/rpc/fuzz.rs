@@ -1,16 +1,17 @@
 //! One harness for property tests and fuzzing: any bytes on the RPC socket, up to the point where a method would act.
 
 use super::framing::{Framer, FramingError};
-use super::{RpcError, message};
-use crate::desired::Call;
-use crate::rpc::method::Table;
+use super::message;
+use crate::rpc::method::Handlers;
+use api::RpcError;
+use api::config::Call;
 use serde_json::Value;
 use std::sync::OnceLock;
 
 /// Takes the stream that `data` stands for: its first byte says in what pieces it comes. Returns how many calls fitted a method.
 pub fn fuzz_stream(data: &[u8]) -> usize {
-    static TABLE: OnceLock<Table> = OnceLock::new();
-    let table = TABLE.get_or_init(crate::methods::table);
+    static TABLE: OnceLock<Handlers> = OnceLock::new();
+    let table = TABLE.get_or_init(crate::methods::handlers);
     let Some((&piece, stream)) = data.split_first() else { return 0 };
     let (values, end) = cut(stream, usize::from(piece).max(1));
     assert!(cut(stream, stream.len().max(1)) == (values.clone(), end), "splits matter");
@@ -32,7 +33,7 @@ fn cut(stream: &[u8], piece: usize) -> (Vec<Vec<u8>>, Option<FramingError>) {
     (values, None)
 }
 
-fn check(table: &Table, value: Value) -> usize {
+fn check(table: &Handlers, value: Value) -> usize {
     let requests = match value {
         Value::Array(batch) => batch,
         request => vec![request],
@@ -40,7 +41,7 @@ fn check(table: &Table, value: Value) -> usize {
     requests.into_iter().filter(|request| fits(table, request.clone()).map_err(complete).is_ok()).count()
 }
 
-fn fits(table: &Table, request: Value) -> Result<(), RpcError> {
+fn fits(table: &Handlers, request: Value) -> Result<(), RpcError> {
     let request = message::parse(request).map_err(|(_, error)| error)?;
     table.effect(&Call::new(&request.method, request.params)).map(drop)
 }

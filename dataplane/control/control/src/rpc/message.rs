@@ -1,8 +1,7 @@
 //! Requests and responses of JSON-RPC 2.0.
 
-use super::RpcError;
-use super::error::INVALID_REQUEST;
 use crate::{Control, limits};
+use api::{INVALID_REQUEST, RpcError};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 

@@ -1,44 +1,26 @@
-//! What a method is: one Rust type whose fields are the parameters, whose documentation is the help, and which does the work.
+//! Handlers of the methods: parsed, carried out, recorded.
 
-pub(crate) use crate::blocking::blocking;
-
-use super::{RpcError, schema};
 use crate::Control;
-use crate::state::desired::{Call, Source};
+pub(crate) use crate::blocking::blocking;
+use crate::state::desired::Source;
 use crate::state::object::{ObjectId, Slot};
-use schemars::JsonSchema;
-use serde::{Serialize, de::DeserializeOwned};
+use api::config::Call;
+use api::{Entry, Method, RpcError, schema};
 use serde_json::Value;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// A method: its type is the single source of validation, of documentation, of the CLI's flags and of OpenRPC.
-pub(crate) trait Method: DeserializeOwned + Serialize + JsonSchema + Send + Sync + 'static {
-    /// Its name on the wire.
-    const NAME: &'static str;
-    /// When it may be called.
-    const PHASE: Phase = Phase::Runtime;
-    /// What it answers.
-    type Output: Serialize + JsonSchema + Send;
-
+/// What a method does. Its parameter type is api's; the handler is here.
+pub(crate) trait Handler: Method {
     /// What a call that succeeded leaves in the desired state.
     fn effect(&self) -> Effect {
         Effect::None
     }
 
-    /// Does it. The handler completes its parameters with what it chose itself (a name, a UUID): they are what is recorded.
-    /// Nothing may have changed when it returns an error.
+    /// Carries out the call. The handler completes its parameters with what it chose itself (a name, a UUID): they are what is
+    /// recorded. Nothing may have changed when it returns an error.
     fn call(&mut self, control: &Arc<Control>) -> impl Future<Output = Result<Self::Output, RpcError>> + Send;
-}
-
-/// When a method may be called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Before the daemon serves only. Listed for SPDK's clients; calling it later is a no-op.
-    Startup,
-    /// At any time.
-    Runtime,
 }
 
 /// What a successful call does to the desired state.
@@ -56,64 +38,56 @@ pub(crate) enum Effect {
 
 type Answer = Pin<Box<dyn Future<Output = Result<Value, RpcError>> + Send>>;
 
-/// One row of the method table.
-pub struct Entry {
-    /// Its name on the wire.
-    pub name: &'static str,
-    /// When it may be called.
-    pub phase: Phase,
-    /// JSON schema of the parameters; its description is the method's documentation.
-    pub params: Value,
-    /// JSON schema of the result.
-    pub result: Value,
+/// The handler of a method, with its types erased.
+pub(crate) struct Row {
+    name: &'static str,
     call: fn(Arc<Control>, Source, Value) -> Answer,
     effect: fn(Value, &Value) -> Result<Effect, RpcError>,
 }
 
-impl Entry {
-    /// The row of a method.
-    pub(crate) fn of<M: Method>() -> Entry {
-        Entry {
-            name: M::NAME,
-            phase: M::PHASE,
-            params: schema::of::<M>(),
-            result: schema::of::<M::Output>(),
-            call: |control, source, params| Box::pin(run::<M>(control, source, params)),
-            effect: |params, schema| Ok(schema::parse::<M>(params, schema)?.effect()),
+impl Row {
+    /// The row of a handler.
+    pub(crate) fn of<H: Handler>() -> Row {
+        Row {
+            name: H::NAME,
+            call: |control, source, params| Box::pin(run::<H>(control, source, params)),
+            effect: |params, schema| Ok(schema::parse::<H>(params, schema)?.effect()),
         }
-    }
-
-    /// What the method does.
-    pub fn doc(&self) -> &str {
-        self.params.get("description").and_then(Value::as_str).unwrap_or_default()
     }
 }
 
-/// All methods, by name.
-pub struct Table(Vec<Entry>);
+/// The handlers of all methods.
+pub(crate) struct Handlers {
+    methods: api::Table,
+    /// In the order of `methods`.
+    rows: Vec<Row>,
+}
 
-impl Table {
-    pub(crate) fn new(mut entries: Vec<Entry>) -> Table {
-        entries.sort_by_key(|entry| entry.name);
-        assert!(entries.windows(2).all(|pair| pair[0].name != pair[1].name), "two methods of one name");
-        Table(entries)
+impl Handlers {
+    pub(crate) fn new(mut rows: Vec<Row>) -> Handlers {
+        let methods = api::table();
+        rows.sort_by_key(|row| row.name);
+        assert!(
+            rows.iter().map(|row| row.name).eq(methods.entries().iter().map(|entry| entry.name)),
+            "a handler a method"
+        );
+        Handlers { methods, rows }
     }
 
-    /// Sorted by name.
-    pub fn entries(&self) -> &[Entry] {
-        &self.0
+    /// The methods with their schemas.
+    pub(crate) fn methods(&self) -> &api::Table {
+        &self.methods
     }
 
-    /// The row of a method.
-    pub fn get(&self, name: &str) -> Result<&Entry, RpcError> {
-        let found = self.0.binary_search_by_key(&name, |entry| entry.name).map(|at| &self.0[at]);
-        found.map_err(|_| RpcError::unknown_method(name, schema::nearest(name, self.0.iter().map(|entry| entry.name))))
+    fn get(&self, name: &str) -> Result<(&Entry, &Row), RpcError> {
+        let at = self.methods.position(name)?;
+        Ok((&self.methods.entries()[at], &self.rows[at]))
     }
 
     /// What a call would do to the desired state. Refuses one that does not fit its schema.
     pub(crate) fn effect(&self, call: &Call) -> Result<Effect, RpcError> {
-        let entry = self.get(&call.method)?;
-        (entry.effect)(call.params.clone(), &entry.params)
+        let (entry, row) = self.get(&call.method)?;
+        (row.effect)(call.params.clone(), &entry.params)
     }
 }
 
@@ -140,13 +114,13 @@ impl Control {
         method: &str,
         params: Value,
     ) -> Result<Value, RpcError> {
-        let call = self.methods().get(method)?.call;
+        let call = self.handlers.get(method)?.1.call;
         call(self.clone(), source, params).await
     }
 }
 
-async fn run<M: Method>(control: Arc<Control>, source: Source, params: Value) -> Result<Value, RpcError> {
-    let mut method: M = schema::parse(params, &control.methods().get(M::NAME)?.params)?;
+async fn run<H: Handler>(control: Arc<Control>, source: Source, params: Value) -> Result<Value, RpcError> {
+    let mut method: H = schema::parse(params, &control.handlers.methods().get(H::NAME)?.params)?;
     if let Effect::Forget(object) = method.effect()
         && control.desired.cancel(&object)
     {
@@ -157,7 +131,7 @@ async fn run<M: Method>(control: Arc<Control>, source: Source, params: Value) ->
     // No await since the handler's last step: on the control thread nothing came between the change and its record.
     match method.effect() {
         Effect::None => {}
-        Effect::Keep { slot, .. } => control.desired.keep(source, slot, Call::new(M::NAME, complete(&method)?)),
+        Effect::Keep { slot, .. } => control.desired.keep(source, slot, Call::new(H::NAME, complete(&method)?)),
         Effect::Forget(object) => control.desired.forget(&object),
         Effect::Clear(slot) => control.desired.clear(&slot),
     }
@@ -171,4 +145,14 @@ fn complete<M: Method>(method: &M) -> Result<Value, RpcError> {
         map.retain(|_, value| !value.is_null());
     }
     Ok(params)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_method_has_its_handler() {
+        // The constructor compares the names.
+        let handlers = crate::methods::handlers();
+        assert_eq!(handlers.rows.len(), api::table().entries().len());
+    }
 }

@@ -6,11 +6,9 @@ mod framing;
 mod fuzz;
 mod message;
 pub(crate) mod method;
-pub(crate) mod openrpc;
-pub(crate) mod schema;
 mod server;
 
-pub use error::{ErrorData, RpcError};
+pub(crate) use error::{OrRefuse, Refuse};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::fuzz_stream;
 pub use server::{ServeError, Server};

@@ -1,8 +1,9 @@
 //! The RPC socket: who may connect, and one task a client.
 
 use super::framing::Framer;
-use super::{RpcError, message};
+use super::message;
 use crate::{Control, limits};
+use api::RpcError;
 use serde_json::Value;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

@@ -1,8 +1,9 @@
 //! Queues of ports under traffic, on real workers: spread by load, and every packet in its order.
 
 use super::*;
-use crate::{Call, Log};
+use crate::Log;
 use ::port::{Assignment, Deal, MemoryPort, PortError, PortInfo, PortShard, PortStats, QueueReport, Queues, Wire};
+use api::config::Call;
 use clock::Cycles;
 use crossbeam::queue::ArrayQueue;
 use engine::{Engine, IdlePolicy};

@@ -4,10 +4,9 @@
 use super::object::{ObjectId, Slot};
 use super::store::Store;
 use crate::blocking::blocking;
-use crate::rpc::RpcError;
+use api::RpcError;
+use api::config::{self, Call, Document, Section};
 use parking_lot::{Mutex, MutexGuard};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,57 +21,20 @@ pub(crate) const SUBSYSTEMS: &[(&str, &[&str])] = &[
     ("flow", &["port"]),
 ];
 
-/// One call of the desired state, in SPDK's form.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Call {
-    /// The method.
-    pub method: String,
-    /// Its parameters.
-    #[serde(default)]
-    pub params: Value,
-}
-
-impl Call {
-    pub(crate) fn new(method: &str, params: Value) -> Call {
-        Call { method: method.to_owned(), params }
-    }
-}
-
-/// A configuration document, in the form of SPDK's `save_config`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Document {
-    /// In the order in which they are loaded.
-    pub subsystems: Vec<Section>,
-}
-
-/// The calls of one subsystem.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Section {
-    /// Its name.
-    pub subsystem: String,
-    /// Calls `{method, params}`, in order; a list among them is a batch of calls.
-    pub config: Option<Vec<Value>>,
-}
-
-impl Document {
-    /// Each call with its subsystem and its place. Batches are flattened.
-    pub(crate) fn calls(&self) -> Vec<Placed> {
-        let mut placed = Vec::new();
-        for (i, section) in self.subsystems.iter().enumerate() {
-            for (j, item) in section.config.iter().flatten().enumerate() {
-                let items = item.as_array().map_or(std::slice::from_ref(item), Vec::as_slice);
-                for (k, value) in items.iter().enumerate() {
-                    let batch = if item.is_array() { format!("[{k}]") } else { String::new() };
-                    let place = format!("subsystems[{i}].config[{j}]{batch}");
-                    placed.push(Placed { subsystem: section.subsystem.clone(), place, value: value.clone() });
-                }
+/// Each call of a document with its subsystem and its place. Batches are flattened.
+pub(crate) fn placed_calls(subsystems: &[Section]) -> Vec<Placed> {
+    let mut placed = Vec::new();
+    for (i, section) in subsystems.iter().enumerate() {
+        for (j, item) in section.config.iter().flatten().enumerate() {
+            let items = item.as_array().map_or(std::slice::from_ref(item), Vec::as_slice);
+            for (k, value) in items.iter().enumerate() {
+                let batch = if item.is_array() { format!("[{k}]") } else { String::new() };
+                let place = format!("subsystems[{i}].config[{j}]{batch}");
+                placed.push(Placed { subsystem: section.subsystem.clone(), place, value: value.clone() });
             }
         }
-        placed
     }
+    placed
 }
 
 /// A call of a document, and where it stands.
@@ -110,19 +72,20 @@ impl Source {
 }
 
 /// A call that is desired and not in effect.
-#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pending {
-    /// Its subsystem.
     pub(crate) subsystem: String,
-    /// The object that it is about.
     pub(crate) object: String,
-    /// The call.
-    #[serde(flatten)]
     pub(crate) call: Call,
-    /// Why it is not in effect.
+    /// Why the call is not in effect.
     pub(crate) error: String,
-    #[serde(skip)]
     pub(crate) source: Source,
+}
+
+impl From<Pending> for config::Pending {
+    fn from(Pending { subsystem, object, call, error, .. }: Pending) -> config::Pending {
+        config::Pending { subsystem, object, call, error }
+    }
 }
 
 #[derive(Clone, Debug)]

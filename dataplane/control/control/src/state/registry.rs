@@ -4,7 +4,7 @@
 //! [`Reservation`]. [`Registry::take`] is the way back: the object is out of use, and the name free once the reservation is dropped.
 
 use crate::limits;
-use crate::rpc::RpcError;
+use api::RpcError;
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 

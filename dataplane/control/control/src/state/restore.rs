@@ -1,9 +1,11 @@
 //! Applies the desired state: at start, and again and again while something that a call needs is missing.
 
-use super::desired::{Call, NOT_APPLIED, Pending, Source, rank};
-use crate::rpc::RpcError;
+use super::desired::{NOT_APPLIED, Pending, Source, placed_calls, rank};
 use crate::rpc::method::Effect;
-use crate::{Control, EventType, StoreError};
+use crate::{Control, StoreError};
+use api::RpcError;
+use api::config::Call;
+use api::notify::EventType;
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +29,11 @@ impl Control {
     pub fn restore(&self) -> Result<(), StoreError> {
         let Some(store) = self.desired.store() else { return Ok(()) };
         let loaded = store.read()?;
-        let mut calls = loaded.document.calls();
+        let mut calls = placed_calls(&loaded.document.subsystems);
         calls.sort_by_key(|placed| rank(&placed.subsystem));
         for placed in calls {
             let Ok(call) = placed.call() else { continue };
-            let slot = match self.methods().effect(&call) {
+            let slot = match self.handlers.effect(&call) {
                 Ok(Effect::Keep { slot, .. }) => Some(slot),
                 _ => None,
             };
@@ -122,7 +124,7 @@ impl Control {
 
     /// Undoes a call that came into effect after it was cancelled.
     async fn undo(self: &Arc<Control>, Pending { call, source, .. }: &Pending) {
-        let Ok(Effect::Keep { undo: Some(undo), .. }) = self.methods().effect(call) else { return };
+        let Ok(Effect::Keep { undo: Some(undo), .. }) = self.handlers.effect(call) else { return };
         if let Err(error) = self.call_for(*source, &undo.method, undo.params).await {
             tracing::error!(method = undo.method, %error, "a cancelled call could not be undone");
         }

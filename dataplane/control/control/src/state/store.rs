@@ -1,6 +1,7 @@
 //! The state directory: one file that is whole at every instant, whatever is killed or cut off when.
 
-use super::desired::{Call, Document, Section};
+use super::desired::placed_calls;
+use api::config::{Call, Document, Section};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -86,7 +87,7 @@ impl Store {
             Err(source) => return Err(StoreError { what: "read", path, source }),
         };
         let place = match serde_json::from_slice::<Document>(&text) {
-            Ok(document) => match document.calls().iter().find_map(|placed| placed.call().err()) {
+            Ok(document) => match placed_calls(&document.subsystems).iter().find_map(|placed| placed.call().err()) {
                 None => return Ok(Loaded { document, damage: None }),
                 Some(error) => error.message,
             },
@@ -142,7 +143,10 @@ mod tests {
     }
 
     fn names(document: &Document) -> Vec<String> {
-        document.calls().iter().map(|p| p.call().unwrap().params["name"].as_str().unwrap().to_owned()).collect()
+        placed_calls(&document.subsystems)
+            .iter()
+            .map(|p| p.call().unwrap().params["name"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The disks of the daemon, their holders and their identities.
 
 use crate::limits;
-use crate::rpc::RpcError;
 pub(crate) use crate::state::registry::check_name;
 use crate::state::registry::{self, Object, Registry};
+use api::RpcError;
 use block::{Bdev, IoSnapshot, IoStats, Qos};
 use std::any::Any;
 use std::fmt;

@@ -1,8 +1,8 @@
 //! The vhost-user-blk controllers, and the disk that each serves.
 
 use crate::limits;
-use crate::rpc::RpcError;
 use crate::state::registry::{Object, Registry, Reservation};
+use api::RpcError;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use virtio_blk::{Controller, Report, Role};

@@ -1,9 +1,9 @@
 //! The attached NVMe controllers, and the disks that their namespaces are.
 
 use crate::Control;
-use crate::events::EventType;
 use crate::methods::bdev;
-use crate::rpc::RpcError;
+use api::RpcError;
+use api::notify::EventType;
 use block::{Bdev, BlockChannel, BlockError, Geometry, Identity};
 use nvme::{AttachError, AttachParams, Event, EventSink, NvmeController};
 use serde_json::json;

@@ -2,9 +2,10 @@
 
 use super::{Labels, counters, gauges};
 use crate::Control;
-use crate::methods::flow::OffloadInfo;
+use crate::methods::flow::offload_totals;
 use crate::methods::port;
 use ::port::Counters;
+use api::flow::OffloadInfo;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -22,7 +23,7 @@ pub(super) fn encode(control: &Control, encoder: &mut DescriptorEncoder) -> fmt:
     let Some(switch) = control.switching.get() else { return Ok(()) };
     ports(encoder, &switch.ports())?;
     caches(encoder, &switch)?;
-    offload(encoder, &OffloadInfo::totals(control))?;
+    offload(encoder, &offload_totals(control))?;
     captures(control, encoder)
 }
 

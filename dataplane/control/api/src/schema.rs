@@ -1,12 +1,12 @@
-//! Parameters against their Rust type: what is wrong, where, and what was expected.
+//! JSON schemas of the types, and parameters checked against them: what is wrong, where, and what was expected.
 
-use super::RpcError;
+use crate::RpcError;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// The JSON schema of a type, with nothing left to look up elsewhere.
-pub(crate) fn of<T: JsonSchema>() -> Value {
+/// The JSON schema of a type, without references.
+pub fn of<T: JsonSchema>() -> Value {
     let settings = SchemaSettings::default().with(|settings| {
         settings.inline_subschemas = true;
         settings.meta_schema = None;
@@ -16,7 +16,7 @@ pub(crate) fn of<T: JsonSchema>() -> Value {
 
 /// Parses parameters against their type and its schema. `null` is no parameters at all, and a parameter that is `null` is one
 /// that was not given.
-pub(crate) fn parse<T: DeserializeOwned>(params: Value, schema: &Value) -> Result<T, RpcError> {
+pub fn parse<T: DeserializeOwned>(params: Value, schema: &Value) -> Result<T, RpcError> {
     let params = match params {
         Value::Null => Map::new(),
         Value::Object(map) => map.into_iter().filter(|(_, value)| !value.is_null()).collect(),
@@ -27,14 +27,55 @@ pub(crate) fn parse<T: DeserializeOwned>(params: Value, schema: &Value) -> Resul
     if let Some((name, value)) = params.iter().find(|(name, _)| !known.contains(&name.as_str())) {
         return Err(unknown_parameter(name, value, &known));
     }
+    for (name, value) in &params {
+        refuse_unsupported(name, value, &schema["properties"][name])?;
+    }
     let params = Value::Object(params);
     serde_path_to_error::deserialize(&params).map_err(|error| explain(&error, &params, schema))
 }
 
 /// The known name nearest to `name`, if one is near at all.
-pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let scored = known.into_iter().map(|k| (strsim::jaro_winkler(name, k), k));
     scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.75).map(|(_, k)| k)
+}
+
+/// Refuses a value other than the one that leaves an unsupported parameter unused.
+fn refuse_unsupported(name: &str, value: &Value, property: &Value) -> Result<(), RpcError> {
+    let unused = property.get("const");
+    if !is_unsupported(property) || unused == Some(value) {
+        return Ok(());
+    }
+    let expected = match unused {
+        Some(unused) => format!("{unused}: other values are not supported"),
+        None => "no value: it is not supported".to_owned(),
+    };
+    let error = RpcError::invalid(name, brief(value), expected);
+    Err(match property["description"].as_str() {
+        Some(doc) => error.hint(doc.replace('\n', " ")),
+        None => error,
+    })
+}
+
+/// Whether a property's schema says that the parameter is not supported.
+pub fn is_unsupported(property: &Value) -> bool {
+    property["x-sluice-unsupported"] == true
+}
+
+/// Whether a CLI need not show a parameter: it is not supported, changes nothing, or is deprecated.
+pub fn is_hidden(property: &Value) -> bool {
+    is_unsupported(property) || property["x-sluice-hidden"] == true || property["deprecated"] == true
+}
+
+/// The words of an enumeration, however deep the schema wraps them.
+pub fn words(property: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let mut found: Vec<String> = property["enum"].as_array().into_iter().flatten().filter_map(text).collect();
+    found.extend(text(&property["const"]));
+    for key in ["oneOf", "anyOf"] {
+        found.extend(property[key].as_array().into_iter().flatten().flat_map(words));
+    }
+    found
 }
 
 fn unknown_parameter(name: &str, value: &Value, known: &[&str]) -> RpcError {
@@ -106,6 +147,10 @@ mod tests {
         kind: Option<Kind>,
         #[serde(default)]
         names: Vec<String>,
+        #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]
+        md_size: Option<u32>,
+        #[schemars(extend("x-sluice-unsupported" = true))]
+        psk: Option<String>,
     }
 
     #[derive(Debug, Deserialize, JsonSchema, PartialEq)]
@@ -130,7 +175,18 @@ mod tests {
         let disk =
             parse::<Disk>(json!({"name": "a", "block_size": 512, "kind": null, "read_only": null}), &of::<Disk>())
                 .unwrap();
-        assert_eq!(disk, Disk { name: "a".into(), block_size: 512, read_only: false, kind: None, names: vec![] });
+        assert_eq!(
+            disk,
+            Disk {
+                name: "a".into(),
+                block_size: 512,
+                read_only: false,
+                kind: None,
+                names: vec![],
+                md_size: None,
+                psk: None
+            }
+        );
     }
 
     #[test]
@@ -156,8 +212,17 @@ mod tests {
         );
         assert_eq!(
             with("blocksize", json!(512)),
-            words("blocksize", "512", "one of name, block_size, read_only, kind, names", "did you mean block_size?")
+            words(
+                "blocksize",
+                "512",
+                "one of name, block_size, read_only, kind, names, md_size, psk",
+                "did you mean block_size?"
+            )
         );
+        assert_eq!(with("md_size", json!(8)), words("md_size", "8", "0: other values are not supported", ""));
+        assert_eq!(with("psk", json!("k")), words("psk", "\"k\"", "no value: it is not supported", ""));
+        let unused = json!({"name": "a", "block_size": 512, "md_size": 0, "psk": null});
+        assert_eq!(parse::<Disk>(unused, &of::<Disk>()).unwrap().md_size, Some(0));
         assert_eq!(refused(json!(["a", 512])), words("params", "[\"a\",512]", "an object: parameters go by name", ""));
     }
 }

@@ -1,17 +1,17 @@
-//! The reference of the RPC: the method table for people to read.
+//! The reference of the RPC: the method table as Markdown.
 
-use crate::rpc::method::{Entry, Table};
+use crate::{Entry, Table, schema};
 use serde_json::Value;
 use std::fmt::Write;
 
 /// All methods with their parameters and their documentation, in Markdown.
 pub fn reference(table: &Table) -> String {
     let mut page = String::from(
-        "# RPC reference\n\nGenerated from the method table; `rpc.discover` gives the same as OpenRPC. A parameter with `*` is \
+        "# RPC reference\n\nGenerated from the method table; `rpc.discover` answers the same as OpenRPC. A parameter with `*` is \
          required. See the crate's documentation for framing, errors and what survives a restart.\n",
     );
     for entry in table.entries() {
-        // A String takes whatever is written to it.
+        // Writing to a String cannot fail.
         let _ = write!(page, "\n## {}\n\n{}\n", entry.name, entry.doc());
         let rows = parameters(entry);
         if !rows.is_empty() {
@@ -22,19 +22,17 @@ pub fn reference(table: &Table) -> String {
 }
 
 fn parameters(entry: &Entry) -> String {
-    let required =
-        |name: &str| entry.params["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
     let row = |(name, property): (&String, &Value)| {
-        let star = if required(name) { "*" } else { "" };
+        let star = if entry.is_required(name) { "*" } else { "" };
         let doc = property["description"].as_str().unwrap_or_default().replace('\n', " ");
         format!("| `{name}`{star} | {} | {doc} |\n", kind(property))
     };
-    entry.params["properties"].as_object().into_iter().flatten().map(row).collect()
+    entry.properties().map(row).collect()
 }
 
 /// The type of a property in words.
 fn kind(property: &Value) -> String {
-    let words = words(property);
+    let words = schema::words(property);
     if !words.is_empty() {
         return words.join(", ");
     }
@@ -45,15 +43,4 @@ fn kind(property: &Value) -> String {
         }
         _ => "any".to_owned(),
     }
-}
-
-/// The words of an enumeration, however deep its schema wraps them.
-pub fn words(property: &Value) -> Vec<String> {
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let mut found: Vec<String> = property["enum"].as_array().into_iter().flatten().filter_map(text).collect();
-    found.extend(text(&property["const"]));
-    for key in ["oneOf", "anyOf"] {
-        found.extend(property[key].as_array().into_iter().flatten().flat_map(words));
-    }
-    found
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 #[test]
 fn the_reference_is_up_to_date() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("RPC.md");
-    let page = control::reference(&control::methods());
+    let page = api::reference(&api::table());
     if std::env::var_os("UPDATE_REFERENCE").is_some() {
         std::fs::write(&path, &page).unwrap();
     }
