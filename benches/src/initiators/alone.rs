@@ -10,6 +10,7 @@ use crate::request::{BLOCK, Kind};
 use anyhow::{Result, ensure};
 use block::{Bdev, BlockChannel};
 use clock::Cycles;
+use nvme::target::ServerConnection as _;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -49,7 +50,7 @@ impl Connection {
         let now = Cycles::now();
         match self {
             Connection::Nvme(connection) => {
-                connection.input(received, now);
+                connection.receive(received, now);
                 connection.poll(now);
                 let len = connection.output().len();
                 output.extend_from_slice(connection.output());
@@ -57,7 +58,9 @@ impl Connection {
             }
             Connection::Iscsi(connection) => {
                 connection.receive(received, now);
-                output.append(&mut connection.take_output(usize::MAX));
+                let len = connection.output().len();
+                output.extend_from_slice(connection.output());
+                connection.consume(len);
             }
             Connection::Bare(target) => target.exchange(received, output),
         }

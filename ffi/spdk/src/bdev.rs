@@ -113,7 +113,7 @@ fn describe(device: &Descriptor, read_only: bool) -> Result<(Uuid, Geometry), Bl
 }
 
 fn invalid(field: &'static str, got: impl ToString, expected: &str) -> BlockError {
-    BlockError::Invalid { field, got: got.to_string(), expected: expected.into() }
+    invalid::Invalid::new(field, got.to_string(), expected).into()
 }
 
 fn failed(name: &str, source: io::Error) -> BlockError {

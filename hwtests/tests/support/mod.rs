@@ -43,12 +43,11 @@ pub(crate) fn iscsi_target(file: &Path, read_only: bool, address: &str) -> Resul
 
 /// As [`iscsi_target`], for those that prove who they are.
 pub(crate) fn iscsi_target_with(auth: Auth, file: &Path, read_only: bool, address: &str) -> Result<CloudDisk> {
-    use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
-    let opened = File::options().read(true).write(!read_only).open(file)?;
+    use iscsi::target::{FileStore, Server, Target, TargetConfig, Unit};
     let target = Target::new(TargetConfig { auth, ..TargetConfig::new(IQN) });
-    let unit = Arc::new(Unit::new(Arc::new(FileStore::new(opened)), 512, read_only, 7));
+    let unit = Arc::new(Unit::new(Arc::new(FileStore::open(file, read_only)?), 512, read_only, 7));
     target.insert_unit(iscsi::Lun(0), unit.clone());
-    let server = Server::start(address, Arc::new(target), Faults::default())?;
+    let server = Server::start(Arc::new(target), address)?;
     let resize = move |len| unit.resize(len);
     Ok(CloudDisk { address: server.address().to_string(), resize: Box::new(resize), _server: Box::new(server) })
 }

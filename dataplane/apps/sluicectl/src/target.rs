@@ -59,12 +59,12 @@ pub(crate) fn run(leaf: &ArgMatches, protocol: Protocol) -> Result<(), CallError
             (server.address(), Box::new(server))
         }
         Protocol::Iscsi => {
-            use iscsi::target::{Faults, FileStore, Server, Target, TargetConfig, Unit};
-            let opened = std::fs::File::options().read(true).write(!read_only).open(file).map_err(usage(file))?;
-            let unit = Unit::new(Arc::new(FileStore::new(opened)), BLOCK, read_only, identity.as_u64_pair().0);
+            use iscsi::target::{FileStore, Server, Target, TargetConfig, Unit};
+            let store = Arc::new(FileStore::open(Path::new(file), read_only).map_err(usage(file))?);
+            let unit = Unit::new(store, BLOCK, read_only, identity.as_u64_pair().0);
             let target = Target::new(TargetConfig::new(name));
             target.insert_unit(iscsi::Lun(0), Arc::new(unit));
-            let server = Server::start(listen, Arc::new(target), Faults::default()).map_err(usage(listen))?;
+            let server = Server::start(Arc::new(target), listen).map_err(usage(listen))?;
             (server.address(), Box::new(server))
         }
     };

@@ -281,12 +281,12 @@ fn a_namespace_has_one_name() {
 
 #[test]
 fn a_lun_has_one_name() {
-    use iscsi::target::{Faults, MemoryStore, Server, Target, TargetConfig, Unit};
+    use iscsi::target::{MemoryStore, Server, Target, TargetConfig, Unit};
     let serve = |iqn: &str, identity: u64| {
         let target = Target::new(TargetConfig::new(iqn));
         let unit = Unit::new(Arc::new(MemoryStore::new(DISK as usize)), 512, false, identity);
         target.insert_unit(iscsi::Lun(0), Arc::new(unit));
-        Server::start("127.0.0.1:0", Arc::new(target), Faults::default()).unwrap()
+        Server::start(Arc::new(target), "127.0.0.1:0").unwrap()
     };
     let served = Served::start();
     let image = served.file("image", "an image");

@@ -87,7 +87,9 @@ impl Load {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
-        (request.op, request.offset, request.len) = (self.op, self.random % self.blocks * BLOCK, BLOCK);
+        request.op = self.op;
+        request.offset = self.random % self.blocks * BLOCK;
+        request.len = BLOCK;
         request.submitted = now;
         self.channel.submit(BlockRequest::new(request), done);
     }

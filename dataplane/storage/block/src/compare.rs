@@ -16,7 +16,7 @@ pub(crate) unsafe fn holds(buffers: &IoBuffers, skip: usize, bytes: *const u8, l
         skip -= from;
         let run = (piece.iov_len - from).min(len - done);
         // SAFETY: both ranges lie inside what the caller and the buffers vouch for; the C library reads them without assuming
-        // that nobody writes.
+        // that no other thread writes.
         let order = unsafe {
             libc::memcmp(bytes.add(done).cast::<c_void>(), piece.iov_base.cast::<u8>().add(from).cast::<c_void>(), run)
         };

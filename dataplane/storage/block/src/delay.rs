@@ -6,6 +6,7 @@ use crate::{
     limits,
 };
 use clock::Cycles;
+use invalid::Invalid;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,7 @@ pub enum LatencyType {
 
 const LATENCIES: usize = 4;
 
-/// What a [`Delay`] disk is made of.
+/// Parameters of a [`Delay`] disk.
 #[derive(Clone)]
 pub struct DelayParams {
     /// The name operators use.
@@ -63,7 +64,7 @@ impl Delay {
             if p99 < average {
                 let got = format!("{} us", p99.as_micros());
                 let expected = format!("at least the average, {} us", average.as_micros());
-                return Err(BlockError::Invalid { field, got, expected });
+                return Err(Invalid::new(field, got, expected).into());
             }
         }
         let latencies = params.latencies.map(|latency| AtomicU64::new(Cycles::from(latency).0));
@@ -108,7 +109,7 @@ impl Bdev for Delay {
 struct DelayChannel {
     base: Box<dyn BlockChannel>,
     latencies: Arc<[AtomicU64; LATENCIES]>,
-    /// What the base has given back and was not looked at yet.
+    /// Completions of the base that were not looked at yet.
     completed: Completions,
     /// Done but early, by [`LatencyType`]. `scratch` is when each is due; within a queue the first is due first.
     held: [RequestQueue; LATENCIES],

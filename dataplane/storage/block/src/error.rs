@@ -5,10 +5,11 @@ use crate::{
     RequestQueue, Status, limits,
 };
 use clock::Cycles;
+use invalid::Invalid;
+use parking_lot::Mutex;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -17,24 +18,24 @@ const RECHECK: Duration = Duration::from_millis(10);
 /// Completions that a channel has room for before it has to grow.
 const COMPLETIONS: usize = 256;
 
-/// What happens to a request.
+/// The error that a request meets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ErrorType {
-    /// It ends with an I/O error and never reaches the disk.
+    /// The request ends with an I/O error and never reaches the disk.
     #[default]
     Failure,
-    /// It is held until [`ErrorInjection::clear`], then goes to the disk.
+    /// The request is held until [`ErrorInjection::clear`], then goes to the disk.
     Pending,
     /// One byte of what it reads or writes is changed. Other requests than reads and writes are left alone.
     CorruptData,
-    /// It is refused for lack of memory, which means that it is submitted again at the next poll.
+    /// The request is refused for lack of memory, which means that it is submitted again at the next poll.
     NoMem,
 }
 
-/// What to do to the next requests of a kind.
+/// An injection into the next requests of a kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Injection {
-    /// What happens to them.
+    /// The error that these requests meet.
     pub error_type: ErrorType,
     /// To how many of them.
     pub num: u32,
@@ -42,11 +43,11 @@ pub struct Injection {
     pub queue_depth: u64,
     /// The byte to change, counted from the begin of the request; later than its end: nothing is changed.
     pub corrupt_offset: u64,
-    /// What to XOR the byte with; not 0.
+    /// The value to XOR the byte with; not 0.
     pub corrupt_value: u8,
 }
 
-/// What all channels share: for each kind of request an injection and how often it is still to be done.
+/// The state that all channels share: for each kind of request an injection and how often it is still to be done.
 #[derive(Debug, Default)]
 struct Plan {
     /// Written by control.
@@ -77,11 +78,10 @@ impl ErrorInjection {
     /// Plans errors for requests of a kind, or of all; what was planned for them before is forgotten.
     pub fn inject(&self, kind: Option<OpKind>, injection: Injection) -> Result<(), BlockError> {
         if injection.error_type == ErrorType::CorruptData && injection.corrupt_value == 0 {
-            let (got, expected) = ("0".into(), "1 to 255, to change the byte by XOR".into());
-            return Err(BlockError::Invalid { field: "corrupt_value", got, expected });
+            return Err(Invalid::new("corrupt_value", 0, "1 to 255, to change the byte by XOR").into());
         }
         let kinds = || OpKind::ALL.into_iter().filter(|&each| kind.is_none_or(|kind| kind == each));
-        let mut injections = self.plan.injections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut injections = self.plan.injections.lock();
         for each in kinds() {
             injections[each as usize] = injection;
         }
@@ -141,7 +141,7 @@ struct ErrorChannel {
     /// This channel's copy of the plan's.
     injections: [Injection; OpKind::ALL.len()],
     cleared: u64,
-    /// What the base has given back and was not looked at yet.
+    /// Completions of the base that were not looked at yet.
     completed: Completions,
     /// Held until cleared.
     pending: RequestQueue,
@@ -179,8 +179,9 @@ impl ErrorChannel {
             return true;
         }
         // Control holds this lock for a copy of a few words, and a worker comes here once a change.
-        let Ok(injections) = self.plan.injections.try_lock() else { return false };
-        (self.injections, self.generation) = (*injections, generation);
+        let Some(injections) = self.plan.injections.try_lock() else { return false };
+        self.injections = *injections;
+        self.generation = generation;
         true
     }
 

@@ -59,9 +59,10 @@ pub use request_queue::RequestQueue;
 pub use stats::{IoSnapshot, IoStats, OpKind};
 
 use clock::Cycles;
+use invalid::Invalid;
 use std::os::fd::RawFd;
 
-/// What a disk looks like now. It changes when the disk is resized.
+/// The geometry of a disk. It changes when the disk is resized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// Bytes a logical block: a power of two from 512 to 65,536.
@@ -93,7 +94,7 @@ impl Geometry {
     }
 }
 
-/// Who a disk is: fixed for its life.
+/// The identity of a disk: fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The name operators use.
@@ -106,9 +107,9 @@ pub struct Identity {
 
 /// A disk. Shared by control threads; no method of it runs on a worker.
 pub trait Bdev: Send + Sync {
-    /// Who it is.
+    /// The disk's name, kind and UUID.
     fn identity(&self) -> &Identity;
-    /// What it looks like now.
+    /// The disk's geometry now.
     fn geometry(&self) -> Geometry;
     /// Opens one worker's way into the disk. May block: called off the poll cores.
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError>;
@@ -124,7 +125,7 @@ pub trait Bdev: Send + Sync {
 
 /// One worker's way into a disk. Never blocks, allocates or logs once it is open.
 ///
-/// Dropped with requests outstanding it abandons them, but not before whoever uses their buffers (the kernel, a device) has let
+/// A channel dropped with requests outstanding abandons them, but not before the kernel or device that uses their buffers has let
 /// go: such a drop may block, so it belongs off the workers.
 pub trait BlockChannel: Send {
     /// Takes a request. It comes back through `done`, of this call or of a later [`poll`](BlockChannel::poll).
@@ -147,15 +148,8 @@ pub trait BlockChannel: Send {
 #[derive(Debug, thiserror::Error)]
 pub enum BlockError {
     /// A parameter is out of its range.
-    #[error("{field}: got {got}, expected {expected}")]
-    Invalid {
-        /// The parameter.
-        field: &'static str,
-        /// What was given.
-        got: String,
-        /// What is accepted.
-        expected: String,
-    },
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The system refused.
     #[error("{what} {path}: {source}")]
     Io {

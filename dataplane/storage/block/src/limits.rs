@@ -1,6 +1,7 @@
 //! What a disk may be, in one place, and the checks that say so.
 
 use crate::{BlockError, Identity};
+use invalid::Invalid;
 use uuid::Uuid;
 
 /// Bytes of a disk's name.
@@ -16,7 +17,7 @@ pub const MAX_DISK_BYTES: u64 = i64::MAX as u64;
 pub(crate) fn identity(name: String, product_name: &'static str, uuid: Option<Uuid>) -> Result<Identity, BlockError> {
     if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
         let expected = format!("1 to {MAX_NAME} bytes without control characters");
-        return Err(BlockError::Invalid { field: "name", got: format!("{name:?}"), expected });
+        return Err(Invalid::new("name", format!("{name:?}"), expected).into());
     }
     Ok(Identity { name, product_name, uuid: uuid.unwrap_or_else(Uuid::new_v4) })
 }
@@ -27,7 +28,7 @@ pub(crate) fn block_size(got: u32) -> Result<u32, BlockError> {
         return Ok(got);
     }
     let expected = format!("a power of two from {MIN_BLOCK_SIZE} to {MAX_BLOCK_SIZE}");
-    Err(BlockError::Invalid { field: "block_size", got: got.to_string(), expected })
+    Err(Invalid::new("block_size", got, expected).into())
 }
 
 /// A physical block's bytes: the logical block's where none is given.
@@ -37,7 +38,7 @@ pub(crate) fn physical_block_size(got: Option<u32>, block_size: u32) -> Result<u
         Some(got) if got.is_power_of_two() && got >= block_size => Ok(got),
         Some(got) => {
             let expected = format!("a power of two of at least the block size, {block_size}");
-            Err(BlockError::Invalid { field: "physical_block_size", got: got.to_string(), expected })
+            Err(Invalid::new("physical_block_size", got, expected).into())
         }
     }
 }
@@ -48,7 +49,7 @@ pub(crate) fn num_blocks(got: u64, block_size: u32) -> Result<u64, BlockError> {
     if (1..=most).contains(&got) {
         return Ok(got);
     }
-    Err(BlockError::Invalid { field: "num_blocks", got: got.to_string(), expected: format!("1 to {most}") })
+    Err(Invalid::new("num_blocks", got, format!("1 to {most}")).into())
 }
 
 /// Blocks in one discard or write-zeroes that covers at most `bytes`.

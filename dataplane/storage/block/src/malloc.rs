@@ -9,6 +9,7 @@ use crate::{
     Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Request, Status, limits,
 };
 use clock::Cycles;
+use invalid::Invalid;
 use memory::{Memory, MemoryError};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 /// Bytes that one discard or write-zeroes may cover: what a worker clears in a fraction of a millisecond.
 const MAX_ZERO_BYTES: u64 = 4 << 20;
 
-/// What a [`Malloc`] disk is made of.
+/// Parameters of a [`Malloc`] disk.
 #[derive(Clone, Debug)]
 pub struct MallocParams {
     /// The name operators use.
@@ -65,12 +66,9 @@ impl Malloc {
         let len = usize::try_from(num_blocks * u64::from(block_size)).unwrap_or(usize::MAX);
         let storage = Memory::allocate(len, params.numa_node).map_err(|error| match error {
             MemoryError::Length { .. } => {
-                let expected = "a disk that fits the address space".into();
-                BlockError::Invalid { field: "num_blocks", got: num_blocks.to_string(), expected }
+                Invalid::new("num_blocks", num_blocks, "a disk that fits the address space").into()
             }
-            MemoryError::Node { got, online } => {
-                BlockError::Invalid { field: "numa_id", got: got.to_string(), expected: format!("one of {online}") }
-            }
+            MemoryError::Node { got, online } => Invalid::new("numa_id", got, format!("one of {online}")).into(),
             MemoryError::Os { source, .. } => {
                 BlockError::Io { what: "allocate memory for", path: identity.name.clone(), source }
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
-/// What a [`Null`] disk is made of.
+/// Parameters of a [`Null`] disk.
 #[derive(Clone, Debug)]
 pub struct NullParams {
     /// The name operators use.

@@ -10,14 +10,15 @@
 use crate::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Request, RequestQueue};
 use clock::Cycles;
 use crossbeam::utils::CachePadded;
+use parking_lot::Mutex;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What a channel borrows at a time: this much of the rate, at least one token.
+/// The tokens that a channel borrows at a time: this much of the rate, at least one token.
 const QUANTUM_PER_SECOND: u64 = 1000;
-/// What a bucket always saves up, so that a worker that is late loses nothing.
+/// The tokens that a bucket always saves up, so that a worker that is late loses nothing.
 const SLACK: Duration = Duration::from_millis(10);
 /// A sleeping worker with requests in its queue looks this often whether limits have changed.
 const RECHECK: Duration = Duration::from_millis(10);
@@ -67,7 +68,7 @@ impl QosLimits {
     }
 }
 
-/// What all channels of a disk share.
+/// The state that all channels of a disk share.
 #[derive(Debug, Default)]
 struct Limiter {
     /// Written by control.
@@ -103,7 +104,7 @@ struct Terms {
     per_second: u64,
     /// How far ahead of its earnings a bucket may lend.
     burst: Cycles,
-    /// What is borrowed at a time.
+    /// The tokens that are borrowed at a time.
     quantum: u64,
 }
 
@@ -138,7 +139,7 @@ impl Qos {
 
     /// Replaces all limits. Requests that wait are judged by the new ones within ten milliseconds.
     pub fn set_limits(&self, limits: QosLimits) {
-        let mut current = self.limiter.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.limiter.limits.lock();
         *current = limits;
         for bucket in &self.limiter.buckets {
             bucket.0.store(0, Ordering::Relaxed);
@@ -148,7 +149,7 @@ impl Qos {
 
     /// The limits in force.
     pub fn limits(&self) -> QosLimits {
-        *self.limiter.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.limiter.limits.lock()
     }
 }
 
@@ -208,7 +209,7 @@ impl QosChannel {
     #[cold]
     fn adopt_limits(&mut self) {
         // Control holds this lock for a copy of a few words, and a worker comes here once a change.
-        let Ok(limits) = self.limiter.limits.try_lock() else { return };
+        let Some(limits) = self.limiter.limits.try_lock() else { return };
         self.generation = self.limiter.generation.load(Ordering::Acquire);
         self.terms = limits.rates().map(Terms::new);
         self.limited = self.terms.iter().any(|terms| terms.per_second > 0);
@@ -251,7 +252,7 @@ impl QosChannel {
     }
 }
 
-/// What a request takes from each bucket.
+/// The tokens that a request takes from each bucket.
 fn need(request: &Request) -> [u64; BUCKETS] {
     let mut need = [0; BUCKETS];
     let (direction, bytes) = match request.op {
@@ -260,8 +261,10 @@ fn need(request: &Request) -> [u64; BUCKETS] {
         Op::Write => (WRITES, request.len),
         Op::Discard | Op::WriteZeroes { .. } => (WRITES, 0),
     };
-    (need[0], need[direction]) = (1, 1);
-    (need[BYTES], need[BYTES + direction]) = (bytes, bytes);
+    need[0] = 1;
+    need[direction] = 1;
+    need[BYTES] = bytes;
+    need[BYTES + direction] = bytes;
     need
 }
 

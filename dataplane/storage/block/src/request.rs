@@ -3,7 +3,7 @@
 use clock::Cycles;
 use memory::IoBuffers;
 
-/// What is asked of the disk.
+/// An operation of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
     /// Fill the buffers from the disk.
@@ -24,7 +24,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether it has buffers, as long as its range.
+    /// Whether the operation has buffers, as long as its range.
     #[inline(always)]
     pub fn has_buffers(self) -> bool {
         matches!(self, Op::Read | Op::Write | Op::Compare)
@@ -49,7 +49,7 @@ pub enum Status {
 /// A request at rest: made once, filled again and again by its frontend.
 #[derive(Debug)]
 pub struct Request {
-    /// What is asked.
+    /// The operation.
     pub op: Op,
     /// Where on the disk, in bytes; a multiple of the block size.
     pub offset: u64,
@@ -61,7 +61,7 @@ pub struct Request {
     pub submitted: Cycles,
     /// The frontend's own mark (which queue, which chain). A channel leaves it alone.
     pub owner: u64,
-    /// For whoever holds the request: a channel may keep a word here from `submit` until it completes the request or passes it
+    /// For the holder of the request: a channel may keep a word here from `submit` until it completes the request or passes it
     /// on. Frontends leave it alone.
     pub scratch: u64,
     /// The next one in a [`RequestQueue`](crate::RequestQueue).
@@ -104,7 +104,7 @@ impl BlockRequest {
         }
     }
 
-    /// Takes it out of the world without an answer: its device is gone.
+    /// Takes the request back without an answer: its device is gone.
     pub fn abandon(mut self) -> Option<Box<Request>> {
         self.0.take()
     }
@@ -136,7 +136,7 @@ impl Drop for BlockRequest {
 pub struct Completed {
     /// The request, at rest again.
     pub request: Box<Request>,
-    /// How it ended.
+    /// The status with which the request ended.
     pub status: Status,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{BlockRequest, Request};
 
-/// First in, first out. Whoever drops it with requests inside abandons them.
+/// A queue, first in, first out. Dropped with requests inside, it abandons them.
 ///
 /// Two stacks: new requests go on `back`; when `front` is empty the whole of `back` is turned over. Each request is moved
 /// twice, whatever the length.
@@ -84,7 +84,7 @@ impl Drop for RequestQueue {
     fn drop(&mut self) {
         // One by one: dropping a long chain of boxes at once would recurse.
         while let Some(request) = self.pop() {
-            drop(request.abandon());
+            request.abandon();
         }
     }
 }

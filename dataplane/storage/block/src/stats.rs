@@ -1,6 +1,6 @@
 //! Counters and latency histograms of one worker's requests.
 //!
-//! One worker writes them with plain loads and stores; anyone reads them at any time through [`IoStats::snapshot`]. A snapshot
+//! One worker writes them with plain loads and stores; any thread reads them at any time through [`IoStats::snapshot`]. A snapshot
 //! taken while the worker writes may miss the request that is being counted, never more.
 
 use crate::{Completed, Op, Status};
@@ -89,7 +89,7 @@ impl Counters {
     }
 }
 
-/// What one worker counts of a disk's requests. Written by that worker alone, read by control threads.
+/// Counters of a disk's requests on one worker. Written by that worker alone, read by control threads.
 #[derive(Debug)]
 #[repr(align(128))] // its own pair of cache lines: neighbours belong to other workers
 pub struct IoStats {
@@ -204,7 +204,7 @@ impl IoSnapshot {
         &self.kinds[kind as usize]
     }
 
-    /// What was counted since `earlier`, an older snapshot of the same worker or workers.
+    /// The difference to `earlier`, an older snapshot of the same worker or workers.
     pub fn since(&self, earlier: &IoSnapshot) -> IoSnapshot {
         let since = |now: &KindSnapshot, then: &KindSnapshot| KindSnapshot {
             ops: now.ops.saturating_sub(then.ops),
@@ -242,7 +242,9 @@ mod tests {
 
     fn ended(op: Op, len: u64, submitted: u64, status: Status) -> Completed {
         let mut request = Request::new(IoBuffers::anonymous(512).unwrap());
-        (request.op, request.len, request.submitted) = (op, len, Cycles(submitted));
+        request.op = op;
+        request.len = len;
+        request.submitted = Cycles(submitted);
         let mut done = Completions::default();
         BlockRequest::new(request).complete(&mut done, status);
         done.drain().next().unwrap()

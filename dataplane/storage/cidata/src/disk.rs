@@ -7,7 +7,7 @@ use clock::Cycles;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// What cloud-init looks for (cloud-init, "NoCloud": a vfat or iso9660 file system labelled `cidata` or `CIDATA`).
+/// The label that cloud-init looks for (cloud-init, "NoCloud": a vfat or iso9660 file system labelled `cidata` or `CIDATA`).
 const LABEL: [u8; 11] = *b"cidata     ";
 
 /// A read-only disk with a seed on it.
@@ -113,7 +113,8 @@ mod tests {
     fn content(disk: &Cidata) -> Vec<u8> {
         let len = disk.geometry().size_bytes();
         let mut request = Request::new(IoBuffers::anonymous(len as usize).unwrap());
-        (request.op, request.len) = (Op::Read, len);
+        request.op = Op::Read;
+        request.len = len;
         let mut done = Completions::default();
         disk.open_channel().unwrap().submit(BlockRequest::new(request), &mut done);
         let completed = done.drain().next().unwrap();
@@ -129,7 +130,9 @@ mod tests {
         let mut channel = disk.open_channel().unwrap();
         for (op, offset) in [(Op::Write, 0), (Op::Read, disk.geometry().size_bytes()), (Op::Read, u64::MAX)] {
             let mut request = Request::new(IoBuffers::anonymous(512).unwrap());
-            (request.op, request.offset, request.len) = (op, offset, 512);
+            request.op = op;
+            request.offset = offset;
+            request.len = 512;
             let mut done = Completions::default();
             channel.submit(BlockRequest::new(request), &mut done);
             assert_eq!(done.drain().next().unwrap().status, Status::IoError);
@@ -148,7 +151,7 @@ mod tests {
         assert!(content(&disk(&user)).len() > crate::MAX_FILE_LEN);
     }
 
-    /// blkid and mtools, which nobody here wrote, find label and files.
+    /// blkid and mtools, of other makers, find label and files.
     #[test]
     fn blkid_and_mtools_read_it() {
         let dir = tempfile::tempdir().unwrap();

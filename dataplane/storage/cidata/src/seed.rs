@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-/// Most bytes of one file. cloud providers take 16 to 64 KiB of user data; nobody needs a megabyte.
+/// Most bytes of one file: cloud providers take 16 to 64 KiB of user data.
 pub const MAX_FILE_LEN: usize = 1 << 20;
 
 /// Kinds of user data that cloud-init tells apart by the first line, besides gzip (cloud-init, "User-data formats").
@@ -19,7 +19,7 @@ const USER_DATA_STARTS: [&str; 9] = [
     "Content-Type:",
 ];
 
-/// What is wrong with a seed.
+/// Why a seed is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SeedError {
     /// A file is too long.
@@ -27,7 +27,7 @@ pub enum SeedError {
     TooLong {
         /// Which file.
         file: &'static str,
-        /// Its bytes.
+        /// The number of bytes of the file.
         len: usize,
     },
     /// A file is not YAML.
@@ -45,9 +45,9 @@ pub enum SeedError {
         file: &'static str,
         /// The field.
         field: String,
-        /// What stands there.
+        /// The value of the field.
         got: String,
-        /// What should.
+        /// The accepted values.
         expected: &'static str,
     },
 }

@@ -1,12 +1,12 @@
-//! One worker's way into the disk: a session of its own, and what happens to requests while it has none.
+//! One worker's way into the disk: a session of its own, and the requests that wait while it has none.
 
 use crate::connection::{ConnectionError, Pending};
 use crate::io::Pieces;
-use crate::port::{Lost, Port, Shared, Verdict};
 use crate::session::Link;
+use crate::session_queue::{DiskState, LostLink, SessionQueue};
 use block::{BlockChannel, BlockRequest, Completions, Status};
 use clock::Cycles;
-use std::collections::VecDeque;
+use initiator::{HeldRequests, HoldPolicy};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,17 +16,15 @@ use std::time::Duration;
 const IDLE_CHECK: Duration = Duration::from_micros(50);
 /// A socket without room is tried again after this.
 const BLOCKED_CHECK: Duration = Duration::from_micros(100);
-/// Requests that wait before a queue grows.
-const WAITING: usize = 1024;
 
 /// A channel. Polled by one worker.
 #[derive(Debug)]
 pub(crate) struct IscsiChannel {
-    port: Arc<Port>,
-    shared: Arc<Shared>,
+    session: Arc<SessionQueue>,
+    disk: Arc<DiskState>,
     link: Option<Box<Link>>,
-    /// Requests without a session, oldest first.
-    held: VecDeque<Pending>,
+    /// Requests without a session.
+    held: HeldRequests<Pending>,
     pieces: Pieces,
     now: Cycles,
     /// The last turn of the link.
@@ -38,12 +36,12 @@ pub(crate) struct IscsiChannel {
 }
 
 impl IscsiChannel {
-    pub(crate) fn new(port: Arc<Port>, shared: Arc<Shared>) -> IscsiChannel {
+    pub(crate) fn new(session: Arc<SessionQueue>, disk: Arc<DiskState>) -> IscsiChannel {
         IscsiChannel {
-            port,
-            shared,
+            session,
+            disk,
             link: None,
-            held: VecDeque::with_capacity(WAITING),
+            held: HeldRequests::new(),
             pieces: Pieces::new(),
             now: Cycles(0),
             turned: Cycles(0),
@@ -53,30 +51,38 @@ impl IscsiChannel {
         }
     }
 
-    /// Without a session: takes one that is ready, fails requests when that is the verdict, else holds them.
+    /// Without a session: takes one that is ready, fails requests when that is the policy, else holds them.
     #[cold]
     fn poll_without_link(&mut self, done: &mut Completions) -> usize {
-        if let Some(mut link) = self.port.take_ready() {
-            let count = self.held.len();
-            self.held.drain(..).for_each(|pending| link.connection.submit(pending));
+        self.session.handoff.clear_wake();
+        let count = self.held.len();
+        if let Some(mut link) = self.session.handoff.take_incoming() {
+            // The session was delivered after the fence of the one before had fallen.
+            self.held.lift(&self.session.fence);
+            while let Some(pending) = self.held.pop() {
+                link.connection.submit(pending);
+            }
             self.link = Some(link);
-            self.port.set_held(0, Cycles(0));
+            self.report_held();
             return 1 + count + self.turn(done);
         }
-        if self.port.verdict() == Verdict::Hold {
+        if self.session.policy() == HoldPolicy::Hold {
             return 0;
         }
-        let count = self.held.len();
-        self.held.drain(..).for_each(|pending| pending.request.complete(done, Status::IoError));
-        self.port.set_held(0, Cycles(0));
+        // Without an answer of the target no time is known after which it executes nothing any more: a fenced write fails as
+        // well, and its connection stays fenced for the next session.
+        for pending in self.held.take_all(&self.session.fence) {
+            pending.request.complete(done, Status::IoError);
+        }
+        self.report_held();
         count
     }
 
     fn turn(&mut self, done: &mut Completions) -> usize {
         let Some(link) = &mut self.link else { return 0 };
-        (self.turned, self.skipped) = (self.now, false);
-        if self.shared.rescan_wanted.load(Ordering::Relaxed) && self.shared.rescan_wanted.swap(false, Ordering::AcqRel)
-        {
+        self.turned = self.now;
+        self.skipped = false;
+        if self.disk.rescan_wanted.load(Ordering::Relaxed) && self.disk.rescan_wanted.swap(false, Ordering::AcqRel) {
             link.connection.ask_capacity();
         }
         match link.turn(&mut self.pieces, self.now, done) {
@@ -98,33 +104,34 @@ impl IscsiChannel {
     fn publish(&mut self) {
         let Some(link) = &mut self.link else { return };
         let news = link.connection.take_news();
-        if news.capacity
-            && let Some(info) = link.connection.info()
-        {
-            self.shared.num_blocks.store(info.geometry.num_blocks, Ordering::Release);
-            self.shared.wake_supervisor();
+        if news.capacity {
+            self.disk.note_size(link);
+            self.disk.wake.wake();
         }
         if news.luns {
-            self.shared.luns_changed.store(true, Ordering::Release);
-            self.shared.wake_supervisor();
+            self.disk.luns_changed.store(true, Ordering::Release);
+            self.disk.wake.wake();
         }
     }
 
-    /// The session has ended: keep its requests and give it back.
+    /// The session has ended: keeps its requests and gives it back.
     #[cold]
     fn lose(&mut self, error: ConnectionError, done: &mut Completions) {
         let Some(mut link) = self.link.take() else { return };
-        link.wire.reset();
-        let writes = link.connection.take_requests(&mut self.held, done);
+        link.stream.reset();
+        for (pending, started) in link.connection.take_requests(done).into_iter().rev() {
+            self.held.take_back(link.incarnation, started, pending);
+        }
         let counters = link.connection.counters;
-        self.port.aborts.fetch_add(counters.aborts, Ordering::Relaxed);
-        self.port.retries.fetch_add(counters.retries + self.held.len() as u64, Ordering::Relaxed);
-        self.note_held();
-        self.port.give_back(Lost { link, error, writes }, &self.shared);
+        self.session.aborts.add(counters.aborts);
+        self.session.retries.add(counters.retries + self.held.len() as u64);
+        self.report_held();
+        self.session.handoff.give_back(LostLink { link, error, writes: self.held.fenced() > 0 });
+        self.disk.wake.wake();
     }
 
-    fn note_held(&self) {
-        self.port.set_held(self.held.len(), self.held.front().map_or(Cycles(0), |pending| pending.since));
+    fn report_held(&self) {
+        self.session.handoff.report_held(self.held.len(), self.held.oldest());
     }
 }
 
@@ -135,8 +142,8 @@ impl BlockChannel for IscsiChannel {
         match &mut self.link {
             Some(link) => link.connection.submit(pending),
             None => {
-                self.held.push_back(pending);
-                self.note_held();
+                self.held.push(pending);
+                self.report_held();
             }
         }
     }
@@ -154,7 +161,7 @@ impl BlockChannel for IscsiChannel {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        self.port.wake_fd()
+        self.session.handoff.fd()
     }
 
     fn deadline(&self) -> Cycles {
@@ -175,20 +182,25 @@ impl BlockChannel for IscsiChannel {
 }
 
 impl Drop for IscsiChannel {
+    /// Requests that are left go unanswered. A session with some under way is ended: its writes must not come after those of
+    /// the next channel. An idle one serves the next channel.
     fn drop(&mut self) {
-        let mut held = std::mem::take(&mut self.held);
-        if let Some(link) = &mut self.link {
-            // Nobody waits for the completions any more, but what is known to have ended is not abandoned.
-            link.connection.take_requests(&mut held, &mut Completions::default());
+        let mut done = Completions::default(); // what is known to have ended is not abandoned
+        match &self.link {
+            Some(link) if link.connection.outstanding() > 0 || link.connection.wants_write() => {
+                self.lose(ConnectionError::Abandoned, &mut done);
+            }
+            _ => {}
         }
-        for pending in held {
+        for pending in self.held.take_all(&self.session.fence) {
             pending.request.abandon();
         }
-        self.port.closed.store(true, Ordering::Release);
         if let Some(link) = self.link.take() {
-            self.port.give_back(Lost { link, error: ConnectionError::LoggedOut, writes: false }, &self.shared);
-        } else {
-            self.shared.wake_supervisor();
+            let error = ConnectionError::LoggedOut;
+            self.session.handoff.give_back(LostLink { link, error, writes: false });
         }
+        // Last: the supervisor looks at what was given back after it has seen that the channel is closed.
+        self.session.handoff.close();
+        self.disk.wake.wake();
     }
 }

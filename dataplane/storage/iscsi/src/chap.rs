@@ -5,7 +5,7 @@ use digest::Digest;
 /// A name and its secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// What goes into CHAP_N.
+    /// The value of CHAP_N.
     pub name: String,
     /// The shared secret. Never printed.
     pub secret: String,
@@ -35,7 +35,7 @@ impl ChapAlgorithm {
     pub const ALL: [ChapAlgorithm; 4] =
         [ChapAlgorithm::Sha3_256, ChapAlgorithm::Sha256, ChapAlgorithm::Sha1, ChapAlgorithm::Md5];
 
-    /// Its number in CHAP_A.
+    /// The algorithm's number in CHAP_A.
     pub fn number(self) -> u32 {
         match self {
             ChapAlgorithm::Md5 => 5,
@@ -93,7 +93,7 @@ mod tests {
 
     /// Made with Python's hashlib: H(bytes([7]) + b"sesame12345678" + bytes(range(16))).
     #[test]
-    fn pitfall_8_responses_match_an_independent_implementation() {
+    fn responses_match_an_independent_implementation() {
         let challenge: Vec<u8> = (0..16).collect();
         for (algorithm, expected) in [
             (ChapAlgorithm::Md5, "d660ada238291e5238babaa12f3b6b35"),

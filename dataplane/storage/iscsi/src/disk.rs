@@ -3,21 +3,24 @@
 use crate::channel::IscsiChannel;
 use crate::connection::{ConnectionConfig, ConnectionError, Timeouts};
 use crate::event::EventSink;
-use crate::io::{EventFd, Interest, Pieces, sleep_on};
+use crate::io::{Pieces, sleep_on};
 use crate::login::{Auth, LoginConfig};
 use crate::lun::LunInfo;
-use crate::params::{InvalidParam, IscsiParams, portal};
+use crate::params::{IscsiParams, portal};
 use crate::pdu::{Isid, Lun};
-use crate::port::Shared;
 use crate::session::{Link, Progress, Reconnector};
-use crate::supervisor::{Ask, SessionStatus, Supervisor, backoff, connect, lock};
+use crate::session_queue::DiskState;
+use crate::supervisor::{Command, SessionStatus, Supervisor, connect};
 use crate::text;
 use block::{Bdev, BlockChannel, BlockError, Completions, Geometry, Identity};
 use clock::Cycles;
 use digest::Digest;
+use initiator::{CommandQueue, SupervisorWake};
+use invalid::Invalid;
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,15 +29,15 @@ use std::time::Duration;
 pub enum AttachError {
     /// A parameter cannot be used.
     #[error(transparent)]
-    Param(#[from] InvalidParam),
+    Invalid(#[from] Invalid),
     /// The target, or the way to it.
     #[error("{portal}, {target}: {source}")]
     Target {
-        /// Where.
+        /// The portal's address.
         portal: String,
-        /// Which target.
+        /// The target's name.
         target: String,
-        /// Why.
+        /// The cause.
         source: ConnectionError,
     },
     /// The system refused a thread or a descriptor.
@@ -47,9 +50,9 @@ pub enum AttachError {
 pub struct IscsiDisk {
     identity: Identity,
     geometry: Geometry,
-    shared: Arc<Shared>,
+    shared: Arc<DiskState>,
     status: Arc<Mutex<Vec<SessionStatus>>>,
-    asks: Mutex<Sender<Ask>>,
+    commands: Arc<CommandQueue<Command>>,
     known_blocks: Mutex<u64>,
     open_timeout: Duration,
     portal: String,
@@ -58,56 +61,60 @@ pub struct IscsiDisk {
 
 impl IscsiDisk {
     /// Logs in, looks at the unit, and keeps the session for the first channel. Blocks until that is done or has failed, at
-    /// most `connect_timeout`. One attempt: whoever calls hears why it failed.
+    /// most `connect_timeout`. One attempt: the error says why it failed.
     pub fn attach(params: &IscsiParams, sink: EventSink) -> Result<Arc<IscsiDisk>, AttachError> {
         params.check()?;
         let template = connection_config(params);
         let portal = portal(&params.portal)?;
         let seed = u64::from_be_bytes([&template.login.isid[..], &[0, 1]].concat().try_into().expect("8 bytes"));
-        let back_off = backoff(&params.recovery);
-        let mut first = Reconnector::new(template.clone(), portal.clone(), back_off, seed, Cycles::now());
+        let mut first = Reconnector::new(template.clone(), portal.clone(), &params.recovery, seed, Cycles::now());
         let link = bring_up(&mut first).map_err(|source| AttachError::Target {
             portal: portal.clone(),
             target: params.target_iqn.clone(),
             source,
         })?;
         let info = link.connection.info().expect("known once ready").clone();
-        let shared = Arc::new(Shared::new(Some(EventFd::new()?)));
-        shared.num_blocks.store(info.geometry.num_blocks, Ordering::Release);
-        let (asks, asked) = channel();
+        let wake = SupervisorWake::new()?;
+        let shared = Arc::new(DiskState::new(info.geometry.num_blocks, wake.clone()));
+        let commands = Arc::new(CommandQueue::new(wake.clone()));
         let status = Arc::new(Mutex::new(Vec::new()));
-        let recovery = params.recovery.clone();
-        let mut supervisor =
-            Supervisor::new(template, portal.clone(), recovery, shared.clone(), sink, asked, status.clone());
+        let mut supervisor = Supervisor {
+            template,
+            portal: portal.clone(),
+            recovery: params.recovery,
+            disk: shared.clone(),
+            sink,
+            commands: commands.clone(),
+            status: status.clone(),
+            seen_blocks: info.geometry.num_blocks,
+            sessions: Vec::new(),
+            leaving: Vec::new(),
+            is_stopped: false,
+            pieces: Pieces::new(),
+        };
         supervisor.adopt(first, link)?;
-        let thread = std::thread::Builder::new().name("iscsi-disk".into()).spawn(move || supervisor.run())?;
+        let thread = initiator::spawn("iscsi-disk".into(), supervisor, wake)?;
         Ok(Arc::new(IscsiDisk {
             identity: identity(params, &info),
             geometry: info.geometry,
             known_blocks: Mutex::new(info.geometry.num_blocks),
             shared,
             status,
-            asks: Mutex::new(asks),
+            commands,
             open_timeout: params.connect_timeout + Duration::from_secs(1),
             portal,
             supervisor: Some(thread),
         }))
     }
 
-    /// How its sessions are: attempts, what is held, since when.
+    /// The state of the disk's sessions.
     pub fn status(&self) -> Vec<SessionStatus> {
-        lock(&self.status).clone()
+        self.status.lock().clone()
     }
 
     /// Where the target listens.
     pub fn portal(&self) -> &str {
         &self.portal
-    }
-
-    fn ask(&self, ask: Ask) {
-        // A supervisor that is gone answers nothing, and the answer's channel tells.
-        let _ = lock(&self.asks).send(ask);
-        self.shared.wake_supervisor();
     }
 }
 
@@ -127,9 +134,9 @@ impl Bdev for IscsiDisk {
             source: std::io::Error::new(kind, reason),
         };
         let (opener, opened) = channel();
-        self.ask(Ask::Open(opener));
+        self.commands.send(Command::Open(opener));
         match opened.recv_timeout(self.open_timeout) {
-            Ok(Ok(port)) => Ok(Box::new(IscsiChannel::new(port, self.shared.clone()))),
+            Ok(Ok(session)) => Ok(Box::new(IscsiChannel::new(session, self.shared.clone()))),
             Ok(Err(error)) => Err(failed(std::io::ErrorKind::ConnectionRefused, error.to_string())),
             Err(_) => Err(failed(std::io::ErrorKind::TimedOut, "no session in time".into())),
         }
@@ -138,8 +145,8 @@ impl Bdev for IscsiDisk {
     /// Asks the target for the size. It answers in its own time: a change since the last call is reported, and one that the
     /// target tells later comes as an event.
     fn rescan(&self) -> Result<bool, BlockError> {
-        self.ask(Ask::Rescan);
-        let mut known = lock(&self.known_blocks);
+        self.commands.send(Command::Rescan);
+        let mut known = self.known_blocks.lock();
         for _ in 0..20 {
             let now = self.shared.num_blocks.load(Ordering::Acquire);
             if *known != now {
@@ -154,9 +161,9 @@ impl Bdev for IscsiDisk {
 
 impl Drop for IscsiDisk {
     fn drop(&mut self) {
-        self.ask(Ask::Stop);
+        self.commands.send(Command::Stop);
         if let Some(thread) = self.supervisor.take() {
-            let _ = thread.join();
+            let _ = thread.join(); // a thread that panicked has said so
         }
     }
 }
@@ -178,17 +185,15 @@ fn bring_up(reconnector: &mut Reconnector) -> Result<Box<Link>, ConnectionError>
 }
 
 fn wait_for(link: &Link, now: Cycles) {
-    let writable = link.connection.wants_write();
-    let interests: Vec<Interest> = link.wire.fd().map(|fd| Interest { fd, writable }).into_iter().collect();
-    sleep_on(&interests, link.connection.deadline().since(now).to_duration());
+    sleep_on(link.interest().as_slice(), link.connection.deadline().since(now).to_duration());
 }
 
 /// A target that discovery found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiscoveredTarget {
-    /// Its name.
+    /// The target's name.
     pub iqn: String,
-    /// Where it listens, as the target says it: `host:port,group`. Empty where it says nothing: the portal that was asked.
+    /// The addresses that the target reports: `host:port,group`. Empty where it reports none: the portal that was asked.
     pub addresses: Vec<String>,
 }
 
@@ -200,7 +205,8 @@ pub fn discover(
     timeout: Duration,
 ) -> Result<Vec<DiscoveredTarget>, AttachError> {
     let mut params = IscsiParams::new("discovery", initiator_iqn, portal_address, "iqn.discovery", Lun(0));
-    (params.auth, params.connect_timeout) = (auth, timeout);
+    params.auth = auth;
+    params.connect_timeout = timeout;
     params.check()?;
     let portal = portal(portal_address)?;
     let text = discover_text(&params, &portal).map_err(|source| AttachError::Target {
@@ -214,10 +220,9 @@ pub fn discover(
 fn discover_text(params: &IscsiParams, portal: &str) -> Result<Vec<u8>, ConnectionError> {
     let mut config = connection_config(params);
     config.login.target_iqn = None;
-    let backoff = backoff(&params.recovery);
-    let mut link = bring_up(&mut Reconnector::new(config, portal.to_owned(), backoff, 1, Cycles::now()))?;
+    let mut link = bring_up(&mut Reconnector::new(config, portal.to_owned(), &params.recovery, 1, Cycles::now()))?;
     let text = link.connection.discovered().unwrap_or_default().to_vec();
-    // A logout is courtesy: the answer is here already.
+    // The answer is here already: one attempt to log out is enough.
     let _ = link.turn(&mut Pieces::new(), Cycles::now(), &mut Completions::default());
     Ok(text)
 }
@@ -235,7 +240,7 @@ pub(crate) fn parse_targets(text: &[u8]) -> Vec<DiscoveredTarget> {
     targets
 }
 
-/// What every connection of a disk has in common.
+/// The configuration that every connection of a disk has.
 pub(crate) fn connection_config(params: &IscsiParams) -> ConnectionConfig {
     let cycles = |span: Duration| Cycles::from(span);
     ConnectionConfig {

@@ -2,19 +2,17 @@
 
 use crate::connection::{Connection, ConnectionConfig, ConnectionError, Pending, Timeouts};
 use crate::disk::parse_targets;
-use crate::io::{Gather, Pieces, Scatter, Wire};
+use crate::io::{MemoryStream, Pieces};
 use crate::login::{Auth, DigestPolicy, LoginConfig};
 use crate::lun::Probe;
 use crate::pdu::{self, Bhs, Lun};
 use crate::scsi::{self, Sense};
-use crate::target::{Faults, MemoryStore, Target, TargetConfig, TargetConnection, Unit};
+use crate::target::{Faults, MemoryStore, ServerConnection, Target, TargetConfig, TargetConnection, Unit};
 use crate::text;
 use block::{BlockRequest, Completions, Op, Request};
 use clock::Cycles;
 use memory::IoBuffers;
-use std::collections::VecDeque;
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Every parser, on the same bytes.
 pub fn fuzz_parsers(bytes: &[u8]) {
@@ -41,7 +39,7 @@ pub fn fuzz_target(bytes: &[u8]) {
     let mut connection = TargetConnection::new(disk(), Faults::default(), 1);
     for piece in bytes.chunks(97) {
         connection.receive(piece, Cycles(1));
-        connection.take_output(usize::MAX);
+        take_output(&mut connection);
     }
 }
 
@@ -49,7 +47,7 @@ pub fn fuzz_target(bytes: &[u8]) {
 /// far the stream runs before the next tampering; the others are where in the next piece and what is put there.
 pub fn fuzz_session(bytes: &[u8]) {
     let (Some(&mode), tampering) = (bytes.first(), bytes.get(1..).unwrap_or(&[])) else { return };
-    let (wire, mut pieces, mut done) = (Pipe::default(), Pieces::new(), Completions::default());
+    let (stream, mut pieces, mut done) = (MemoryStream::default(), Pieces::new(), Completions::default());
     let mut connection = Connection::new(config(mode), Cycles(1));
     let mut target = TargetConnection::new(disk(), Faults::default(), 1);
     let mut submitted = 0;
@@ -61,18 +59,16 @@ pub fn fuzz_session(bytes: &[u8]) {
                 connection.submit(Pending { request: request(op), since: now, done: 0 });
                 submitted += 1;
             }
-            if end(connection.turn(&wire, &mut pieces, now, &mut done)) {
+            if end(connection.turn(&stream, &mut pieces, now, &mut done)) {
                 return finish(connection, done, submitted);
             }
-            let mut state = wire.0.lock().expect("one thread");
-            let sent = std::mem::take(&mut state.to_target);
-            target.receive(&sent, now);
-            let mut answer = target.take_output(usize::MAX);
+            target.receive(&stream.take_sent(), now);
+            let mut answer = take_output(&mut target);
             if quiet == usize::from(triple[0] % 8) && !answer.is_empty() {
                 let at = usize::from(triple[1]) % answer.len();
                 answer[at] ^= triple[2];
             }
-            state.to_initiator.extend(answer);
+            stream.push(&answer);
         }
     }
     finish(connection, done, submitted);
@@ -84,10 +80,17 @@ fn end(result: Result<usize, ConnectionError>) -> bool {
 
 /// Every request is either done or taken back.
 fn finish(mut connection: Connection, mut done: Completions, submitted: usize) {
-    let mut requests = VecDeque::new();
-    connection.take_requests(&mut requests, &mut done);
+    let requests = connection.take_requests(&mut done);
     assert_eq!(done.drain().count() + requests.len(), submitted, "a request is lost");
-    requests.into_iter().for_each(|pending| drop(pending.request.abandon()));
+    for (pending, _) in requests {
+        pending.request.abandon();
+    }
+}
+
+fn take_output(target: &mut TargetConnection) -> Vec<u8> {
+    let bytes = target.output().to_vec();
+    target.consume(bytes.len());
+    bytes
 }
 
 fn disk() -> Arc<Target> {
@@ -99,7 +102,8 @@ fn disk() -> Arc<Target> {
 
 fn request(op: Op) -> BlockRequest {
     let mut request = Request::new(IoBuffers::anonymous(8192).expect("memory"));
-    (request.op, request.len) = (op, if op == Op::Flush { 0 } else { 8192 });
+    request.op = op;
+    request.len = if op == Op::Flush { 0 } else { 8192 };
     BlockRequest::new(request)
 }
 
@@ -130,34 +134,6 @@ fn config(mode: u8) -> ConnectionConfig {
         known: None,
         fence: None,
     }
-}
-
-#[derive(Debug, Default)]
-struct Pipe(Mutex<PipeState>);
-
-#[derive(Debug, Default)]
-struct PipeState {
-    to_target: Vec<u8>,
-    to_initiator: Vec<u8>,
-}
-
-impl Wire for Pipe {
-    fn send(&self, bytes: &Gather<'_>) -> io::Result<usize> {
-        Ok(bytes.copy_to(&mut self.0.lock().expect("one thread").to_target, usize::MAX))
-    }
-
-    fn receive(&self, bytes: &mut Scatter<'_>) -> io::Result<usize> {
-        let incoming = &mut self.0.lock().expect("one thread").to_initiator;
-        match bytes.copy_from(incoming) {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            count => {
-                incoming.drain(..count);
-                Ok(count)
-            }
-        }
-    }
-
-    fn reset(&self) {}
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ pub struct Auth {
     pub algorithms: Vec<ChapAlgorithm>,
 }
 
-/// What a login wants.
+/// The parameters of a login.
 #[derive(Clone, Debug)]
 pub(crate) struct LoginConfig {
     pub(crate) initiator_iqn: String,
@@ -56,7 +56,7 @@ pub(crate) struct LoginConfig {
     pub(crate) segment_limit: usize,
 }
 
-/// What we declare and offer (section 13).
+/// The keys that the initiator declares and offers (section 13).
 pub(crate) mod ours {
     /// MaxRecvDataSegmentLength.
     pub(crate) const RECV_SEGMENT: u32 = 262_144;
@@ -104,7 +104,7 @@ impl Default for Operational {
     }
 }
 
-/// What follows a response.
+/// The step that follows a login response.
 #[derive(Debug)]
 pub(crate) enum Step {
     /// Send this request; its numbers are the connection's to fill in.
@@ -144,7 +144,7 @@ pub enum LoginError {
         key: String,
         /// The target's value.
         got: String,
-        /// What would be accepted.
+        /// The accepted values.
         expected: &'static str,
     },
     /// The two sides cannot agree who they are.

@@ -3,6 +3,8 @@
 use crate::pdu::Lun;
 use crate::scsi::{self, BlockLimits, Capacity, Cdb, Provisioning, Sense, sense_key, vpd};
 use block::Geometry;
+use initiator::{DiskIdentity, DiskReplaced};
+use invalid::Invalid;
 
 /// Bytes asked for at most in one answer.
 const ANSWER: u16 = 4096;
@@ -11,7 +13,7 @@ const MAX_TRANSFER: u64 = 8 << 20;
 /// Unit attentions in a row before a unit counts as broken.
 const MAX_ATTENTIONS: u32 = 64;
 
-/// What a logical unit is.
+/// The identity and geometry of a logical unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LunInfo {
     /// The best designator of VPD page 0x83, else the serial number; empty where the unit has neither.
@@ -19,18 +21,30 @@ pub(crate) struct LunInfo {
     pub(crate) geometry: Geometry,
 }
 
+impl LunInfo {
+    fn identity(&self) -> DiskIdentity {
+        DiskIdentity { id: self.designator.clone(), block_size: self.geometry.block_size }
+    }
+}
+
+impl From<DiskReplaced> for LunError {
+    fn from(_: DiskReplaced) -> LunError {
+        LunError::Replaced
+    }
+}
+
 /// Why a logical unit cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LunError {
-    /// It is not there.
+    /// The target has no such unit.
     #[error("the target has no LUN {lun}; it has {}", list(.available))]
     Missing {
         /// The number asked for.
         lun: Lun,
-        /// What REPORT LUNS says.
+        /// The units that REPORT LUNS lists.
         available: Vec<Lun>,
     },
-    /// It is no disk.
+    /// The unit is no disk.
     #[error("LUN type: got device type {0:#04x}, expected a disk (0x00)")]
     NotADisk(u8),
     /// A command that every disk must do failed.
@@ -42,15 +56,8 @@ pub enum LunError {
         sense: String,
     },
     /// An answer that makes no sense.
-    #[error("{field}: got {got}, expected {expected}")]
-    Invalid {
-        /// Which part of the answer.
-        field: &'static str,
-        /// The target's value.
-        got: String,
-        /// What is acceptable.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// Another disk than before answers under the same name.
     #[error("another disk answers at this LUN: its identity or block size changed")]
     Replaced,
@@ -76,7 +83,7 @@ enum Question {
     Luns,
 }
 
-/// What follows an answer.
+/// The step that follows an answer.
 #[derive(Debug)]
 pub(crate) enum Next {
     /// Ask [`Probe::question`].
@@ -93,7 +100,7 @@ pub(crate) struct Probe {
     lun: Lun,
     question: Question,
     attentions: u32,
-    /// What was known before: the disk must be the same.
+    /// The unit as it was before: the disk must be the same.
     known: Option<Box<LunInfo>>,
     serial: Vec<u8>,
     designator: Option<Vec<u8>>,
@@ -220,21 +227,17 @@ impl Probe {
     }
 
     fn take_capacity(&mut self, capacity: Option<Capacity>) -> Result<Next, LunError> {
-        let capacity = capacity.ok_or(LunError::Invalid {
-            field: "READ CAPACITY",
-            got: "an answer that is cut or counts 2^64 blocks".into(),
-            expected: "a last block and a block size",
-        })?;
+        let capacity = capacity.ok_or(Invalid::new(
+            "READ CAPACITY",
+            "an answer that is cut or counts 2^64 blocks",
+            "a last block and a block size",
+        ))?;
         if !capacity.block_size.is_power_of_two() || !(512..=65_536).contains(&capacity.block_size) {
-            return Err(LunError::Invalid {
-                field: "block size",
-                got: capacity.block_size.to_string(),
-                expected: "a power of two from 512 to 65536",
-            });
+            return Err(Invalid::new("block size", capacity.block_size, "a power of two from 512 to 65536").into());
         }
         if capacity.num_blocks.checked_mul(capacity.block_size.into()).is_none_or(|bytes| bytes > 1 << 62) {
             let got = capacity.num_blocks.to_string();
-            return Err(LunError::Invalid { field: "blocks", got, expected: "a disk of at most 2^62 bytes" });
+            return Err(Invalid::new("blocks", got, "a disk of at most 2^62 bytes").into());
         }
         self.capacity = Some(capacity);
         self.ask(Question::Caching)
@@ -272,16 +275,15 @@ impl Probe {
             read_only,
             write_cache,
         };
-        if let Some(known) = &self.known
-            && (known.designator != designator || known.geometry.block_size != geometry.block_size)
-        {
-            return Err(LunError::Replaced);
+        let info = LunInfo { designator, geometry };
+        if let Some(known) = &self.known {
+            known.identity().check(&info.identity())?;
         }
-        Ok(Box::new(LunInfo { designator, geometry }))
+        Ok(Box::new(info))
     }
 }
 
-/// A unit that will be ready by itself: 04/00, 04/01, 04/0A and the like (SPC-6 annex F), or an aborted command.
+/// A unit that will be ready by itself: 04/00, 04/01, 04/0A (SPC-6 annex F), or an aborted command.
 pub(crate) fn is_transient(sense: Sense) -> bool {
     match sense.key {
         sense_key::NOT_READY => sense.asc == 0x04 && !matches!(sense.ascq, 0x02 | 0x03 | 0x0c),
@@ -291,7 +293,7 @@ pub(crate) fn is_transient(sense: Sense) -> bool {
 }
 
 /// Write protection and write cache, from MODE SENSE(6) of the caching page (SPC-6 7.5.6, SBC-4 6.5.5). Without an answer a
-/// cache is assumed: a flush too many harms nobody.
+/// cache is assumed: a flush too many does no harm.
 fn decode_mode(bytes: &[u8]) -> (bool, bool) {
     let (Some(parameter), Some(descriptors)) = (bytes.get(2), bytes.get(3)) else { return (false, true) };
     let read_only = parameter & 0x80 != 0;

@@ -3,34 +3,12 @@
 use crate::chap::Credentials;
 use crate::login::{Auth, DigestPolicy};
 use crate::pdu::Lun;
+use initiator::Recovery;
+use invalid::Invalid;
 use std::time::Duration;
 
 /// The port of iSCSI (RFC 7143 section 4.2).
 pub const DEFAULT_PORT: u16 = 3260;
-
-/// What to do while the target cannot be reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovery {
-    /// Give the disk up after so long without a session; `None` never. A disk given up fails all I/O.
-    pub loss_timeout: Option<Duration>,
-    /// Fail I/O after so long without a session; `None` holds it for ever, which is what a boot disk needs.
-    pub fast_fail: Option<Duration>,
-    /// Pause before the second attempt. It doubles with every further one, up to `max_pause`, each with a random part.
-    pub min_pause: Duration,
-    /// Longest pause.
-    pub max_pause: Duration,
-}
-
-impl Default for Recovery {
-    fn default() -> Recovery {
-        Recovery {
-            loss_timeout: None,
-            fast_fail: None,
-            min_pause: Duration::from_millis(100),
-            max_pause: Duration::from_secs(5),
-        }
-    }
-}
 
 /// A disk at an iSCSI target.
 #[derive(Clone, Debug)]
@@ -63,33 +41,19 @@ pub struct IscsiParams {
     pub ping_interval: Duration,
     /// How long it has to answer a ping.
     pub ping_timeout: Duration,
-    /// What to do without a session.
+    /// Recovery while there is no session.
     pub recovery: Recovery,
 }
 
-/// A parameter that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: got {got:?}, expected {expected} ({hint})")]
-pub struct InvalidParam {
-    /// Which one.
-    pub field: &'static str,
-    /// What was given; never a secret.
-    pub got: String,
-    /// What is accepted.
-    pub expected: &'static str,
-    /// What to do.
-    pub hint: &'static str,
-}
-
-fn error(field: &'static str, got: impl Into<String>, expected: &'static str) -> InvalidParam {
+fn error(field: &'static str, got: impl std::fmt::Display, expected: &str) -> Invalid {
     let hint = match field {
         "url" | "url option" => "SPDK's and libiscsi's URLs are taken as they are",
         "initiator_iqn" | "target_iqn" => "copy it from the target; discovery lists its names",
-        "CHAP user" | "CHAP target user" | "CHAP target password" | "password" => "ask whoever runs the target",
+        "CHAP user" | "CHAP target user" | "CHAP target password" | "password" => "ask the target's administrator",
         "lun" => "0 is usual",
         _ => "leave it out for the default",
     };
-    InvalidParam { field, got: got.into(), expected, hint }
+    Invalid::new(field, got, format!("{expected} ({hint})"))
 }
 
 const URL_SHAPE: &str = "iscsi://[user[%password]@]host[:port]/target-iqn/lun[?option=value&...]";
@@ -119,7 +83,7 @@ impl IscsiParams {
     /// From a URL as libiscsi and SPDK have it: `iscsi://[user[%password]@]host[:port]/target-iqn/lun`, with the options
     /// `header_digest` and `data_digest` (`none`, `crc32c`, `prefer`), `target_user`, `target_password`, `password` and
     /// `queue_depth`.
-    pub fn from_url(name: &str, initiator_iqn: &str, url: &str) -> Result<IscsiParams, InvalidParam> {
+    pub fn from_url(name: &str, initiator_iqn: &str, url: &str) -> Result<IscsiParams, Invalid> {
         let shape = || error("url", redacted(url), URL_SHAPE);
         let rest = url.strip_prefix("iscsi://").ok_or_else(shape)?;
         let (path, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -144,7 +108,7 @@ impl IscsiParams {
         Ok(params)
     }
 
-    fn set_option(&mut self, key: &str, value: &str) -> Result<(), InvalidParam> {
+    fn set_option(&mut self, key: &str, value: &str) -> Result<(), Invalid> {
         let target = || Credentials { name: String::new(), secret: String::new() };
         match key {
             "header_digest" => self.header_digest = parse_digest("header_digest", value)?,
@@ -167,7 +131,7 @@ impl IscsiParams {
     }
 
     /// Checks what can be checked without the target.
-    pub fn check(&self) -> Result<(), InvalidParam> {
+    pub fn check(&self) -> Result<(), Invalid> {
         check_name("initiator_iqn", &self.initiator_iqn)?;
         check_name("target_iqn", &self.target_iqn)?;
         if self.name.is_empty() {
@@ -180,7 +144,7 @@ impl IscsiParams {
     }
 }
 
-fn check_auth(auth: &Auth) -> Result<(), InvalidParam> {
+fn check_auth(auth: &Auth) -> Result<(), Invalid> {
     for (field, credentials) in [("CHAP user", &auth.initiator), ("CHAP target user", &auth.target)] {
         let Some(credentials) = credentials else { continue };
         if credentials.name.is_empty() || credentials.secret.is_empty() {
@@ -199,7 +163,7 @@ fn check_auth(auth: &Auth) -> Result<(), InvalidParam> {
 }
 
 /// Names are `iqn.`, `eui.` or `naa.` (RFC 7143 4.2.7), at most 223 bytes; and they go into text as they are.
-fn check_name(field: &'static str, name: &str) -> Result<(), InvalidParam> {
+fn check_name(field: &'static str, name: &str) -> Result<(), Invalid> {
     let known = ["iqn.", "eui.", "naa."].iter().any(|prefix| name.starts_with(prefix));
     let clean = name.bytes().all(|b| b.is_ascii_graphic() && b != b'=' && b != b',');
     if known && clean && name.len() <= 223 {
@@ -209,7 +173,7 @@ fn check_name(field: &'static str, name: &str) -> Result<(), InvalidParam> {
 }
 
 /// `host[:port]` with the port made explicit.
-pub(crate) fn portal(host: &str) -> Result<String, InvalidParam> {
+pub(crate) fn portal(host: &str) -> Result<String, Invalid> {
     let wrong = || error("portal", host, "host[:port], IPv6 addresses in brackets");
     let after_address = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or_else(wrong)?.1,
@@ -225,7 +189,7 @@ pub(crate) fn portal(host: &str) -> Result<String, InvalidParam> {
     }
 }
 
-fn parse_lun(text: &str) -> Result<Lun, InvalidParam> {
+fn parse_lun(text: &str) -> Result<Lun, Invalid> {
     let number = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
@@ -233,7 +197,7 @@ fn parse_lun(text: &str) -> Result<Lun, InvalidParam> {
     number.map(Lun::from_number).ok_or_else(|| error("lun", text, "a number, or the eight bytes as 0x..."))
 }
 
-fn parse_digest(field: &'static str, value: &str) -> Result<DigestPolicy, InvalidParam> {
+fn parse_digest(field: &'static str, value: &str) -> Result<DigestPolicy, Invalid> {
     match value.to_ascii_lowercase().as_str() {
         "none" => Ok(DigestPolicy::None),
         "crc32c" => Ok(DigestPolicy::Require),
@@ -290,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_tell_no_secret() {
+    fn errors_contain_no_secret() {
         let error = IscsiParams::from_url("d", US, "iscsi://me%sesame@host?password=sesame").unwrap_err();
         assert!(!error.to_string().contains("sesame"), "{error}");
     }

@@ -50,7 +50,8 @@ impl std::fmt::Debug for Bhs {
 impl Bhs {
     fn new(opcode: u8, flags: u8) -> Bhs {
         let mut bytes = [0; BHS_LEN];
-        (bytes[0], bytes[1]) = (opcode, flags);
+        bytes[0] = opcode;
+        bytes[1] = flags;
         Bhs(bytes)
     }
 
@@ -306,7 +307,8 @@ impl ScsiResponse {
     pub(crate) fn encode(&self) -> Bhs {
         let (flags, count) = self.residual.encode();
         let mut bhs = Bhs::new(opcode::SCSI_RESPONSE, FINAL | flags);
-        (bhs.0[2], bhs.0[3]) = (self.response, self.status);
+        bhs.0[2] = self.response;
+        bhs.0[3] = self.status;
         bhs.put(16, self.itt);
         bhs.put(36, self.exp_data_sn);
         bhs.put(44, count);
@@ -749,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn pitfall_7_luns_have_64_bits() {
+    fn luns_have_64_bits() {
         assert_eq!(Lun::from_number(1).0, 0x0001_0000_0000_0000);
         assert_eq!(Lun::from_number(300).0, 0x412c_0000_0000_0000);
         assert_eq!(Lun::from_number(0xd210_0000_0000_0001).0, 0xd210_0000_0000_0001);

@@ -182,7 +182,8 @@ impl Sense {
         segment[2] = 0x70;
         segment[4] = self.key;
         segment[9] = 10;
-        (segment[14], segment[15]) = (self.asc, self.ascq);
+        segment[14] = self.asc;
+        segment[15] = self.ascq;
         segment
     }
 }
@@ -254,7 +255,7 @@ impl BlockLimits {
     }
 }
 
-/// What VPD page 0xB2 says about deallocation (SBC-4 6.6.8).
+/// Logical block provisioning: VPD page 0xB2 (SBC-4 6.6.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Provisioning {
     /// LBPU: UNMAP works.
@@ -348,7 +349,8 @@ mod tests {
         assert_eq!(Capacity::decode_16(&bytes), None, "2^64 blocks");
         bytes[..8].copy_from_slice(&99u64.to_be_bytes());
         bytes[8..12].copy_from_slice(&512u32.to_be_bytes());
-        (bytes[13], bytes[14]) = (3, 0x80);
+        bytes[13] = 3;
+        bytes[14] = 0x80;
         let capacity = Capacity { num_blocks: 100, block_size: 512, physical_block_size: 4096, thin: true };
         assert_eq!(Capacity::decode_16(&bytes), Some(capacity));
         assert_eq!(Capacity::decode_16(&bytes[..11]), None);

@@ -15,18 +15,22 @@
 
 use crate::chap::ChapAlgorithm;
 use crate::connection::{Connection, ConnectionConfig, ConnectionError};
-use crate::io::{Pieces, Wire};
+use crate::io::{ByteStream, Interest, Pieces};
 use crate::login::LoginError;
 use crate::lun::LunInfo;
 use block::Completions;
 use clock::Cycles;
+use initiator::{Backoff, Recovery};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// A connection and its wire.
+/// A connection and its byte stream.
 #[derive(Debug)]
 pub(crate) struct Link {
+    /// The number of the login, from 1: the fence is between two of them.
+    pub(crate) incarnation: u64,
     pub(crate) connection: Connection,
-    pub(crate) wire: Arc<dyn Wire>,
+    pub(crate) stream: Arc<dyn ByteStream>,
 }
 
 impl Link {
@@ -36,31 +40,20 @@ impl Link {
         now: Cycles,
         done: &mut Completions,
     ) -> Result<usize, ConnectionError> {
-        self.connection.turn(&*self.wire, pieces, now, done)
+        self.connection.turn(&*self.stream, pieces, now, done)
+    }
+
+    /// The descriptor to sleep on while the link is turned by a control thread.
+    pub(crate) fn interest(&self) -> Option<Interest> {
+        self.stream.fd().map(|fd| Interest { fd, writable: self.connection.wants_write() })
     }
 }
 
 /// Starts a connection to `host:port` without waiting for it.
-pub(crate) type Connect<'a> = &'a mut dyn FnMut(&str) -> Result<Arc<dyn Wire>, ConnectionError>;
+pub(crate) type Connect<'a> = &'a mut dyn FnMut(&str) -> Result<Arc<dyn ByteStream>, ConnectionError>;
 
 /// Redirects in a row that are followed.
 const MAX_REDIRECTS: u32 = 8;
-
-/// Pauses between attempts, in cycles.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Backoff {
-    pub(crate) min_pause: Cycles,
-    pub(crate) max_pause: Cycles,
-}
-
-impl Backoff {
-    /// The pause after `failures` attempts that failed: none after the first loss, then doubling, with the upper half random so
-    /// that many disks do not come back at once.
-    fn pause(&self, failures: u32, random: u64) -> Cycles {
-        let full = self.min_pause.0.saturating_mul(1 << (failures.saturating_sub(1)).min(32)).min(self.max_pause.0);
-        Cycles(full / 2 + random % (full / 2 + 1))
-    }
-}
 
 #[derive(Debug)]
 enum State {
@@ -77,23 +70,21 @@ pub(crate) struct Reconnector {
     /// Where to connect: the portal, or where a permanent redirect led.
     portal: String,
     /// Where a temporary redirect leads, for one attempt.
-    detour: Option<String>,
+    redirect: Option<String>,
     redirects: u32,
     backoff: Backoff,
     state: State,
-    failures: u32,
-    lost_at: Option<Cycles>,
-    random: u64,
+    incarnations: u64,
 }
 
-/// What became of a turn.
+/// The outcome of a turn.
 #[derive(Debug)]
 pub(crate) enum Progress {
     Nothing,
     /// A session is ready for I/O.
     Ready(Box<Link>),
     /// An attempt failed; the next one is due after so long.
-    Failed(ConnectionError, Cycles),
+    Failed(ConnectionError, Duration),
 }
 
 impl Reconnector {
@@ -101,36 +92,34 @@ impl Reconnector {
     pub(crate) fn new(
         template: ConnectionConfig,
         portal: String,
-        backoff: Backoff,
+        recovery: &Recovery,
         seed: u64,
         now: Cycles,
     ) -> Reconnector {
         Reconnector {
             template,
             portal,
-            detour: None,
+            redirect: None,
             redirects: 0,
-            backoff,
+            backoff: Backoff::new(recovery, seed),
             state: State::Waiting(now),
-            failures: 0,
-            lost_at: Some(now),
-            random: seed | 1,
+            incarnations: 0,
         }
     }
 
-    /// What the unit was when it was last seen.
+    /// The unit as it was last seen.
     pub(crate) fn known(&self) -> Option<Box<LunInfo>> {
         self.template.known.clone()
     }
 
     /// Attempts that failed since the last session.
     pub(crate) fn failures(&self) -> u32 {
-        self.failures
+        self.backoff.failures()
     }
 
-    /// Since when there is no session.
-    pub(crate) fn lost_at(&self) -> Option<Cycles> {
-        self.lost_at
+    /// Whether there is no session.
+    pub(crate) fn is_lost(&self) -> bool {
+        !matches!(self.state, State::Away)
     }
 
     /// When the next attempt is due.
@@ -149,8 +138,7 @@ impl Reconnector {
         if let Some(info) = dead.info() {
             self.template.known = Some(Box::new(info.clone()));
         }
-        self.lost_at = Some(now);
-        self.failures = 0;
+        self.backoff.reset();
         self.redirects = 0;
         self.state = State::Waiting(now);
     }
@@ -178,12 +166,14 @@ impl Reconnector {
             State::Away => return Progress::Nothing,
             State::Waiting(at) if now < *at => return Progress::Nothing,
             State::Waiting(_) => {
-                let address = self.detour.take().unwrap_or_else(|| self.portal.clone());
+                let address = self.redirect.take().unwrap_or_else(|| self.portal.clone());
                 match connect(&address) {
-                    Ok(wire) => {
+                    Ok(stream) => {
                         self.template.login.challenge = self.challenge();
                         let connection = Connection::new(self.template.clone(), now);
-                        self.state = State::Connecting(Box::new(Link { connection, wire }));
+                        self.incarnations += 1;
+                        let incarnation = self.incarnations;
+                        self.state = State::Connecting(Box::new(Link { incarnation, connection, stream }));
                     }
                     Err(error) => return self.fail(error, now),
                 }
@@ -196,11 +186,12 @@ impl Reconnector {
             Ok(_) if link.connection.is_ready() => self.hand_over(),
             Ok(_) => Progress::Nothing,
             Err(ConnectionError::Redirected { address, permanent }) if self.redirects < MAX_REDIRECTS => {
-                link.wire.reset();
+                link.stream.reset();
                 self.redirects += 1;
-                match permanent {
-                    true => self.portal = address,
-                    false => self.detour = Some(address),
+                if permanent {
+                    self.portal = address;
+                } else {
+                    self.redirect = Some(address);
                 }
                 self.state = State::Waiting(now);
                 Progress::Nothing
@@ -210,13 +201,13 @@ impl Reconnector {
             Err(ConnectionError::Login(LoginError::AlgorithmsRefused { .. }))
                 if self.template.login.auth.algorithms.is_empty() =>
             {
-                link.wire.reset();
+                link.stream.reset();
                 self.template.login.auth.algorithms = vec![ChapAlgorithm::Md5];
                 self.state = State::Waiting(now);
                 Progress::Nothing
             }
             Err(error) => {
-                link.wire.reset();
+                link.stream.reset();
                 self.fail(error, now)
             }
         }
@@ -226,9 +217,8 @@ impl Reconnector {
         let State::Connecting(link) = std::mem::replace(&mut self.state, State::Away) else {
             unreachable!("the caller saw it");
         };
-        self.failures = 0;
+        self.backoff.reset();
         self.redirects = 0;
-        self.lost_at = None;
         // The old session is over: its writes cannot land any more.
         self.template.fence = None;
         self.template.known = link.connection.info().map(|info| Box::new(info.clone()));
@@ -236,11 +226,9 @@ impl Reconnector {
     }
 
     fn fail(&mut self, error: ConnectionError, now: Cycles) -> Progress {
-        self.failures = self.failures.saturating_add(1);
         self.redirects = 0;
-        let random = self.next_random();
-        let pause = self.backoff.pause(self.failures, random);
-        self.state = State::Waiting(now + pause);
+        let pause = self.backoff.fail();
+        self.state = State::Waiting(now + Cycles::from(pause));
         Progress::Failed(error, pause)
     }
 
@@ -248,16 +236,8 @@ impl Reconnector {
         let mut challenge = [0; 33];
         if getrandom::fill(&mut challenge).is_err() {
             // Without randomness from the kernel a challenge must still not repeat.
-            challenge[..8].copy_from_slice(&self.next_random().to_be_bytes());
+            challenge[..8].copy_from_slice(&self.backoff.random().to_be_bytes());
         }
         challenge
-    }
-
-    /// xorshift64: spreads attempts, keeps no secret.
-    fn next_random(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
     }
 }

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn pitfall_8_binary_values_are_hex_or_base64() {
+    fn binary_values_are_hex_or_base64() {
         assert_eq!(binary("0x00ffA5"), Some(vec![0, 0xff, 0xa5]));
         assert_eq!(binary("0xfff"), Some(vec![0x0f, 0xff]));
         assert_eq!(binary("0bAP+l"), Some(vec![0, 0xff, 0xa5]));

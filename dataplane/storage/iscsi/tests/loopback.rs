@@ -1,16 +1,17 @@
 //! The initiator against the in-tree target, over real sockets.
 
-mod support;
-
 use block::{Bdev, Op, Status};
+use initiator::testing::{EventLog, TIMEOUT, Worker, exercise, pattern, request, request_with, wait_for};
 use iscsi::target::{Faults, MemoryStore, Server, Store, Target, TargetConfig, Unit, WrongR2t};
 use iscsi::{
-    AttachError, Auth, ChapAlgorithm, ConnectionError, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun,
+    AttachError, Auth, ChapAlgorithm, ConnectionError, Credentials, DigestPolicy, IscsiDisk, IscsiEvent, IscsiParams,
+    Lun, no_events,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::*;
 
+const INITIATOR: &str = "iqn.2026-01.org.sluice:host";
+const TARGET: &str = "iqn.2026-01.org.sluice:disk";
 const LEN: usize = 4 << 20;
 
 fn server(config: TargetConfig, faults: Faults) -> (Server, Arc<Unit>, Arc<MemoryStore>) {
@@ -18,7 +19,8 @@ fn server(config: TargetConfig, faults: Faults) -> (Server, Arc<Unit>, Arc<Memor
     let unit = Arc::new(Unit::new(store.clone(), 512, false, 1));
     let target = Target::new(config);
     target.insert_unit(Lun::from_number(0), unit.clone());
-    (Server::start("127.0.0.1:0", Arc::new(target), faults).unwrap(), unit, store)
+    target.set_faults(faults);
+    (Server::start(Arc::new(target), "127.0.0.1:0").unwrap(), unit, store)
 }
 
 fn params(server: &Server) -> IscsiParams {
@@ -31,26 +33,13 @@ fn params(server: &Server) -> IscsiParams {
     params
 }
 
-fn attach(params: &IscsiParams) -> (Arc<IscsiDisk>, Story) {
-    let story = Story::default();
-    (IscsiDisk::attach(params, story.sink()).expect("attach"), story)
-}
-
-/// How long anything may take that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Waits for something that must come.
-#[track_caller]
-fn until(mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain");
-        std::thread::yield_now();
-    }
+fn attach(params: &IscsiParams) -> (Arc<IscsiDisk>, EventLog<IscsiEvent>) {
+    let log = EventLog::default();
+    (IscsiDisk::attach(params, log.sink()).expect("attach"), log)
 }
 
 fn connection_error(params: &IscsiParams) -> ConnectionError {
-    match IscsiDisk::attach(params, Story::default().sink()) {
+    match IscsiDisk::attach(params, no_events()) {
         Err(AttachError::Target { source, .. }) => source,
         other => panic!("{other:?}"),
     }
@@ -65,7 +54,7 @@ fn a_disk_reads_what_was_written() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let (disk, _) = attach(&params(&server));
     assert_eq!(disk.geometry().size_bytes(), LEN as u64);
-    let mut worker = Worker::open(&disk);
+    let mut worker = Worker::open(&*disk);
     exercise(&mut worker, LEN as u64, 300, 1);
     let bytes = pattern(9, 8192);
     assert_eq!(worker.write(4096, &bytes), Status::Ok);
@@ -79,15 +68,19 @@ fn every_way_of_sending_data_works() {
         for immediate_data in [true, false] {
             for digests in [DigestPolicy::None, DigestPolicy::Require] {
                 let mut config = TargetConfig::new(TARGET);
-                (config.initial_r2t, config.immediate_data) = (initial_r2t, immediate_data);
-                (config.first_burst, config.max_burst, config.recv_segment) = (8192, 16_384, 4096);
+                config.initial_r2t = initial_r2t;
+                config.immediate_data = immediate_data;
+                config.first_burst = 8192;
+                config.max_burst = 16_384;
+                config.recv_segment = 4096;
                 config.collapse_status = immediate_data;
                 let (server, ..) = server(config, Faults::default());
                 let mut params = params(&server);
-                (params.header_digest, params.data_digest) = (digests, digests);
-                let (disk, story) = attach(&params);
-                exercise(&mut Worker::open(&disk), LEN as u64, 60, 2);
-                assert!(!story.tells("lost"), "{:?}", story.lines());
+                params.header_digest = digests;
+                params.data_digest = digests;
+                let (disk, log) = attach(&params);
+                exercise(&mut Worker::open(&*disk), LEN as u64, 60, 2);
+                assert!(!log.says("lost"), "{:?}", log.lines());
             }
         }
     }
@@ -97,13 +90,14 @@ fn every_way_of_sending_data_works() {
 fn a_target_that_sends_byte_by_byte_is_understood() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults { chunk: 1, ..Faults::default() });
     let mut params = params(&server);
-    (params.header_digest, params.data_digest) = (DigestPolicy::Require, DigestPolicy::Require);
-    let (disk, story) = attach(&params);
-    let mut worker = Worker::open(&disk);
+    params.header_digest = DigestPolicy::Require;
+    params.data_digest = DigestPolicy::Require;
+    let (disk, log) = attach(&params);
+    let mut worker = Worker::open(&*disk);
     let bytes = pattern(3, 4096);
     assert_eq!(worker.write(8192, &bytes), Status::Ok);
     assert_eq!(worker.read(8192, 4096), (bytes, Status::Ok));
-    assert!(!story.tells("lost"), "{:?}", story.lines());
+    assert!(!log.says("lost"), "{:?}", log.lines());
 }
 
 #[test]
@@ -121,7 +115,7 @@ fn chap_works_with_every_algorithm_and_both_ways() {
             let mut params = params(&server);
             params.auth = Auth { algorithms: Vec::new(), ..auth };
             let (disk, _) = attach(&params);
-            assert_eq!(Worker::open(&disk).read(0, 512).1, Status::Ok, "{algorithm:?} mutual {mutual}");
+            assert_eq!(Worker::open(&*disk).read(0, 512).1, Status::Ok, "{algorithm:?} mutual {mutual}");
         }
     }
 }
@@ -143,7 +137,7 @@ fn wrong_secrets_are_named() {
     assert_eq!(connection_error(&params).to_string(), "authentication: the target does not know its secret");
     params.auth.target = credentials("impostor", "target secret");
     assert_eq!(connection_error(&params).to_string(), "authentication: the target has another CHAP name than expected");
-    server.set_faults(Faults { reflect_chap: true, ..Faults::default() });
+    server.target().set_faults(Faults { reflect_chap: true, ..Faults::default() });
     params.auth.target = credentials("disk", "target secret");
     assert_eq!(connection_error(&params).to_string(), "authentication: the target reflected our own secret");
 }
@@ -153,7 +147,7 @@ fn a_target_that_need_not_prove_itself_must_when_asked() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let mut params = params(&server);
     params.auth.initiator = credentials("host", "initiator secret");
-    assert!(IscsiDisk::attach(&params, Story::default().sink()).is_ok(), "CHAP is offered, not forced");
+    assert!(IscsiDisk::attach(&params, no_events()).is_ok(), "CHAP is offered, not forced");
     params.auth.target = credentials("disk", "target secret");
     assert!(matches!(connection_error(&params), ConnectionError::Login(_)));
 }
@@ -176,16 +170,16 @@ fn bad_addresses_names_and_luns_are_named() {
     assert!(connection_error(&bad).to_string().contains("cannot be resolved"));
     let mut bad = good;
     bad.initiator_iqn = "host".into();
-    assert!(matches!(IscsiDisk::attach(&bad, Story::default().sink()), Err(AttachError::Param(_))));
+    assert!(matches!(IscsiDisk::attach(&bad, no_events()), Err(AttachError::Invalid(_))));
 }
 
 #[test]
-fn an_initiator_off_the_access_list_hears_so() {
+fn an_initiator_off_the_access_list_gets_the_reason() {
     let mut config = TargetConfig::new(TARGET);
     config.initiators = vec!["iqn.2026-01.org.sluice:another".into()];
     let (server, ..) = server(config, Faults::default());
     assert!(connection_error(&params(&server)).to_string().contains("check its access list"));
-    server.set_faults(Faults { login_status: Some(0x0301), ..Faults::default() });
+    server.target().set_faults(Faults { login_status: Some(0x0301), ..Faults::default() });
     assert!(connection_error(&params(&server)).to_string().contains("service unavailable at this time (status 0301)"));
 }
 
@@ -196,36 +190,36 @@ fn silence_and_garbage_in_any_state_end_in_an_error_in_time() {
     params.connect_timeout = Duration::from_millis(300);
     let mut states = 0;
     loop {
-        server.set_faults(Faults { silent_after: Some(states), ..Faults::default() });
+        server.target().set_faults(Faults { silent_after: Some(states), ..Faults::default() });
         let start = Instant::now();
-        match IscsiDisk::attach(&params, Story::default().sink()) {
+        match IscsiDisk::attach(&params, no_events()) {
             Ok(_) => break,
             Err(AttachError::Target { source, .. }) => {
                 assert!(matches!(source, ConnectionError::Timeout(_)), "{source}")
             }
             Err(other) => panic!("{other}"),
         }
-        assert!(start.elapsed() < PATIENCE);
-        server.set_faults(Faults { garbage_after: Some(states), ..Faults::default() });
+        assert!(start.elapsed() < TIMEOUT);
+        server.target().set_faults(Faults { garbage_after: Some(states), ..Faults::default() });
         let error = connection_error(&params);
         assert!(!matches!(error, ConnectionError::Io(_)), "garbage after {states}: {error}");
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TIMEOUT);
         states += 1;
     }
     assert!((8..30).contains(&states), "login and every question were cut short: {states}");
 }
 
 #[test]
-fn pitfall_11_redirects_are_followed_but_not_in_circles() {
+fn redirects_are_followed_but_not_in_circles() {
     let (home, ..) = server(TargetConfig::new(TARGET), Faults::default());
     for permanent in [false, true] {
         let redirect = Some((home.address().to_string(), permanent));
         let (front, ..) = server(TargetConfig::new(TARGET), Faults { redirect, ..Faults::default() });
         let (disk, _) = attach(&params(&front));
-        assert_eq!(Worker::open(&disk).read(0, 512).1, Status::Ok);
+        assert_eq!(Worker::open(&*disk).read(0, 512).1, Status::Ok);
     }
     let (circle, ..) = server(TargetConfig::new(TARGET), Faults::default());
-    circle.set_faults(Faults { redirect: Some((circle.address().to_string(), false)), ..Faults::default() });
+    circle.target().set_faults(Faults { redirect: Some((circle.address().to_string(), false)), ..Faults::default() });
     assert!(matches!(connection_error(&params(&circle)), ConnectionError::Redirected { .. }));
 }
 
@@ -240,30 +234,30 @@ fn discovery_finds_the_target() {
 }
 
 #[test]
-fn a_resize_is_heard_while_io_runs() {
+fn a_resize_is_noticed_while_io_runs() {
     let (server, unit, _) = server(TargetConfig::new(TARGET), Faults::default());
-    let (disk, story) = attach(&params(&server));
-    let mut worker = Worker::open(&disk);
+    let (disk, log) = attach(&params(&server));
+    let mut worker = Worker::open(&*disk);
     assert_eq!(worker.read(0, 512).1, Status::Ok);
     unit.resize(2 * LEN as u64).unwrap();
     assert_eq!(worker.read(0, 512).1, Status::Ok, "the unit attention is not an error");
-    // Told before it shrinks, or both changes may be told as one.
-    until(|| {
+    // Reported before it shrinks, or both changes may be reported as one.
+    wait_for("growth", || {
         assert_eq!(worker.read(0, 512).1, Status::Ok);
-        story.tells("resized from 8192 to 16384 blocks")
+        log.says("resized from 8192 to 16384 blocks")
     });
     assert_eq!(disk.geometry().size_bytes(), 2 * LEN as u64);
     assert_eq!(worker.write(LEN as u64, &pattern(1, 512)), Status::Ok);
     // A disk that shrinks: what is left works, what is gone fails, and nothing else happens.
     unit.resize(LEN as u64 / 2).unwrap();
-    until(|| {
+    wait_for("shrinking", || {
         assert_eq!(worker.read(0, 512).1, Status::Ok);
-        story.tells("to 4096 blocks")
+        log.says("to 4096 blocks")
     });
     assert_eq!(disk.geometry().size_bytes(), LEN as u64 / 2);
     assert_eq!(worker.write(LEN as u64, &pattern(1, 512)), Status::IoError);
     assert_eq!(worker.read(0, 512).1, Status::Ok);
-    assert!(!story.tells("lost"));
+    assert!(!log.says("lost"));
 }
 
 #[test]
@@ -279,32 +273,28 @@ fn an_idle_disk_learns_of_a_resize_by_rescan() {
 #[test]
 fn a_target_that_is_gone_holds_io_and_gives_it_back_whole() {
     let (server, _, store) = server(TargetConfig::new(TARGET), Faults::default());
-    let (disk, story) = attach(&params(&server));
-    let mut worker = Worker::open(&disk);
+    let (disk, log) = attach(&params(&server));
+    let mut worker = Worker::open(&*disk);
     let before = pattern(1, 65_536);
     assert_eq!(worker.write(0, &before), Status::Ok);
     let (address, target) = (server.address(), server.target().clone());
     drop(server);
-    let held = request(Op::Write, 65_536, 4096);
-    held.buffers.write(0, &pattern(2, 4096)).unwrap();
-    worker.submit(held);
-    let mut done = block::Completions::default();
+    worker.submit(request_with(Op::Write, 65_536, &pattern(2, 4096)));
     let gone = Instant::now();
-    until(|| {
-        worker.channel.poll(clock::Cycles::now(), &mut done);
+    wait_for("three failed attempts", || {
+        assert!(worker.poll().is_empty(), "no error while the target is away");
         gone.elapsed() > Duration::from_millis(400) && disk.status()[0].failed_attempts > 2
     });
-    assert!(done.is_empty(), "no error while the target is away");
     let status = disk.status().remove(0);
     assert!(!status.connected && status.held == 1 && status.failed_attempts > 2, "{status:?}");
     assert!(status.oldest > Duration::from_millis(300) && status.last_error.is_some(), "{status:?}");
-    let server = Server::start(&address.to_string(), target, Faults::default()).unwrap();
-    assert_eq!(worker.wait(1, PATIENCE).pop().unwrap().1, Status::Ok);
+    let server = Server::start(target, address).unwrap();
+    assert_eq!(worker.wait(1).pop().unwrap().1, Status::Ok);
     let mut bytes = vec![0; 4096];
     store.read(65_536, &mut bytes).unwrap();
     assert!(bytes == pattern(2, 4096));
     assert_eq!(worker.read(0, 65_536), (before, Status::Ok));
-    assert!(story.tells("lost") && story.tells("1 I/Os held") && story.tells("connected with attempt"));
+    assert!(log.says("lost") && log.says("1 I/Os held") && log.says("connected with attempt"));
     assert_eq!(disk.status()[0].reconnects, 1);
     drop(server);
 }
@@ -312,48 +302,45 @@ fn a_target_that_is_gone_holds_io_and_gives_it_back_whole() {
 #[test]
 fn another_disk_at_the_lun_is_not_written_to() {
     let (server, unit, _) = server(TargetConfig::new(TARGET), Faults::default());
-    let (disk, story) = attach(&params(&server));
-    let mut worker = Worker::open(&disk);
+    let (disk, log) = attach(&params(&server));
+    let mut worker = Worker::open(&*disk);
     let other = Arc::new(MemoryStore::new(LEN));
     server.target().insert_unit(Lun::from_number(0), Arc::new(Unit::new(other.clone(), 512, false, 2)));
     server.cut_all();
-    let write = request(Op::Write, 0, 512);
-    write.buffers.write(0, &pattern(1, 512)).unwrap();
-    worker.submit(write);
-    let mut done = block::Completions::default();
-    until(|| {
-        worker.channel.poll(clock::Cycles::now(), &mut done);
-        story.tells("another disk answers at this LUN")
+    worker.submit(request_with(Op::Write, 0, &pattern(1, 512)));
+    wait_for("the refusal of the other disk", || {
+        assert!(worker.poll().is_empty(), "held");
+        log.says("another disk answers at this LUN")
     });
     let mut bytes = vec![1; 512];
     other.read(0, &mut bytes).unwrap();
-    assert!(done.is_empty() && bytes == [0; 512], "held, and the other disk is untouched");
+    assert!(bytes == [0; 512], "the other disk is untouched");
     server.target().insert_unit(Lun::from_number(0), unit);
-    assert_eq!(worker.wait(1, PATIENCE).pop().unwrap().1, Status::Ok);
+    assert_eq!(worker.wait(1).pop().unwrap().1, Status::Ok);
 }
 
 #[test]
-fn fast_fail_and_loss_limits_are_kept() {
+fn fast_io_fail_and_loss_limits_are_kept() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let mut params = params(&server);
-    params.recovery.fast_fail = Some(Duration::from_millis(100));
+    params.recovery.fast_io_fail = Some(Duration::from_millis(100));
     params.recovery.loss_timeout = Some(Duration::from_millis(400));
-    let (disk, story) = attach(&params);
-    let mut worker = Worker::open(&disk);
+    let (disk, log) = attach(&params);
+    let mut worker = Worker::open(&*disk);
     drop(server);
     let lost = Instant::now();
     assert_eq!(worker.read(0, 512).1, Status::IoError);
     assert!(lost.elapsed() > Duration::from_millis(90), "{:?}", lost.elapsed());
     assert_eq!(worker.read(0, 512).1, Status::IoError);
-    until(|| story.tells("given up"));
-    assert!(story.tells("fail from now on"), "{:?}", story.lines());
+    wait_for("the loss limit", || log.says("given up"));
+    assert!(log.says("fail from now on"), "{:?}", log.lines());
 }
 
 #[test]
 fn channels_have_sessions_of_their_own_and_reuse_them() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let (disk, _) = attach(&params(&server));
-    let mut workers: Vec<Worker> = (0..3).map(|_| Worker::open(&disk)).collect();
+    let mut workers: Vec<Worker> = (0..3).map(|_| Worker::open(&*disk)).collect();
     for (i, worker) in workers.iter_mut().enumerate() {
         assert_eq!(worker.write(i as u64 * 4096, &pattern(i as u64, 4096)), Status::Ok);
     }
@@ -363,7 +350,7 @@ fn channels_have_sessions_of_their_own_and_reuse_them() {
     }
     assert_eq!(server.target().connections(), 3);
     drop(workers);
-    let mut again: Vec<Worker> = (0..3).map(|_| Worker::open(&disk)).collect();
+    let mut again: Vec<Worker> = (0..3).map(|_| Worker::open(&*disk)).collect();
     assert!(again.iter_mut().all(|w| w.read(0, 512).1 == Status::Ok));
     assert_eq!(server.target().connections(), 3, "no session is made twice");
 }
@@ -386,36 +373,36 @@ fn a_misbehaving_target_costs_sessions_not_data() {
     ];
     for (reason, faults) in cases {
         let mut config = TargetConfig::new(TARGET);
-        (config.initial_r2t, config.first_burst, config.max_burst) = (true, 4096, 32_768);
+        config.initial_r2t = true;
+        config.first_burst = 4096;
+        config.max_burst = 32_768;
         let (server, ..) = server(config, honest.clone());
         let mut params = params(&server);
-        (params.header_digest, params.data_digest) = (DigestPolicy::Require, DigestPolicy::Require);
-        let (disk, story) = attach(&params);
-        let mut worker = Worker::open(&disk);
+        params.header_digest = DigestPolicy::Require;
+        params.data_digest = DigestPolicy::Require;
+        let (disk, log) = attach(&params);
+        let mut worker = Worker::open(&*disk);
         // The first session is honest; the next one is not, until it is lost; then honesty again.
-        server.set_faults(faults.clone());
+        server.target().set_faults(faults.clone());
         server.cut_all();
-        let patience = Instant::now();
+        let start = Instant::now();
         let bytes = pattern(5, 200_000 / 512 * 512);
         let mut round = 0;
-        while !story.tells(reason) {
-            let write = request(Op::Write, 0, bytes.len());
-            write.buffers.write(0, &bytes).unwrap();
-            worker.submit(write);
+        while !log.says(reason) {
+            worker.submit(request_with(Op::Write, 0, &bytes));
             worker.submit(request(Op::Read, 1 << 20, 65_536));
-            let mut done = block::Completions::default();
             let mut ended = 0;
             while ended < 2 {
-                worker.channel.poll(clock::Cycles::now(), &mut done);
-                ended += done.drain().inspect(|c| assert_eq!(c.status, Status::Ok, "{faults:?}")).count();
-                if story.tells(reason) {
-                    server.set_faults(honest.clone());
+                ended +=
+                    worker.poll().iter().inspect(|(_, status)| assert_eq!(*status, Status::Ok, "{faults:?}")).count();
+                if log.says(reason) {
+                    server.target().set_faults(honest.clone());
                 }
-                assert!(patience.elapsed() < Duration::from_secs(10), "{faults:?}: {:?}", story.lines());
+                assert!(start.elapsed() < Duration::from_secs(10), "{faults:?}: {:?}", log.lines());
             }
             round += 1;
         }
-        server.set_faults(honest.clone());
+        server.target().set_faults(honest.clone());
         assert!(round > 0);
         assert_eq!(worker.read(0, bytes.len()), (bytes, Status::Ok), "{faults:?}");
     }
@@ -427,10 +414,11 @@ fn a_busy_target_and_one_that_forgets_commands_only_cost_time() {
         let (server, ..) = server(TargetConfig::new(TARGET), faults);
         let mut params = params(&server);
         // A command that is only slow is aborted as well, and sent again; only an abort that is not answered costs a session.
-        (params.io_timeout, params.abort_timeout) = (Duration::from_millis(200), PATIENCE);
-        let (disk, story) = attach(&params);
-        exercise(&mut Worker::open(&disk), 1 << 20, 25, 7);
-        assert!(!story.tells("lost"), "an abort is enough: {:?}", story.lines());
+        params.io_timeout = Duration::from_millis(200);
+        params.abort_timeout = TIMEOUT;
+        let (disk, log) = attach(&params);
+        exercise(&mut Worker::open(&*disk), 1 << 20, 25, 7);
+        assert!(!log.says("lost"), "an abort is enough: {:?}", log.lines());
     }
 }
 
@@ -438,14 +426,15 @@ fn a_busy_target_and_one_that_forgets_commands_only_cost_time() {
 fn pings_keep_an_idle_session_and_find_a_dead_one() {
     let (server, ..) = server(TargetConfig::new(TARGET), Faults::default());
     let mut params = params(&server);
-    (params.ping_interval, params.ping_timeout) = (Duration::from_millis(50), PATIENCE);
-    let (disk, story) = attach(&params);
+    params.ping_interval = Duration::from_millis(50);
+    params.ping_timeout = TIMEOUT;
+    let (disk, log) = attach(&params);
     std::thread::sleep(Duration::from_millis(400));
-    assert!(!story.tells("lost"), "{:?}", story.lines());
+    assert!(!log.says("lost"), "{:?}", log.lines());
     drop(disk);
     params.ping_timeout = Duration::from_secs(1);
-    let (_disk, story) = attach(&params);
-    server.set_faults(Faults { silent_after: Some(14), ..Faults::default() });
+    let (_disk, log) = attach(&params);
+    server.target().set_faults(Faults { silent_after: Some(14), ..Faults::default() });
     server.cut_all();
-    until(|| story.tells("does not answer a ping"));
+    wait_for("the ping's timeout", || log.says("does not answer a ping"));
 }

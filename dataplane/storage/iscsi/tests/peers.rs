@@ -1,19 +1,20 @@
-//! The initiator against targets that nobody here wrote. Skipped, with a word, where they are not installed.
-
-mod support;
+//! The initiator against targets of other makers. Skipped, with a word, where they are not installed.
 
 use block::{Bdev, Op, Status};
 use hwtests::iscsi_peers::{self as peers, OUTGOING, Peer, Setup, USER};
-use iscsi::{Auth, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun};
-use std::time::{Duration, Instant};
-use support::*;
+use initiator::testing::{EventLog, Worker, exercise, pattern, request_with};
+use iscsi::{Auth, Credentials, DigestPolicy, IscsiDisk, IscsiParams, Lun, no_events};
+use std::time::Duration;
 
 type Start = fn(Setup, u16, tempfile::TempDir) -> anyhow::Result<Peer>;
+
+const INITIATOR: &str = "iqn.2026-01.org.sluice:host";
 
 fn params(peer: &Peer, setup: Setup) -> IscsiParams {
     let mut params = IscsiParams::new("disk", INITIATOR, &peer.portal, peer.target, Lun::from_number(peer.lun));
     let digest = if setup.digests { DigestPolicy::Require } else { DigestPolicy::None };
-    (params.header_digest, params.data_digest) = (digest, digest);
+    params.header_digest = digest;
+    params.data_digest = digest;
     let credentials = |(name, secret): (&str, &str)| Credentials { name: name.into(), secret: secret.into() };
     params.auth.initiator = setup.chap.then(|| credentials(USER));
     params.auth.target = setup.mutual.then(|| credentials(OUTGOING));
@@ -27,14 +28,14 @@ fn all_setups(start: Start) {
         for (chap, mutual) in [(false, false), (true, false), (true, true)] {
             let setup = Setup { digests, chap, mutual };
             let peer = start(setup, peers::free_port().unwrap(), tempfile::tempdir().unwrap()).unwrap();
-            let story = Story::default();
-            let disk = match IscsiDisk::attach(&params(&peer, setup), story.sink()) {
+            let log = EventLog::default();
+            let disk = match IscsiDisk::attach(&params(&peer, setup), log.sink()) {
                 Ok(disk) => disk,
                 Err(error) => panic!("{setup:?}: {error}"),
             };
             assert_eq!(disk.geometry().size_bytes(), peers::LEN);
-            exercise(&mut Worker::open(&disk), peers::LEN / 4, 120, 11);
-            assert!(!story.tells("lost"), "{setup:?}: {:?}", story.lines());
+            exercise(&mut Worker::open(&*disk), peers::LEN / 4, 120, 11);
+            assert!(!log.says("lost"), "{setup:?}: {:?}", log.lines());
         }
     }
 }
@@ -43,30 +44,25 @@ fn all_setups(start: Start) {
 fn restarts(start: Start) {
     let (setup, port) = (Setup::default(), peers::free_port().unwrap());
     let mut peer = start(setup, port, tempfile::tempdir().unwrap()).unwrap();
-    let story = Story::default();
-    let disk = IscsiDisk::attach(&params(&peer, setup), story.sink()).unwrap();
-    let mut worker = Worker::open(&disk);
+    let log = EventLog::default();
+    let disk = IscsiDisk::attach(&params(&peer, setup), log.sink()).unwrap();
+    let mut worker = Worker::open(&*disk);
     for round in 0..2u64 {
         let mut submitted = 0;
         let mut write = |worker: &mut Worker, at: u64| {
-            let request = request(Op::Write, at * 8192, 8192);
-            request.buffers.write(0, &pattern(round << 32 | at, 8192)).unwrap();
-            worker.submit(request);
+            worker.submit(request_with(Op::Write, at * 8192, &pattern(round << 32 | at, 8192)));
             submitted += 1;
         };
         (0..32).for_each(|at| write(&mut worker, at));
-        worker.channel.poll(clock::Cycles::now(), &mut block::Completions::default());
+        let mut early = worker.poll();
         let dir = peer.kill().unwrap();
         (32..64).for_each(|at| write(&mut worker, at));
-        let (outage, mut early) = (Instant::now(), block::Completions::default());
-        let mut ended = 0;
-        while outage.elapsed() < Duration::from_millis(700) {
-            worker.channel.poll(clock::Cycles::now(), &mut early);
-            ended += early.drain().inspect(|c| assert_eq!(c.status, Status::Ok)).count();
-        }
+        early.extend(worker.poll_for(Duration::from_millis(700)));
+        assert!(early.iter().all(|(_, status)| *status == Status::Ok));
+        let ended = early.len();
         assert!(ended < 64, "something was held");
         peer = start(setup, port, dir).unwrap();
-        for (request, status) in worker.wait(submitted - ended, Duration::from_secs(20)) {
+        for (request, status) in worker.wait(submitted - ended) {
             assert_eq!(status, Status::Ok, "{request:?}");
         }
         for at in 0..64 {
@@ -75,7 +71,7 @@ fn restarts(start: Start) {
             assert!(bytes == pattern(round << 32 | at, 8192), "round {round}, place {at}");
         }
     }
-    assert!(story.tells("lost") && story.tells("connected with attempt"), "{:?}", story.lines());
+    assert!(log.says("lost") && log.says("connected with attempt"), "{:?}", log.lines());
     drop(peer);
 }
 
@@ -85,7 +81,7 @@ fn refusals(start: Start) {
     let error = |change: fn(&mut IscsiParams)| {
         let mut params = params(&peer, setup);
         change(&mut params);
-        IscsiDisk::attach(&params, Story::default().sink()).map(|_| ()).unwrap_err().to_string()
+        IscsiDisk::attach(&params, no_events()).map(|_| ()).unwrap_err().to_string()
     };
     let wrong_secret = error(|p| p.auth.initiator.as_mut().unwrap().secret = "wrong-secret-12".into());
     assert!(wrong_secret.contains("refused the login") || wrong_secret.contains("closed"), "{wrong_secret}");

@@ -2,47 +2,47 @@
 
 use crate::channel::{Channel, ChannelLimits};
 use crate::controller::ControllerError;
-use crate::event::Event;
-use crate::io::{EventFd, Interest, Socket, Wire, sleep_on};
+use crate::event::EventSink;
+use crate::io::{ByteStream, Socket};
+use crate::io_queue::{Counters, IoQueue, IoQueues};
 use crate::namespace::Namespace;
-use crate::params::{AttachParams, InvalidParam, Settings};
-use crate::port::{Counters, EventSink, Port, Shared, lock};
-use crate::supervisor::{Ask, Board, Dial, Phase, Status, Supervisor};
+use crate::params::{AttachParams, Settings};
+use crate::supervisor::{Command, Dial, Phase, SharedStatus, Status, Supervisor};
 use block::{Bdev, BlockChannel, BlockError, Geometry, Identity};
 use clock::Cycles;
+use initiator::{CommandQueue, SupervisorWake};
+use invalid::Invalid;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Sleep of the supervisor at most.
-const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// Time for a controller to shut down.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a controller could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// A parameter cannot be used.
-    #[error("{0}")]
-    Invalid(#[from] InvalidParam),
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The target could not be reached, or refused.
     #[error("{traddr} {subnqn}: {reason} ({})", hint(.reason))]
     Failed {
-        /// Where.
+        /// The target's address.
         traddr: SocketAddr,
-        /// Which subsystem.
+        /// The subsystem.
         subnqn: String,
-        /// Why.
+        /// The cause.
         reason: ControllerError,
     },
-    /// It took too long altogether.
+    /// Attaching took too long altogether.
     #[error("{traddr} {subnqn}: not usable within {after:?}")]
     Timeout {
-        /// Where.
+        /// The target's address.
         traddr: SocketAddr,
-        /// Which subsystem.
+        /// The subsystem.
         subnqn: String,
         /// The time it was given.
         after: Duration,
@@ -50,14 +50,14 @@ pub enum AttachError {
     /// The system refused a thread or a descriptor.
     #[error("{what}: {source}")]
     System {
-        /// What was asked for.
+        /// The resource that was asked for.
         what: &'static str,
         /// The system's reason.
         source: io::Error,
     },
 }
 
-/// What to do about it.
+/// The operator's remedy for an error.
 fn hint(reason: &ControllerError) -> &'static str {
     use crate::link::LinkError;
     match reason {
@@ -72,7 +72,7 @@ fn hint(reason: &ControllerError) -> &'static str {
         ControllerError::Link(LinkError::Protocol(_)) => "is this an NVMe/TCP target?",
         ControllerError::Refused { .. } => "check subnqn and hostnqn, and whom the target allows",
         ControllerError::Timeout { .. } => "the target is silent: check that it runs, and fabrics_connect_timeout_us",
-        ControllerError::Unusable { .. } => "the target does not follow the specification",
+        ControllerError::Unusable(_) => "the target does not follow the specification",
     }
 }
 
@@ -80,9 +80,8 @@ fn hint(reason: &ControllerError) -> &'static str {
 pub struct NvmeController {
     params: AttachParams,
     settings: Arc<Settings>,
-    shared: Arc<Shared>,
-    board: Arc<Board>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    shared: Arc<IoQueues>,
+    board: Arc<SharedStatus>,
 }
 
 impl fmt::Debug for NvmeController {
@@ -97,31 +96,27 @@ struct SocketDial {
 }
 
 impl Dial for SocketDial {
-    fn dial(&mut self) -> io::Result<Arc<dyn Wire>> {
+    fn dial(&mut self) -> io::Result<Arc<dyn ByteStream>> {
         Ok(Arc::new(Socket::connect(self.target, self.source)?))
     }
 }
 
 impl NvmeController {
     /// Connects to a subsystem and waits until its namespaces are known, or the first attempt failed. Blocks for at most the
-    /// connect timeout and a few admin commands: not for a poll core. `sink` hears the controller's story, on its thread.
+    /// connect timeout and a few admin commands: not for a poll core. `sink` receives the controller's events, on its thread.
     pub fn attach(params: &AttachParams, sink: EventSink) -> Result<NvmeController, AttachError> {
         let settings = Arc::new(params.validate()?);
         let system = |what| move |source| AttachError::System { what, source };
         clock::hz();
-        let wake = EventFd::new().map_err(system("eventfd"))?;
-        let shared = Arc::new(Shared::new(sink, Some(wake)));
+        let wake = SupervisorWake::new().map_err(system("eventfd"))?;
+        let shared = Arc::new(IoQueues::new(sink, wake.clone()));
         let now = Cycles::now();
-        let board = Arc::new(Board::new(now));
+        let board = Arc::new(SharedStatus::new(CommandQueue::new(wake.clone()), now));
         let dialer = Box::new(SocketDial { target: settings.target, source: settings.source });
         let supervisor = Supervisor::new(settings.clone(), shared.clone(), board.clone(), dialer, now.0, now);
-        let name = format!("nvme-{}", settings.name);
-        let thread = std::thread::Builder::new().name(name).spawn({
-            let shared = shared.clone();
-            move || run(supervisor, &shared)
-        });
-        let thread = Mutex::new(Some(thread.map_err(system("thread"))?));
-        let controller = NvmeController { params: params.clone(), settings, shared, board, thread };
+        // The thread ends by itself, when the last fence has fallen.
+        initiator::spawn(format!("nvme-{}", settings.name), supervisor, wake).map_err(system("thread"))?;
+        let controller = NvmeController { params: params.clone(), settings, shared, board };
         controller.wait_until_up()?;
         Ok(controller)
     }
@@ -130,7 +125,7 @@ impl NvmeController {
         let after = self.settings.connect_timeout + self.settings.admin_timeout;
         let (traddr, subnqn) = (self.settings.target, self.settings.connect.subnqn.clone());
         let end = Instant::now() + after;
-        let mut status = lock(&self.board.status);
+        let mut status = self.board.status.lock();
         loop {
             match (status.phase, &status.last_error) {
                 (Phase::Up, _) => return Ok(()),
@@ -139,11 +134,9 @@ impl NvmeController {
                 }
                 _ => {}
             }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if self.board.changed.wait_until(&mut status, end).timed_out() {
                 return Err(AttachError::Timeout { traddr, subnqn, after });
             }
-            status = self.board.changed.wait_timeout(status, left).unwrap_or_else(|e| e.into_inner()).0;
         }
     }
 
@@ -157,9 +150,9 @@ impl NvmeController {
         &self.settings.connect.hostnqn
     }
 
-    /// How it is now.
+    /// The status of the controller.
     pub fn status(&self) -> Status {
-        lock(&self.board.status).clone()
+        self.board.status.lock().clone()
     }
 
     /// Requests that wait for a connection or a fence, and the age of the oldest.
@@ -168,14 +161,14 @@ impl NvmeController {
         (held, Cycles::now().since(oldest).to_duration())
     }
 
-    /// What went wrong so far.
+    /// Errors and retries so far.
     pub fn counters(&self) -> Counters {
         self.shared.counters()
     }
 
     /// One disk a namespace, as they are now, by NSID.
     pub fn namespaces(&self) -> Vec<(u32, Arc<dyn Bdev>)> {
-        let namespaces = lock(&self.board.namespaces);
+        let namespaces = self.board.namespaces.lock();
         let disk = |(&nsid, namespace): (&u32, &Arc<Namespace>)| {
             let disk = Disk {
                 namespace: namespace.clone(),
@@ -190,48 +183,20 @@ impl NvmeController {
 
     /// Resets the controller: its association ends and a new one begins; requests are held meanwhile.
     pub fn reset(&self) {
-        ask(&self.board, &self.shared, Ask::Reset);
+        self.board.commands.send(Command::Reset);
     }
 
     /// Shuts the controller down. Requests that are under way fail once it has let go of them; disks of it never work again.
     pub fn detach(&self) {
-        ask(&self.board, &self.shared, Ask::Stop);
-        let end = Instant::now() + Duration::from_secs(5);
-        let mut status = lock(&self.board.status);
-        while status.phase != Phase::Dead && Instant::now() < end {
-            let left = end.saturating_duration_since(Instant::now());
-            status = self.board.changed.wait_timeout(status, left).unwrap_or_else(|e| e.into_inner()).0;
-        }
+        self.board.commands.send(Command::Stop);
+        let mut status = self.board.status.lock();
+        self.board.changed.wait_while_for(&mut status, |status| status.phase != Phase::Dead, DETACH_TIMEOUT);
     }
 }
 
 impl Drop for NvmeController {
     fn drop(&mut self) {
-        ask(&self.board, &self.shared, Ask::Stop);
-        // The thread ends by itself, when the last fence has fallen.
-        drop(lock(&self.thread).take());
-    }
-}
-
-fn ask(board: &Board, shared: &Shared, ask: Ask) {
-    lock(&board.asks).push_back(ask);
-    shared.wake_supervisor();
-}
-
-fn run(mut supervisor: Supervisor, shared: &Shared) {
-    let mut interests = Vec::new();
-    while !supervisor.is_finished() {
-        supervisor.turn(Cycles::now());
-        interests.clear();
-        interests.extend(shared.wake_fd().map(|wake| Interest { fd: wake.as_raw_fd(), writable: false }));
-        supervisor.interests(&mut interests);
-        let left = supervisor.deadline().since(Cycles::now()).to_duration();
-        if !left.is_zero() {
-            sleep_on(&interests, left.min(MAX_SLEEP));
-        }
-        if let Some(wake) = shared.wake_fd() {
-            wake.clear();
-        }
+        self.board.commands.send(Command::Stop);
     }
 }
 
@@ -240,8 +205,8 @@ fn run(mut supervisor: Supervisor, shared: &Shared) {
 struct Disk {
     namespace: Arc<Namespace>,
     settings: Arc<Settings>,
-    shared: Arc<Shared>,
-    board: Arc<Board>,
+    shared: Arc<IoQueues>,
+    board: Arc<SharedStatus>,
 }
 
 impl fmt::Display for Phase {
@@ -266,52 +231,34 @@ impl Bdev for Disk {
 
     /// Opens an I/O queue: the channel can be used at once and holds requests until its queue is connected.
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError> {
-        let port = open_port(&self.shared, &self.board, true)?;
-        self.shared.wake_supervisor();
+        let queue = open_queue(&self.shared, &self.board, true)?;
+        self.shared.wake.wake();
         let limits = ChannelLimits { io_timeout: self.settings.io_timeout, retries: self.settings.retries };
-        Ok(Box::new(Channel::new(self.namespace.clone(), self.shared.clone(), port, limits)))
+        Ok(Box::new(Channel::new(self.namespace.clone(), self.shared.clone(), queue, limits)))
     }
 
     /// Asks the controller for its namespaces now and waits for the answer, at most the admin timeout.
     fn rescan(&self) -> Result<bool, BlockError> {
         let before = self.geometry();
-        let mut status = lock(&self.board.status);
+        let mut status = self.board.status.lock();
         let seen = status.scans;
-        ask(&self.board, &self.shared, Ask::Rescan);
-        let end = Instant::now() + self.settings.admin_timeout;
-        while status.scans == seen && status.phase == Phase::Up && Instant::now() < end {
-            let left = end.saturating_duration_since(Instant::now());
-            status = self.board.changed.wait_timeout(status, left).unwrap_or_else(|e| e.into_inner()).0;
-        }
+        self.board.commands.send(Command::Rescan);
+        let unseen = |status: &mut Status| status.scans == seen && status.phase == Phase::Up;
+        self.board.changed.wait_while_for(&mut status, unseen, self.settings.admin_timeout);
         if status.scans == seen {
-            let (field, got) = ("controller", status.phase.to_string());
-            return Err(BlockError::Invalid { field, got, expected: "up and answering".to_owned() });
+            return Err(Invalid::new("controller", status.phase, "up and answering").into());
         }
         drop(status);
         Ok(self.geometry() != before)
     }
 }
 
-/// Takes a free I/O queue: the one that was free the longest, as the target needs time to let go of the last user's.
-pub(crate) fn open_port(shared: &Shared, board: &Board, with_wake: bool) -> Result<Arc<Port>, BlockError> {
-    let granted = lock(&board.status).facts.io_queues.max(1);
-    let mut ports = lock(&shared.ports);
-    let last = shared.last_queue();
-    let in_turn = (0..granted).map(|ahead| (last + ahead) % granted + 1);
-    let free = in_turn.into_iter().find(|&queue| ports.iter().all(|port| port.queue != queue));
-    let queue = free.ok_or_else(|| BlockError::Invalid {
-        field: "num_io_queues",
-        got: format!("channel {}", granted + 1),
-        expected: format!("at most {granted}: as many I/O queues as the target grants, one a channel"),
-    })?;
+/// Opens an I/O queue for a channel.
+pub(crate) fn open_queue(shared: &IoQueues, board: &SharedStatus, with_wake: bool) -> Result<Arc<IoQueue>, BlockError> {
+    let granted = board.status.lock().facts.io_queues.max(1);
     let system = |source| BlockError::Io { what: "epoll", path: "channel".to_owned(), source };
-    let port = Arc::new(Port::new(queue, with_wake).map_err(system)?);
-    ports.push(port.clone());
-    shared.set_last_queue(queue);
-    Ok(port)
-}
-
-/// A sink that drops all events.
-pub fn no_events() -> EventSink {
-    Arc::new(|_: &Event| {})
+    shared.open(granted, with_wake).map_err(system)?.ok_or_else(|| {
+        let expected = format!("at most {granted}: as many I/O queues as the target grants, one a channel");
+        Invalid::new("num_io_queues", format!("channel {}", granted + 1), expected).into()
+    })
 }

@@ -6,15 +6,15 @@
 //! executed after a newer write to the same place would destroy that one. They are sent again only when the supervisor says
 //! that the old association has let go.
 
+use crate::io_queue::{IoQueue, IoQueues};
 use crate::link::{Link, LinkError};
 use crate::namespace::Namespace;
-use crate::port::{Port, Shared, Verdict};
 use crate::queue_pair::{Completion, Data, Outcome, Payload, Taken};
 use crate::spec::{Cqe, DsmRange, NvmeStatus, Sqe, nvm};
 use block::{BlockChannel, BlockRequest, Completions, Op, Status};
 use clock::Cycles;
+use initiator::{HeldRequest, HeldRequests, HoldPolicy};
 use memory::IoBuffers;
-use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +25,11 @@ const IDLE_CHECK: Duration = Duration::from_millis(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Blocks of one read, write, compare or write zeroes at most: NLB has 16 bits (NVM figure 55).
 const MAX_BLOCKS: u64 = 65_536;
-/// Requests that wait before a queue grows.
-const WAITING: usize = 256;
 
 /// A queue pair of block requests on its connection.
 pub(crate) type IoLink = Link<IoCommand>;
 
-/// What an I/O queue has under way.
+/// A command of an I/O queue.
 #[derive(Debug)]
 pub(crate) enum IoCommand {
     /// The Connect that opens the queue, with its data.
@@ -59,17 +57,14 @@ pub(crate) struct Io {
     retries: u8,
 }
 
-impl Io {
+impl HeldRequest for Io {
+    fn submitted(&self) -> Cycles {
+        self.request.submitted
+    }
+
     fn changes_medium(&self) -> bool {
         matches!(self.request.op, Op::Write | Op::Discard | Op::WriteZeroes { .. })
     }
-}
-
-/// A fenced request, and the association that may still execute it.
-#[derive(Debug)]
-struct Fenced {
-    association: u64,
-    io: Io,
 }
 
 /// Limits of a channel, fixed when it is opened.
@@ -83,19 +78,18 @@ pub(crate) struct ChannelLimits {
 #[derive(Debug)]
 pub(crate) struct Channel {
     namespace: Arc<Namespace>,
-    shared: Arc<Shared>,
-    port: Arc<Port>,
+    shared: Arc<IoQueues>,
+    queue: Arc<IoQueue>,
     limits: ChannelLimits,
     max_io_size: u64,
     link: Option<IoLink>,
     /// The association that `link` belongs to, or the last one did.
     association: u64,
-    waiting: VecDeque<Io>,
-    fenced: VecDeque<Fenced>,
+    held: HeldRequests<Io>,
     /// Scratch for taking commands back in order.
     taken: Vec<Taken<IoCommand>>,
     outstanding: usize,
-    /// Nothing is sent before: the target asked for patience.
+    /// Nothing is sent before: the target could not take a command.
     resume_at: Cycles,
     next_check: Cycles,
     next_timeout_check: Cycles,
@@ -104,20 +98,19 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(
         namespace: Arc<Namespace>,
-        shared: Arc<Shared>,
-        port: Arc<Port>,
+        shared: Arc<IoQueues>,
+        queue: Arc<IoQueue>,
         limits: ChannelLimits,
     ) -> Channel {
         Channel {
             max_io_size: namespace.max_io_size().into(),
             namespace,
             shared,
-            port,
+            queue,
             limits,
             link: None,
             association: 0,
-            waiting: VecDeque::with_capacity(WAITING),
-            fenced: VecDeque::with_capacity(WAITING),
+            held: HeldRequests::new(),
             taken: Vec::with_capacity(crate::queue_pair::MAX_ENTRIES.into()),
             outstanding: 0,
             resume_at: Cycles(0),
@@ -195,11 +188,11 @@ impl Channel {
         while let Some(link) = &self.link
             && link.queue.has_room()
         {
-            let Some(io) = self.waiting.pop_front() else { return };
+            let Some(io) = self.held.pop() else { return };
             let (sqe, data) = self.command(&io);
             let Some(link) = &mut self.link else { return };
             if let Err(IoCommand::Request(io)) = link.queue.submit(sqe, data, IoCommand::Request(io), now) {
-                self.waiting.push_front(io);
+                self.held.push_front(io);
                 return;
             }
         }
@@ -217,7 +210,7 @@ impl Channel {
             Outcome::Answered(cqe) if cqe.status().is_success() => {
                 io.done += part_len(&io, self.max_io_size, self.namespace.block_shift);
                 if io.done < io.request.len {
-                    self.waiting.push_front(io);
+                    self.held.push_front(io);
                 } else {
                     self.complete(io, Status::Ok, done);
                 }
@@ -238,10 +231,10 @@ impl Channel {
         }
         // Not the command but the moment is wrong: namespace not ready, queue going away, a path that is not usable now.
         let later = is(NvmeStatus::new(0, 0x82)) || is(NvmeStatus::ABORTED_SQ_DELETION) || status.code_type() == 3;
-        if later && !status.do_not_retry() && self.shared.verdict() == Verdict::Hold {
+        if later && !status.do_not_retry() && self.shared.policy() == HoldPolicy::Hold {
             self.shared.counters.retried.add(1);
             self.resume_at = now + Cycles::from(RETRY_PAUSE);
-            self.waiting.push_front(io);
+            self.held.push_front(io);
             return;
         }
         let block_status = if is(NvmeStatus::INVALID_OPCODE) {
@@ -265,14 +258,14 @@ impl Channel {
         }
         io.retries += 1;
         self.shared.counters.retried.add(1);
-        self.waiting.push_front(io);
+        self.held.push_front(io);
     }
 
     /// The connection is of no more use: takes back what was in flight, in order.
     fn lose_link(&mut self) {
         let Some(mut link) = self.link.take() else { return };
-        link.wire().reset();
-        let Channel { taken, waiting, fenced, shared, association, .. } = self;
+        link.stream().reset();
+        let Channel { taken, held, shared, association, .. } = self;
         taken.extend((0..link.queue.slots()).filter_map(|slot| link.queue.take(slot)));
         while let Some(Completion { payload, .. }) = link.queue.pop_completion() {
             // Ended, but not looked at before the connection died: asking again is as good, and simpler.
@@ -282,56 +275,38 @@ impl Channel {
         taken.sort_unstable_by_key(|taken| std::cmp::Reverse(taken.sequence));
         for Taken { payload, started, .. } in taken.drain(..) {
             let IoCommand::Request(io) = payload else { continue };
-            if started && io.changes_medium() {
+            if held.take_back(*association, started, io) {
                 shared.counters.fenced.add(1);
-                fenced.push_front(Fenced { association: *association, io });
             } else {
                 shared.counters.retried.add(started.into());
-                waiting.push_front(io);
             }
         }
-        self.port.retire(self.association, link);
-        self.shared.wake_supervisor();
-    }
-
-    /// Sends fenced requests on their way whose association has let go.
-    fn lift_fence(&mut self) {
-        let released = self.shared.released();
-        // Newest first: each goes to the front, so the oldest ends up first.
-        for at in (0..self.fenced.len()).rev() {
-            if self.fenced[at].association <= released
-                && let Some(Fenced { io, .. }) = self.fenced.remove(at)
-            {
-                self.shared.counters.retried.add(1);
-                self.waiting.push_front(io);
-            }
-        }
+        self.queue.give_back(self.association, link);
+        self.shared.wake.wake();
     }
 
     /// Without a connection: takes a new one if it came, or lets requests fail where they are not to be held.
     fn poll_detached(&mut self, now: Cycles, done: &mut Completions) {
-        if let Some((association, link)) = self.port.take_incoming() {
-            (self.association, self.link) = (association, Some(link));
+        if let Some((association, link)) = self.queue.handoff.take_incoming() {
+            self.association = association;
+            self.link = Some(link);
             self.max_io_size = self.namespace.max_io_size().into();
             self.next_check = now;
-        } else if self.shared.verdict() == Verdict::Fail {
+        } else if self.shared.policy() == HoldPolicy::Fail {
             self.fail_waiting(done);
         }
         self.report_held();
     }
 
     fn fail_waiting(&mut self, done: &mut Completions) {
-        while let Some(io) = self.waiting.pop_front() {
+        while let Some(io) = self.held.pop() {
             self.complete(io, Status::IoError, done);
         }
     }
 
     fn report_held(&self) {
-        let waiting = self.waiting.iter().map(|io| io.request.submitted);
-        let fenced = self.fenced.iter().map(|fenced| fenced.io.request.submitted);
-        let oldest = waiting.chain(fenced).min().unwrap_or(Cycles::NEVER);
-        let held = if self.link.is_none() { self.outstanding } else { self.fenced.len() };
-        self.port.report_held(held, oldest);
+        let held = if self.link.is_none() { self.outstanding } else { self.held.fenced() };
+        self.queue.handoff.report_held(held, self.held.oldest());
     }
 
     /// Moves bytes both ways and takes what completed. Returns the number of events.
@@ -362,7 +337,7 @@ impl Channel {
         }
         if completed > 0 {
             self.shared.note_traffic();
-            if !self.waiting.is_empty() {
+            if !self.held.is_empty() {
                 self.refill(now);
             }
             events += completed;
@@ -387,13 +362,13 @@ impl Channel {
         let Some(link) = &self.link else { return };
         let late = |times: u32| Cycles(now.since(Cycles::from(timeout * times)).0);
         if link.queue.overdue(late(2)).is_some() {
-            self.port.ask_reset(self.association);
-            self.shared.wake_supervisor();
+            self.queue.request_reset(self.association);
+            self.shared.wake.wake();
         } else if let Some(cid) = link.queue.overdue(late(1))
-            && self.port.ask_abort(cid)
+            && self.queue.request_abort(cid)
         {
             self.shared.counters.timeouts.add(1);
-            self.shared.wake_supervisor();
+            self.shared.wake.wake();
         }
     }
 }
@@ -416,18 +391,18 @@ impl BlockChannel for Channel {
         match self.check(&request) {
             Ok(()) => {
                 self.outstanding += 1;
-                self.waiting.push_back(Io { request, done: 0, retries: 0 });
+                self.held.push(Io { request, done: 0, retries: 0 });
             }
             Err(status) => request.complete(done, status),
         }
     }
 
     fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
-        if !self.fenced.is_empty() {
-            self.lift_fence();
+        if self.held.fenced() > 0 {
+            self.shared.counters.retried.add(self.held.lift(&self.shared.fence) as u64);
             self.report_held();
         }
-        self.port.clear_wake();
+        self.queue.handoff.clear_wake();
         // Whatever has its NSID now is another disk.
         if self.namespace.is_gone() {
             self.fail_waiting(done);
@@ -447,7 +422,7 @@ impl BlockChannel for Channel {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        self.port.fd()
+        self.queue.handoff.fd()
     }
 
     fn deadline(&self) -> Cycles {
@@ -455,7 +430,7 @@ impl BlockChannel for Channel {
             return Cycles::NEVER;
         }
         let timeout = if self.outstanding > 0 { self.next_timeout_check } else { Cycles::NEVER };
-        if self.waiting.is_empty() { timeout } else { timeout.min(self.resume_at) }
+        if self.held.is_empty() { timeout } else { timeout.min(self.resume_at) }
     }
 
     fn outstanding(&self) -> usize {
@@ -468,13 +443,10 @@ impl Drop for Channel {
     /// of the next channel: the supervisor resets the controller, and connects no queue until it has let go.
     fn drop(&mut self) {
         self.lose_link();
-        if let Some(association) = self.fenced.iter().map(|fenced| fenced.association).max() {
-            self.shared.abandon(association);
-        }
-        for io in self.waiting.drain(..).chain(self.fenced.drain(..).map(|fenced| fenced.io)) {
+        for io in self.held.take_all(&self.shared.fence) {
             io.request.abandon();
         }
-        self.port.close();
-        self.shared.wake_supervisor();
+        self.queue.handoff.close();
+        self.shared.wake.wake();
     }
 }

@@ -1,9 +1,9 @@
-//! The admin queue of one association: brings a controller up, keeps it alive, hears its events, and stops it.
+//! The admin queue of one association: brings a controller up, keeps it alive, takes its events, and stops it.
 //!
 //! Sans-IO: the owner moves the bytes of [`Controller::link`], calls [`turn`](Controller::turn), and takes the
 //! [`ControllerEvent`]s. One command of the way up is outstanding at a time; keep-alive, events and aborts stand beside it.
 
-use crate::io::Wire;
+use crate::io::ByteStream;
 use crate::link::{Link, LinkError};
 use crate::params::Settings;
 use crate::queue_pair::{Completion, Data, MAX_TRANSFER, Outcome, Payload, QueueConfig, QueuePair};
@@ -12,6 +12,7 @@ use crate::spec::{
     NamespaceIds, Property, Sqe, active_namespaces, admin, cc, connect_error, csts, enable_configuration, feature,
 };
 use clock::Cycles;
+use invalid::Invalid;
 use memory::IoBuffers;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const MAX_NAMESPACES: usize = 1024;
 /// Pages of MDTS: 4 KiB, as CC says.
 const PAGE_SHIFT: u32 = 12;
 
-/// What an admin command is for.
+/// The purpose of an admin command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Connect,
@@ -94,11 +95,11 @@ pub(crate) struct NamespaceInfo {
     pub nsid: u32,
     /// Size and format.
     pub identify: IdentifyNamespace,
-    /// Who it is.
+    /// Identifiers.
     pub ids: NamespaceIds,
 }
 
-/// What a controller is, known once it is ready.
+/// The facts that a controller reports, known once it is ready.
 #[derive(Clone, Debug, Default)]
 pub struct ControllerFacts {
     /// CNTLID of this association.
@@ -149,7 +150,7 @@ impl ControllerFacts {
     }
 }
 
-/// What happened on the admin queue.
+/// An event of the admin queue.
 #[derive(Debug)]
 pub(crate) enum ControllerEvent {
     /// The controller is up: I/O queues may be connected.
@@ -175,7 +176,7 @@ pub enum ControllerError {
     Refused {
         /// The command.
         command: &'static str,
-        /// Its status, in words.
+        /// The status of the command, in words.
         reason: String,
     },
     /// No answer in time.
@@ -187,15 +188,8 @@ pub enum ControllerError {
         after: Duration,
     },
     /// The target answers what cannot be used.
-    #[error("{field}: got {got}, expected {expected}")]
-    Unusable {
-        /// The field.
-        field: &'static str,
-        /// As answered.
-        got: String,
-        /// As needed.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Unusable(#[from] Invalid),
 }
 
 /// The admin queue of an association.
@@ -227,12 +221,12 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// An association that begins on `wire`.
-    pub(crate) fn new(settings: Arc<Settings>, wire: Arc<dyn Wire>, now: Cycles) -> Controller {
+    /// An association that begins on `stream`.
+    pub(crate) fn new(settings: Arc<Settings>, stream: Arc<dyn ByteStream>, now: Cycles) -> Controller {
         let config =
             QueueConfig { entries: ADMIN_ENTRIES, digests: settings.digests, in_capsule_len: ADMIN_IN_CAPSULE };
         let mut controller = Controller {
-            link: Link::new(QueuePair::new(config), wire),
+            link: Link::new(QueuePair::new(config), stream),
             facts: ControllerFacts::default(),
             events: VecDeque::new(),
             step: None,
@@ -258,7 +252,7 @@ impl Controller {
         controller
     }
 
-    /// What the controller is.
+    /// The facts that the controller reported.
     pub(crate) fn facts(&self) -> &ControllerFacts {
         &self.facts
     }
@@ -317,7 +311,8 @@ impl Controller {
     /// Stops the controller: by reset (CC.EN to 0) or by normal shutdown. [`ControllerEvent::Stopped`] says when it has let go.
     pub(crate) fn stop(&mut self, reset: bool, timeout: Duration, now: Cycles) {
         let value = if reset { enable_configuration() & !cc::EN } else { enable_configuration() | cc::SHN_NORMAL };
-        (self.stopping, self.is_ready) = (true, false);
+        self.stopping = true;
+        self.is_ready = false;
         self.status_deadline = now + Cycles::from(timeout);
         self.status_poll = None;
         self.next_keep_alive = Cycles::NEVER;
@@ -396,7 +391,7 @@ impl Controller {
             Purpose::Connect => {
                 // "AUTHREQ: bits 18 and 17 of DW0" (Base figure 385).
                 if cqe.dw0() >> 16 & 0b110 != 0 {
-                    let reason = "it wants DH-HMAC-CHAP, which is not supported".to_owned();
+                    let reason = "the controller requires DH-HMAC-CHAP, which is not supported".to_owned();
                     return Err(ControllerError::Refused { command: "Connect", reason });
                 }
                 self.facts.controller_id = cqe.dw0() as u16;
@@ -460,7 +455,7 @@ impl Controller {
     fn on_status(&mut self, wait: Purpose, status: u32, now: Cycles) -> Result<(), ControllerError> {
         if wait == Purpose::AwaitReady && status & csts::CFS != 0 {
             let got = format!("{status:#x}");
-            return Err(ControllerError::Unusable { field: "CSTS", got, expected: "no fatal status (CFS)" });
+            return Err(Invalid::new("CSTS", got, "no fatal status (CFS)").into());
         }
         let stopped = status & csts::RDY == 0 || status & csts::SHST == csts::SHUTDOWN_COMPLETE;
         if wait == Purpose::AwaitStopped && stopped {
@@ -483,7 +478,7 @@ impl Controller {
         // "IOCCSZ: minimum 4" (Base figure 275): one SQE.
         if self.facts.identify.io_capsule_units < 4 {
             let got = self.facts.identify.io_capsule_units.to_string();
-            return Err(ControllerError::Unusable { field: "IOCCSZ", got, expected: "at least 4" });
+            return Err(Invalid::new("IOCCSZ", got, "at least 4").into());
         }
         let wanted = u32::from(self.settings.io_queues) - 1;
         let mut sqe = Sqe::new(admin::SET_FEATURES, 0);

@@ -6,6 +6,7 @@ use crate::io::{Interest, Socket, sleep_on};
 use crate::params::{AttachParams, Settings};
 use crate::spec::{DISCOVERY_NQN, DiscoveryEntry, DiscoveryHeader, LogPage, SubsystemType};
 use clock::Cycles;
+use invalid::Invalid;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,9 +52,9 @@ fn address_of(entry: &DiscoveryEntry) -> Option<SocketAddr> {
 /// Reads the log of one discovery controller: head, entries, head again, until it did not change meanwhile (Base 5.16.1.23).
 fn read(settings: Arc<Settings>) -> Result<Vec<DiscoveryEntry>, ControllerError> {
     clock::hz();
-    let wire =
+    let stream =
         Socket::connect(settings.target, settings.source).map_err(|error| crate::link::LinkError::Io(error.kind()))?;
-    let mut controller = Controller::new(settings, Arc::new(wire), Cycles::now());
+    let mut controller = Controller::new(settings, Arc::new(stream), Cycles::now());
     wait(&mut controller, |event| matches!(event, ControllerEvent::Ready))?;
     for _ in 0..MAX_TRIES {
         let head = read_head(&mut controller)?;
@@ -72,7 +73,7 @@ fn read(settings: Arc<Settings>) -> Result<Vec<DiscoveryEntry>, ControllerError>
         }
     }
     let got = format!("another value each of {MAX_TRIES} times");
-    Err(ControllerError::Unusable { field: "GENCTR", got, expected: "a log that stays while it is read" })
+    Err(Invalid::new("GENCTR", got, "a log that stays while it is read").into())
 }
 
 fn read_head(controller: &mut Controller) -> Result<DiscoveryHeader, ControllerError> {
@@ -101,7 +102,7 @@ fn wait(
             }
         }
         let link = &controller.link;
-        let interest = link.wire().fd().map(|fd| Interest { fd, writable: link.queue.wants_to_send() });
+        let interest = link.stream().fd().map(|fd| Interest { fd, writable: link.queue.wants_to_send() });
         sleep_on(interest.as_slice(), controller.deadline().since(Cycles::now()).to_duration());
     }
 }

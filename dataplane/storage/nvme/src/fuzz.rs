@@ -1,16 +1,15 @@
 //! What fuzz targets and property tests share: each takes bytes and panics only where we are wrong.
 
 use crate::controller::Controller;
-use crate::io::{Gather, Pieces, Scatter, Wire};
+use crate::io::{MemoryStream, Pieces};
 use crate::params::AttachParams;
 use crate::pdu::{Digests, IcReq, IcResp, PduType, Transfer, flags};
 use crate::queue_pair::{Data, Payload, QueueConfig, QueuePair};
 use crate::spec::{DiscoveryEntry, IdentifyController, IdentifyNamespace, NamespaceIds, Sqe, nvm};
-use crate::target::{Access, Connection, MemoryStore, Namespace, Target, TargetConfig};
+use crate::target::{Access, Connection, MemoryStore, Namespace, ServerConnection, Target, TargetConfig};
 use clock::Cycles;
 use memory::IoBuffers;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 const LEN: u32 = 1024;
@@ -156,46 +155,29 @@ pub(crate) fn target_receives(bytes: &[u8], split: usize) {
         if greets {
             let mut hello = [0; 128];
             IcReq { version: 0, hpda: 0, digests: Digests::default(), max_r2t: 0 }.put(&mut hello);
-            connection.input(&hello, now);
+            connection.receive(&hello, now);
         }
         for piece in bytes.chunks(split.max(1)) {
-            connection.input(piece, now);
+            connection.receive(piece, now);
             connection.poll(now);
-            connection.consume(connection.output().len());
+            let sent = connection.output().len();
+            connection.consume(sent);
             now = now + Cycles(1);
         }
-        connection.lost(now);
+        connection.disconnect(now);
     }
-}
-
-/// A wire that plays bytes and swallows what is sent.
-#[derive(Debug)]
-struct Tape(Mutex<Vec<u8>>);
-
-impl Wire for Tape {
-    fn send(&self, bytes: &Gather<'_>) -> io::Result<usize> {
-        Ok(bytes.len())
-    }
-
-    fn receive(&self, scatter: &mut Scatter<'_>) -> io::Result<usize> {
-        let mut tape = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = scatter.copy_from(&tape);
-        tape.drain(..taken);
-        if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
-    }
-
-    fn reset(&self) {}
 }
 
 /// A whole admin session played from `bytes`, until it refuses them or its time is up.
 pub fn fuzz_admin_session(bytes: &[u8]) {
     let params = AttachParams::new("Fuzz0", ([127, 0, 0, 1], 4420).into(), "nqn.2024-01.org.sluice:fuzz");
     let Ok(settings) = params.validate() else { return };
-    let mut hello = vec![0; 128];
+    let (mut hello, stream) = ([0; 128], Arc::new(MemoryStream::default()));
     IcResp { version: 0, cpda: 0, digests: Digests::default(), max_h2c_data: 4096 }.put(&mut hello);
-    hello.extend_from_slice(bytes);
+    stream.push(&hello);
+    stream.push(bytes);
     let mut now = Cycles(1);
-    let mut controller = Controller::new(Arc::new(settings), Arc::new(Tape(Mutex::new(hello))), now);
+    let mut controller = Controller::new(Arc::new(settings), stream, now);
     for _ in 0..1000 {
         if controller.turn(now, false).is_err() {
             return;

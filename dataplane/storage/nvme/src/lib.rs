@@ -9,12 +9,16 @@
 //!   is no connection, and a write that was in flight when one died is held until the old controller has let go of it.
 //!
 //! ```text
-//! control thread:  NvmeController::attach -> supervisor -> connected queue -> port
-//! worker:          submit -> poll: writev | readv -> completions       <------'
+//! control thread:  NvmeController::attach -> supervisor -> connected queue -> hand-off
+//! worker:          submit -> poll: writev | readv -> completions       <--------'
 //! ```
 //!
+//! What has nothing to do with NVMe (recovery, hand-off, held requests, the fence) is in the crate [`initiator`].
+//!
 //! Errors: attach says what is wrong and what to do ([`AttachError`]); afterwards nothing is an error for long: a lost
-//! controller is won back, its story told in [`Event`]s, until the operator's timeouts say otherwise.
+//! controller is reconnected and reports [`Event`]s, until the operator's timeouts say otherwise.
+//!
+//! Sections are those of the [NVM Express Base, NVM Command Set and TCP Transport specifications](https://nvmexpress.org/specifications/).
 
 mod attach;
 mod channel;
@@ -23,9 +27,9 @@ mod discovery;
 mod event;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+mod io_queue;
 mod namespace;
 mod params;
-mod port;
 mod supervisor;
 
 #[cfg(test)]
@@ -39,12 +43,13 @@ pub mod queue_pair;
 pub mod spec;
 pub mod target;
 
-pub use attach::{AttachError, NvmeController, no_events};
+pub use attach::{AttachError, NvmeController};
 pub use controller::{ControllerError, ControllerFacts};
 pub use discovery::discover;
-pub use event::Event;
+pub use event::{Event, EventSink, NvmeEvent};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_admin_session, fuzz_initiator, fuzz_initiator_session, fuzz_structures, fuzz_target};
-pub use params::{AttachParams, InvalidParam, Options};
-pub use port::{Counters, EventSink};
+pub use initiator::{ConnectionEvent, RecoveryOptions, no_events};
+pub use io_queue::Counters;
+pub use params::{AttachParams, Options};
 pub use supervisor::{Phase, Status};

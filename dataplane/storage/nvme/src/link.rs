@@ -1,6 +1,6 @@
-//! A queue pair on its wire: bytes are moved here and nowhere else.
+//! A queue pair on its byte stream: bytes are moved here and nowhere else.
 
-use crate::io::{Pieces, Wire};
+use crate::io::{ByteStream, Pieces};
 use crate::pdu::ProtocolError;
 use crate::queue_pair::{Payload, QueuePair};
 use std::io::ErrorKind;
@@ -28,21 +28,21 @@ pub enum LinkError {
 pub struct Link<P> {
     /// The protocol.
     pub queue: QueuePair<P>,
-    wire: Arc<dyn Wire>,
+    stream: Arc<dyn ByteStream>,
     pieces: Pieces,
     /// The last look found all that was there.
     dry: bool,
 }
 
 impl<P: Payload> Link<P> {
-    /// Puts `queue` on `wire`.
-    pub fn new(queue: QueuePair<P>, wire: Arc<dyn Wire>) -> Link<P> {
-        Link { queue, wire, pieces: Pieces::new(), dry: false }
+    /// Puts `queue` on `stream`.
+    pub fn new(queue: QueuePair<P>, stream: Arc<dyn ByteStream>) -> Link<P> {
+        Link { queue, stream, pieces: Pieces::new(), dry: false }
     }
 
     /// The connection.
-    pub fn wire(&self) -> &Arc<dyn Wire> {
-        &self.wire
+    pub fn stream(&self) -> &Arc<dyn ByteStream> {
+        &self.stream
     }
 
     /// Whether the last look found all that was there; says so once. Then what is sent can go out before the next look, which
@@ -59,7 +59,7 @@ impl<P: Payload> Link<P> {
         while self.queue.wants_to_send() {
             let gather = self.queue.gather(&mut self.pieces);
             let len = gather.len();
-            match self.wire.send(&gather) {
+            match self.stream.send(&gather) {
                 Ok(sent) => {
                     self.queue.sent(sent);
                     total += sent;
@@ -74,7 +74,7 @@ impl<P: Payload> Link<P> {
         Ok(total)
     }
 
-    /// Receives what is there. Returns the bytes received. On an error the peer is told where that helps, and the
+    /// Receives what is there. Returns the bytes received. On an error the peer is sent a terminate request where that helps, and the
     /// connection is cut.
     #[inline]
     pub fn receive(&mut self) -> Result<usize, LinkError> {
@@ -83,7 +83,7 @@ impl<P: Payload> Link<P> {
         for _ in 0..MAX_READS {
             let mut scatter = self.queue.scatter(&mut self.pieces);
             let room = scatter.len();
-            let received = match self.wire.receive(&mut scatter) {
+            let received = match self.stream.receive(&mut scatter) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(received) => received,
                 Err(error) if is_transient(error.kind()) => return Ok(total),
@@ -93,8 +93,8 @@ impl<P: Payload> Link<P> {
             if let Err(error) = self.queue.received(received) {
                 self.queue.fail(&error);
                 let gather = self.queue.gather(&mut self.pieces);
-                let _ = self.wire.send(&gather);
-                self.wire.reset();
+                let _ = self.stream.send(&gather);
+                self.stream.reset();
                 return Err(error.into());
             }
             // Less than asked for means that the socket is empty.

@@ -4,11 +4,12 @@ use crate::controller::{ControllerFacts, NamespaceInfo};
 use crate::queue_pair::MAX_TRANSFER;
 use crate::spec::IdentifyController;
 use block::{Geometry, Identity};
+use initiator::{DiskIdentity, DiskReplaced};
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use uuid::Uuid;
 
-/// What a disk of this kind is called, in SPDK's words.
+/// The product name of these disks, in SPDK's words.
 const PRODUCT_NAME: &str = "NVMe disk";
 /// Largest transfer that is offered: larger ones only wait longer.
 const MAX_IO: u32 = 1 << 20;
@@ -68,21 +69,21 @@ impl Namespace {
         })
     }
 
-    /// Takes over what the controller says now. The blocks before, where their number changed; an error where the namespace
-    /// is another one now.
+    /// Takes over what the controller says now. Returns the number of blocks before, where it changed.
     pub(crate) fn update(
         &self,
         subnqn: &str,
         info: &NamespaceInfo,
         facts: &ControllerFacts,
-    ) -> Result<Option<u64>, ()> {
-        let same =
-            identity_of(subnqn, info) == self.identity.uuid && u32::from(info.identify.block_shift) == self.block_shift;
-        if !same || self.is_gone() {
-            return Err(());
+    ) -> Result<Option<u64>, DiskReplaced> {
+        let disk = |uuid: Uuid, shift: u32| DiskIdentity { id: uuid.as_bytes().to_vec(), block_size: 1 << shift };
+        let found = disk(identity_of(subnqn, info), info.identify.block_shift.min(31).into());
+        disk(self.identity.uuid, self.block_shift).check(&found)?;
+        if self.is_gone() {
+            return Err(DiskReplaced);
         }
         let new = geometry(info, facts);
-        let mut current = self.geometry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.geometry.lock();
         let before = current.num_blocks;
         *current = new;
         self.size_bytes.store(new.size_bytes(), Ordering::Release);
@@ -92,10 +93,10 @@ impl Namespace {
     }
 
     pub(crate) fn geometry(&self) -> Geometry {
-        *self.geometry.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.geometry.lock()
     }
 
-    /// The namespace does not exist any more; what is asked of it fails.
+    /// Marks the namespace as removed: its requests fail from now on.
     pub(crate) fn remove(&self) {
         self.gone.store(true, Ordering::Release);
     }

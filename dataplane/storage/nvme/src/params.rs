@@ -2,6 +2,8 @@
 
 use crate::pdu::Digests;
 use crate::spec::{ConnectData, DYNAMIC_CONTROLLER, MAX_NQN_BYTES};
+use initiator::{Recovery, RecoveryOptions};
+use invalid::Invalid;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use uuid::Uuid;
@@ -37,13 +39,9 @@ pub struct AttachParams {
     pub fabrics_connect_timeout_us: u64,
     /// I/O queues at most, one a channel: 1 to 1024.
     pub num_io_queues: u32,
-    /// Seconds until a lost controller is given up and its disks fail for good; -1 never, 0 at once.
-    pub ctrlr_loss_timeout_sec: i32,
-    /// Longest pause between attempts to reconnect, in seconds: pauses double up to it.
-    pub reconnect_delay_sec: u32,
-    /// Seconds until held requests of a lost controller fail; 0 never.
-    pub fast_io_fail_timeout_sec: u32,
-    /// What applies to all controllers.
+    /// Recovery while the controller cannot be reached.
+    pub recovery: RecoveryOptions,
+    /// Options that apply to all controllers.
     pub options: Options,
 }
 
@@ -92,15 +90,13 @@ impl AttachParams {
             ddgst: false,
             fabrics_connect_timeout_us: 0,
             num_io_queues: 64,
-            ctrlr_loss_timeout_sec: -1,
-            reconnect_delay_sec: 2,
-            fast_io_fail_timeout_sec: 0,
+            recovery: RecoveryOptions::default(),
             options: Options::default(),
         }
     }
 
     /// Checks everything once; what comes out is known to be good.
-    pub fn validate(&self) -> Result<Settings, InvalidParam> {
+    pub fn validate(&self) -> Result<Settings, Invalid> {
         if self.name.is_empty() || self.name.len() > 63 || self.name.contains(char::is_whitespace) {
             return Err(invalid("name", &self.name, "1 to 63 characters without spaces", "pick another name"));
         }
@@ -117,7 +113,7 @@ impl AttachParams {
         check_range("num_io_queues", self.num_io_queues.into(), 1, 1024)?;
         check_range("keep_alive_timeout_ms", options.keep_alive_timeout_ms.into(), 1000, 3_600_000)?;
         check_range("io_queue_requests", options.io_queue_requests.into(), 1, 1022)?;
-        let recovery = self.recovery()?;
+        let recovery = self.recovery.validate()?;
         let micros_or = |us: u64, default: u64| Duration::from_micros(if us == 0 { default } else { us });
         Ok(Settings {
             name: self.name.clone(),
@@ -141,7 +137,7 @@ impl AttachParams {
         })
     }
 
-    fn target_address(&self) -> Result<SocketAddr, InvalidParam> {
+    fn target_address(&self) -> Result<SocketAddr, Invalid> {
         let hint = "host names are not resolved here: give the address";
         let ip: IpAddr =
             self.traddr.parse().map_err(|_| invalid("traddr", &self.traddr, "an IPv4 or IPv6 address", hint))?;
@@ -160,7 +156,7 @@ impl AttachParams {
         Ok(SocketAddr::new(ip, port))
     }
 
-    fn source_address(&self, target: SocketAddr) -> Result<Option<SocketAddr>, InvalidParam> {
+    fn source_address(&self, target: SocketAddr) -> Result<Option<SocketAddr>, Invalid> {
         let Some(address) = &self.hostaddr else { return Ok(None) };
         let ip = address.parse().ok().filter(|ip: &IpAddr| ip.is_ipv4() == target.is_ipv4());
         let ip =
@@ -169,76 +165,25 @@ impl AttachParams {
         let port = port.parse().map_err(|_| invalid("hostsvcid", port, "a port, 0 to 65535", "leave it out"))?;
         Ok(Some(SocketAddr::new(ip, port)))
     }
-
-    /// SPDK's rules for the three timeouts (bdev_nvme.c, checked at attach).
-    fn recovery(&self) -> Result<Recovery, InvalidParam> {
-        let (loss, delay, fail) =
-            (self.ctrlr_loss_timeout_sec, self.reconnect_delay_sec, self.fast_io_fail_timeout_sec);
-        if loss < -1 {
-            let hint = "-1 holds for ever, 0 gives up at once";
-            return Err(invalid("ctrlr_loss_timeout_sec", &loss.to_string(), "-1 or more", hint));
-        }
-        let bound = if loss > 0 { loss as u32 } else { u32::MAX };
-        if (loss == 0) != (delay == 0) || delay > bound {
-            let expected =
-                if loss == 0 { "0 where ctrlr_loss_timeout_sec is 0" } else { "1 to ctrlr_loss_timeout_sec" };
-            return Err(invalid("reconnect_delay_sec", &delay.to_string(), expected, "2 is usual"));
-        }
-        if fail != 0 && (loss == 0 || fail < delay || fail > bound) {
-            let expected = "0, or reconnect_delay_sec to ctrlr_loss_timeout_sec";
-            return Err(invalid("fast_io_fail_timeout_sec", &fail.to_string(), expected, "0 holds requests"));
-        }
-        let seconds = |s: u32| Duration::from_secs(s.into());
-        Ok(Recovery {
-            loss_timeout: u32::try_from(loss).ok().map(seconds),
-            max_pause: seconds(delay),
-            fast_fail: (fail > 0).then(|| seconds(fail)),
-        })
-    }
 }
 
-/// A parameter that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: got {got:?}, expected {expected} ({hint})")]
-pub struct InvalidParam {
-    /// The parameter.
-    pub field: &'static str,
-    /// What was given.
-    pub got: String,
-    /// What is accepted.
-    pub expected: String,
-    /// What to do.
-    pub hint: &'static str,
+fn invalid(field: &'static str, got: &str, expected: &str, hint: &str) -> Invalid {
+    Invalid::new(field, got, format!("{expected} ({hint})"))
 }
 
-fn invalid(field: &'static str, got: &str, expected: &str, hint: &'static str) -> InvalidParam {
-    InvalidParam { field, got: got.to_owned(), expected: expected.to_owned(), hint }
-}
-
-fn check_range(field: &'static str, got: u64, low: u64, high: u64) -> Result<(), InvalidParam> {
+fn check_range(field: &'static str, got: u64, low: u64, high: u64) -> Result<(), Invalid> {
     if (low..=high).contains(&got) {
         return Ok(());
     }
-    Err(invalid(field, &got.to_string(), &format!("{low} to {high}"), "leave it out for the default"))
+    Err(Invalid::new(field, got, format!("{low} to {high} (leave it out for the default)")))
 }
 
 /// "nqn." yyyy-mm "." domain [":" string], at most 223 bytes (Base 4.5).
-fn check_nqn(field: &'static str, nqn: &str) -> Result<(), InvalidParam> {
+fn check_nqn(field: &'static str, nqn: &str) -> Result<(), Invalid> {
     if nqn.starts_with("nqn.") && nqn.len() > 11 && nqn.len() <= MAX_NQN_BYTES && !nqn.contains('\0') {
         return Ok(());
     }
     Err(invalid(field, nqn, "an NQN: nqn.yyyy-mm.domain:name, at most 223 bytes", "copy it from the target"))
-}
-
-/// How a lost controller is won back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Recovery {
-    /// Until it is given up; `None` never.
-    pub(crate) loss_timeout: Option<Duration>,
-    /// The longest pause between attempts.
-    pub(crate) max_pause: Duration,
-    /// Until held requests fail; `None` never.
-    pub(crate) fast_fail: Option<Duration>,
 }
 
 /// Checked parameters.
@@ -267,16 +212,10 @@ mod tests {
         AttachParams::new("Nvme0", "127.0.0.1:4420".parse().unwrap(), "nqn.2024-01.org.sluice:disk")
     }
 
-    fn field_of(change: impl FnOnce(&mut AttachParams)) -> &'static str {
+    fn field_of(change: impl FnOnce(&mut AttachParams)) -> String {
         let mut params = params();
         change(&mut params);
-        params.validate().expect_err("must be refused").field
-    }
-
-    #[test]
-    fn the_default_holds_for_ever() {
-        let recovery = params().validate().unwrap().recovery;
-        assert_eq!((recovery.loss_timeout, recovery.fast_fail), (None, None));
+        params.validate().expect_err("must be refused").field.into_owned()
     }
 
     #[test]
@@ -291,17 +230,6 @@ mod tests {
         assert_eq!(field_of(|p| p.hostaddr = Some("::1".into())), "hostaddr");
         assert_eq!(field_of(|p| p.num_io_queues = 0), "num_io_queues");
         assert_eq!(field_of(|p| p.options.keep_alive_timeout_ms = 0), "keep_alive_timeout_ms");
-    }
-
-    #[test]
-    fn reconnect_timeouts_follow_spdk() {
-        assert_eq!(field_of(|p| p.ctrlr_loss_timeout_sec = -2), "ctrlr_loss_timeout_sec");
-        assert_eq!(field_of(|p| p.ctrlr_loss_timeout_sec = 0), "reconnect_delay_sec");
-        assert_eq!(field_of(|p| p.reconnect_delay_sec = 0), "reconnect_delay_sec");
-        assert_eq!(field_of(|p| (p.ctrlr_loss_timeout_sec, p.reconnect_delay_sec) = (5, 6)), "reconnect_delay_sec");
-        assert_eq!(field_of(|p| p.fast_io_fail_timeout_sec = 1), "fast_io_fail_timeout_sec");
-        let mut p = params();
-        (p.ctrlr_loss_timeout_sec, p.reconnect_delay_sec) = (0, 0);
-        assert_eq!(p.validate().unwrap().recovery.loss_timeout, Some(Duration::ZERO));
+        assert_eq!(field_of(|p| p.recovery.reconnect_delay_sec = 0), "reconnect_delay_sec");
     }
 }

@@ -124,9 +124,9 @@ pub enum ProtocolError {
         pdu: u8,
         /// The field.
         field: &'static str,
-        /// Where it stands in the header.
+        /// The place of the field in the header.
         offset: u8,
-        /// What it holds.
+        /// The value of the field.
         got: u32,
     },
     /// A PDU that must not come now.
@@ -134,7 +134,7 @@ pub enum ProtocolError {
     Sequence {
         /// The PDU's type byte.
         pdu: u8,
-        /// What is wrong with it now.
+        /// Why the PDU is wrong now.
         why: &'static str,
     },
     /// The header digest does not match.
@@ -188,7 +188,7 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// FES and FEI of the terminate request that tells the peer (TCP figures 18 and 19); `None` when the peer told us.
+    /// FES and FEI of the terminate request that is sent to the peer (TCP figures 18 and 19); `None` when the peer sent one.
     pub fn term_fields(&self) -> Option<(u16, u32)> {
         Some(match *self {
             ProtocolError::InvalidField { offset, .. } => (0x01, u32::from(offset)),
@@ -365,7 +365,8 @@ impl IcReq {
     pub fn put(&self, out: &mut [u8]) -> usize {
         let mut body = [0; 8];
         body[..2].copy_from_slice(&self.version.to_le_bytes());
-        (body[2], body[3]) = (self.hpda, self.digests.bits());
+        body[2] = self.hpda;
+        body[3] = self.digests.bits();
         body[4..].copy_from_slice(&self.max_r2t.to_le_bytes());
         put_header(out, PduType::IcReq, 0, &body, 0, Digests::default(), 4)
     }
@@ -399,7 +400,8 @@ impl IcResp {
     pub fn put(&self, out: &mut [u8]) -> usize {
         let mut body = [0; 8];
         body[..2].copy_from_slice(&self.version.to_le_bytes());
-        (body[2], body[3]) = (self.cpda, self.digests.bits());
+        body[2] = self.cpda;
+        body[3] = self.digests.bits();
         body[4..].copy_from_slice(&self.max_h2c_data.to_le_bytes());
         put_header(out, PduType::IcResp, 0, &body, 0, Digests::default(), 4)
     }

@@ -4,6 +4,7 @@
 #![allow(unsafe_code)] // readv, writev and poll take raw pointers, some of them into guest memory
 
 use memory::{IoBuffers, Iovec};
+use parking_lot::Mutex;
 use std::fmt::Debug;
 use std::io;
 use std::marker::PhantomData;
@@ -49,7 +50,8 @@ fn append(pieces: &mut Vec<Iovec>, buffers: &IoBuffers, offset: u64, len: usize)
         }
         let run = (piece.iov_len - skip).min(len - done);
         pieces.push(Iovec { iov_base: piece.iov_base.wrapping_byte_add(skip), iov_len: run });
-        (skip, done) = (0, done + run);
+        skip = 0;
+        done += run;
     }
     done
 }
@@ -177,7 +179,7 @@ impl<'a> Scatter<'a> {
 
 /// One connection to a target: a TCP socket, or a simulated one under virtual time. Shared between the owner of its queue pair
 /// and the supervisor, which may cut it at any time.
-pub trait Wire: Send + Sync + Debug {
+pub trait ByteStream: Send + Sync + Debug {
     /// Sends; `WouldBlock` when nothing can be sent now (also while the connection is being made).
     fn send(&self, bytes: &Gather<'_>) -> io::Result<usize>;
     /// Receives; 0 at the end of the stream, `WouldBlock` when nothing is there.
@@ -264,7 +266,7 @@ fn raw_address(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t)
                 sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
                 sin6_scope_id: v6.scope_id(),
             };
-            // SAFETY: as above.
+            // SAFETY: `cast` and `write`: a sockaddr_storage is large and aligned enough for every sockaddr, and `storage` is ours.
             unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(raw) };
             size_of::<libc::sockaddr_in6>()
         }
@@ -272,7 +274,7 @@ fn raw_address(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t)
     (storage, len as libc::socklen_t)
 }
 
-impl Wire for Socket {
+impl ByteStream for Socket {
     fn send(&self, bytes: &Gather<'_>) -> io::Result<usize> {
         // SAFETY: all zeros is a valid msghdr: no name, no control data.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -311,7 +313,41 @@ impl Wire for Socket {
     }
 }
 
-/// A counter that wakes whoever sleeps on its descriptor.
+/// A connection in memory, for tests: what arrives is pushed, what was sent is taken.
+#[derive(Debug, Default)]
+pub struct MemoryStream {
+    sent: Mutex<Vec<u8>>,
+    arrived: Mutex<Vec<u8>>,
+}
+
+impl MemoryStream {
+    /// Lets `bytes` arrive.
+    pub fn push(&self, bytes: &[u8]) {
+        self.arrived.lock().extend_from_slice(bytes);
+    }
+
+    /// Takes the bytes that were sent since the last call.
+    pub fn take_sent(&self) -> Vec<u8> {
+        std::mem::take(&mut self.sent.lock())
+    }
+}
+
+impl ByteStream for MemoryStream {
+    fn send(&self, bytes: &Gather<'_>) -> io::Result<usize> {
+        Ok(bytes.copy_to(&mut self.sent.lock(), usize::MAX))
+    }
+
+    fn receive(&self, bytes: &mut Scatter<'_>) -> io::Result<usize> {
+        let mut arrived = self.arrived.lock();
+        let count = bytes.copy_from(&arrived);
+        arrived.drain(..count);
+        if count == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(count) }
+    }
+
+    fn reset(&self) {}
+}
+
+/// A counter that wakes the sleeper on its descriptor.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
 

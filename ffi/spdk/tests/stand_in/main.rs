@@ -162,11 +162,11 @@ fn what_cannot_be_is_refused() {
         state(|state| state.no_subsystems = false);
         let spdk = Spdk::start(config()).unwrap();
         assert!(matches!(SpdkBdev::open(&spdk, "other", false), Err(BlockError::Io { .. })));
-        assert!(matches!(SpdkBdev::open(&spdk, "a\0b", false), Err(BlockError::Invalid { field: "name", .. })));
+        assert!(matches!(SpdkBdev::open(&spdk, "a\0b", false), Err(BlockError::Invalid(e)) if e.field == "name"));
         state(|state| state.metadata = 8);
         assert!(matches!(
             SpdkBdev::open(&spdk, library::NAME, false),
-            Err(BlockError::Invalid { field: "blocks", .. })
+            Err(BlockError::Invalid(e)) if e.field == "blocks"
         ));
     });
 }

@@ -5,7 +5,7 @@ use crate::Control;
 use crate::desired::Object;
 use crate::rpc::method::{Effect, Handler, Row, blocking};
 use crate::rpc::{OrRefuse, Refuse};
-use ::iscsi::{AttachError, Event, EventSink, IscsiDisk, IscsiParams};
+use ::iscsi::{AttachError, Event, EventSink, IscsiDisk, IscsiEvent, IscsiParams};
 use api::config::Call;
 use api::iscsi::{Create, Delete, Discover, DiscoveredTarget, GetSessions, SessionInfo};
 use api::notify::EventType;
@@ -25,8 +25,7 @@ impl Handler for Create {
     }
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<String, RpcError> {
-        let params = IscsiParams::from_url(&self.name, &self.initiator_iqn, &self.url)
-            .map_err(|error| AttachError::Param(error).refuse())?;
+        let params = IscsiParams::from_url(&self.name, &self.initiator_iqn, &self.url).or_refuse()?;
         let new = bdev::New {
             name_field: "name",
             name: &self.name,
@@ -38,18 +37,18 @@ impl Handler for Create {
                 "target_iqn": params.target_iqn,
             }}),
         };
-        let sink = story(control, self.name.clone());
+        let sink = event_sink(control, self.name.clone());
         bdev::register(control, new, move || IscsiDisk::attach(&params, sink)).await?;
         Ok(self.name.clone())
     }
 }
 
 /// Turns what a disk reports into events.
-fn story(control: &Arc<Control>, name: String) -> EventSink {
+fn event_sink(control: &Arc<Control>, name: String) -> EventSink {
     let control = Arc::downgrade(control);
     Arc::new(move |event| {
         let Some(control) = control.upgrade() else { return };
-        if let Event::Resized { .. } = event {
+        if let Event::Protocol(IscsiEvent::Resized { .. }) = event {
             bdev::announce_resize(&control, &name);
         } else {
             control.events.add(EventType::BdevPath, &name, event.to_string());
@@ -62,7 +61,7 @@ impl Refuse for AttachError {
         let error = self;
         let message = error.to_string();
         match error {
-            AttachError::Param(p) => RpcError::invalid(p.field, p.got, p.expected).hint(p.hint),
+            AttachError::Invalid(invalid) => invalid.refuse(),
             AttachError::Target { .. } => RpcError::errno(libc::EIO, message)
                 .hint("check portal, names and secrets; iscsi_discover lists targets"),
             AttachError::System(source) => RpcError::from_io(&source, message),

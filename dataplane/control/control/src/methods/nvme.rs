@@ -5,7 +5,7 @@ use crate::desired::Object;
 use crate::nvme::{Attached, DETACH, sync};
 use crate::rpc::method::{Effect, Handler, Row, blocking};
 use crate::rpc::{OrRefuse, Refuse};
-use ::nvme::{AttachError, AttachParams, InvalidParam, Options};
+use ::nvme::{AttachError, AttachParams, Options, RecoveryOptions};
 use api::RpcError;
 use api::config::Call;
 use api::notify::EventType;
@@ -43,9 +43,11 @@ fn attach_params(call: &AttachController) -> AttachParams {
         ddgst: call.ddgst,
         fabrics_connect_timeout_us: call.fabrics_connect_timeout_us.unwrap_or(usual.fabrics_connect_timeout_us),
         num_io_queues: call.num_io_queues.unwrap_or(usual.num_io_queues),
-        ctrlr_loss_timeout_sec: call.ctrlr_loss_timeout_sec.unwrap_or(usual.ctrlr_loss_timeout_sec),
-        reconnect_delay_sec: call.reconnect_delay_sec.unwrap_or(usual.reconnect_delay_sec),
-        fast_io_fail_timeout_sec: call.fast_io_fail_timeout_sec.unwrap_or(usual.fast_io_fail_timeout_sec),
+        recovery: RecoveryOptions {
+            ctrlr_loss_timeout_sec: call.ctrlr_loss_timeout_sec.unwrap_or(usual.recovery.ctrlr_loss_timeout_sec),
+            reconnect_delay_sec: call.reconnect_delay_sec.unwrap_or(usual.recovery.reconnect_delay_sec),
+            fast_io_fail_timeout_sec: call.fast_io_fail_timeout_sec.unwrap_or(usual.recovery.fast_io_fail_timeout_sec),
+        },
         options: Options::default(),
         ..usual
     }
@@ -110,19 +112,12 @@ fn let_go(control: &Control, attached: &Attached) -> Result<(), RpcError> {
     Ok(())
 }
 
-impl Refuse for InvalidParam {
-    fn refuse(self) -> RpcError {
-        let error = self;
-        RpcError::invalid(error.field, error.got, error.expected).hint(error.hint)
-    }
-}
-
 impl Refuse for AttachError {
     fn refuse(self) -> RpcError {
         let error = self;
         let message = error.to_string();
         match error {
-            AttachError::Invalid(param) => param.refuse(),
+            AttachError::Invalid(invalid) => invalid.refuse(),
             AttachError::Failed { .. } => RpcError::errno(libc::EIO, message),
             AttachError::Timeout { .. } => RpcError::errno(libc::ETIMEDOUT, message),
             AttachError::System { source, .. } => RpcError::from_io(&source, message),

@@ -2,6 +2,7 @@
 
 use api::RpcError;
 use block::BlockError;
+use invalid::Invalid;
 
 /// An error that a call is refused with.
 pub(crate) trait Refuse {
@@ -27,11 +28,17 @@ impl Refuse for RpcError {
     }
 }
 
+impl Refuse for Invalid {
+    fn refuse(self) -> RpcError {
+        RpcError::invalid(self.field, self.got, self.expected)
+    }
+}
+
 impl Refuse for BlockError {
     fn refuse(self) -> RpcError {
         let hint = self.hint();
         let error = match self {
-            BlockError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            BlockError::Invalid(invalid) => invalid.refuse(),
             BlockError::Io { ref source, .. } => RpcError::from_io(source, self.to_string()),
         };
         match hint {

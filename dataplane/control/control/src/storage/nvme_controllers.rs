@@ -5,7 +5,7 @@ use crate::methods::bdev;
 use api::RpcError;
 use api::notify::EventType;
 use block::{Bdev, BlockChannel, BlockError, Geometry, Identity};
-use nvme::{AttachError, AttachParams, Event, EventSink, NvmeController};
+use nvme::{AttachError, AttachParams, Event, EventSink, NvmeController, NvmeEvent};
 use serde_json::json;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -150,8 +150,10 @@ fn event_sink(control: Weak<Control>, itself: Arc<OnceLock<Weak<Attached>>>, nam
     Arc::new(move |event| {
         let Some(control) = control.upgrade() else { return };
         match event {
-            Event::NamespaceResized { nsid, .. } => bdev::announce_resize(&control, &format!("{name}n{nsid}")),
-            Event::NamespaceAdded { .. } | Event::NamespaceRemoved { .. } => {
+            Event::Protocol(NvmeEvent::NamespaceResized { nsid, .. }) => {
+                bdev::announce_resize(&control, &format!("{name}n{nsid}"))
+            }
+            Event::Protocol(NvmeEvent::NamespaceAdded { .. } | NvmeEvent::NamespaceRemoved { .. }) => {
                 // Before attach has returned there is nothing to bring up to date.
                 if let Some(attached) = itself.get().and_then(Weak::upgrade)
                     && let Err(error) = sync(&control, &attached)

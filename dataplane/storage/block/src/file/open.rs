@@ -2,6 +2,7 @@
 
 use super::FileParams;
 use crate::{BlockError, limits};
+use invalid::Invalid;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
@@ -10,7 +11,7 @@ use std::path::Path;
 
 /// Bytes of a block of a file where none is asked for: what partition tables and firmware expect.
 const FILE_BLOCK_SIZE: u32 = 512;
-/// What `O_DIRECT` needs where the kernel does not tell: no device wants more.
+/// The alignment for `O_DIRECT` where the kernel does not report one: no device needs more.
 const UNKNOWN_ALIGN: usize = 4096;
 
 pub(super) struct Opened {
@@ -32,7 +33,7 @@ pub(super) fn open(params: &FileParams) -> Result<Opened, BlockError> {
     let block_size = limits::block_size(params.block_size.or(device_block_size).unwrap_or(FILE_BLOCK_SIZE))?;
     if let Some(least) = device_block_size.filter(|&least| block_size < least) {
         let expected = format!("at least the device's block size, {least}");
-        return Err(BlockError::Invalid { field: "block_size", got: block_size.to_string(), expected });
+        return Err(Invalid::new("block_size", block_size, expected).into());
     }
     let size_bytes = size(&file, path, block_size)?;
     let (file, memory_align, length_align) = match direct(params, &file, block_size) {
@@ -48,13 +49,13 @@ pub(super) fn open(params: &FileParams) -> Result<Opened, BlockError> {
 
 /// The disk's bytes now: a whole number of blocks, at least one.
 pub(super) fn size(file: &File, path: &Path, block_size: u32) -> Result<u64, BlockError> {
-    // Works for devices too. Nobody else uses the descriptor's own position.
+    // Works for devices too. Only this function uses the descriptor's own position.
     let mut seeker = file;
     let bytes = seeker.seek(SeekFrom::End(0)).map_err(|source| io_error("find the size of", path, source))?;
     if bytes == 0 || !bytes.is_multiple_of(u64::from(block_size)) {
         let got = format!("{} of {bytes} bytes", path.display());
         let expected = format!("a multiple of the block size, {block_size}, and not empty");
-        return Err(BlockError::Invalid { field: "filename", got, expected });
+        return Err(Invalid::new("filename", got, expected).into());
     }
     Ok(bytes)
 }
@@ -77,7 +78,7 @@ fn is_device(path: &Path) -> Result<bool, BlockError> {
         _ => "something else",
     };
     let got = format!("{}, {got}", path.display());
-    Err(BlockError::Invalid { field: "filename", got, expected: "a regular file or a block device".into() })
+    Err(Invalid::new("filename", got, "a regular file or a block device").into())
 }
 
 fn open_file(path: &Path, read_only: bool, flags: i32) -> Result<File, BlockError> {
@@ -109,7 +110,7 @@ fn direct(params: &FileParams, file: &File, block_size: u32) -> Option<(File, us
     }
 }
 
-/// What direct I/O on the file needs of addresses and lengths (statx(2), STATX_DIOALIGN); `None` where there is none.
+/// The alignments of addresses and lengths for direct I/O on the file (statx(2), STATX_DIOALIGN); `None` where it has none.
 fn direct_alignment(file: &File) -> Option<(usize, usize)> {
     // SAFETY: a statx of zeros is a valid value, and the kernel fills it.
     let mut statx: libc::statx = unsafe { std::mem::zeroed() };

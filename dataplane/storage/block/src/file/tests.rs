@@ -37,7 +37,9 @@ fn request(op: Op, offset: u64, pieces: &[(u64, u64)]) -> Box<Request> {
         memory.append_buffers(address as usize, len as usize, &mut buffers);
     }
     let mut request = Request::new(buffers);
-    (request.op, request.offset, request.len) = (op, offset, request.buffers.len());
+    request.op = op;
+    request.offset = offset;
+    request.len = request.buffers.len();
     request
 }
 
@@ -144,7 +146,7 @@ fn a_bounced_transfer_goes_through_its_buffer_piece_by_piece() {
     assert!(bytes[..1024].iter().all(|&byte| byte == 1) && bytes[1024..].iter().all(|&byte| byte == 2));
 }
 
-/// A disk on the reading end of a pipe: reads end when somebody writes.
+/// A disk on the reading end of a pipe: reads end at a write to the other end.
 fn pipe_disk(timeout: Option<Duration>) -> (Arc<Disk>, PipeWriter) {
     let (reader, writer): (PipeReader, PipeWriter) = std::io::pipe().unwrap();
     (disk(reader, timeout), writer)

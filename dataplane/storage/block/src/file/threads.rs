@@ -115,10 +115,10 @@ impl Drop for ThreadsChannel {
     fn drop(&mut self) {
         self.jobs = None;
         for thread in self.threads.drain(..) {
-            drop(thread.join());
+            let _ = thread.join(); // a thread that panicked has said so
         }
         while let Ok((request, _)) = self.finished.try_recv() {
-            drop(request.abandon());
+            request.abandon();
         }
     }
 }
@@ -136,8 +136,8 @@ impl Worker {
         for request in &self.jobs {
             let status = perform(&self.disk, &request, self.bounce.as_ptr());
             if let Err(unsent) = self.finished.send((request, status)) {
-                // The channel is gone and so is whoever waits for the request.
-                drop(unsent.into_inner().0.abandon());
+                // The channel is dropped, and nothing waits for the request.
+                unsent.into_inner().0.abandon();
             }
             let one = 1_u64.to_ne_bytes();
             // SAFETY: writes 8 bytes of ours to our eventfd. It fails only when the count is full: it is readable then.

@@ -51,7 +51,7 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
-    /// What an unused slot has.
+    /// The transfer of an unused slot.
     pub(super) const IDLE: Transfer = Transfer { way: Way::Sync, done: 0 };
 
     /// The begin of a request, or the end of one that the disk cannot serve.
@@ -79,7 +79,7 @@ impl Transfer {
         Ok(Transfer { way, done: 0 })
     }
 
-    /// Whether it goes through bounce memory, the same for all its steps.
+    /// Whether the transfer goes through bounce memory, the same for all its steps.
     #[inline]
     pub(super) fn needs_bounce(&self) -> bool {
         self.way == Way::Bounced
@@ -126,7 +126,8 @@ impl Transfer {
         while let [first, rest @ ..] = pieces
             && skip >= first.iov_len
         {
-            (skip, pieces) = (skip - first.iov_len, rest);
+            skip -= first.iov_len;
+            pieces = rest;
         }
         if pieces.len() > 1 && skip == 0 {
             let count = pieces.len().min(MAX_PIECES) as u32;

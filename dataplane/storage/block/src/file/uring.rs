@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 
 /// The file's place in the ring's table of registered files.
 const FILE: types::Fixed = types::Fixed(0);
-/// User data of a cancellation: nobody waits for its result.
+/// User data of a cancellation, whose result is ignored.
 const CANCELLATION: u64 = u64::MAX;
 
 pub(super) struct UringChannel {
@@ -150,7 +150,7 @@ impl BlockChannel for UringChannel {
         if self.slots.in_flight() == 0 {
             return Cycles::NEVER;
         }
-        // SAFETY: this thread owns the channel, so nobody pushes at the same time.
+        // SAFETY: this thread owns the channel, so no other one pushes at the same time.
         let unsent = unsafe { !self.ring.submission_shared().is_empty() };
         match self.timeout {
             _ if unsent => self.now,
@@ -236,7 +236,10 @@ impl Slots {
         }
         self.free.pop();
         let slot = &mut self.all[index as usize];
-        (slot.transfer, slot.bounce, slot.started, slot.cancelled) = (transfer, bounce, started, false);
+        slot.transfer = transfer;
+        slot.bounce = bounce;
+        slot.started = started;
+        slot.cancelled = false;
         slot.request = Some(request);
         self.step(index as usize, submission);
         Ok(())

@@ -45,7 +45,8 @@ impl Act {
             if len > 0 {
                 layout.push((address, len));
             }
-            (address, rest) = (address + len, rest - len);
+            address += len;
+            rest -= len;
         }
         layout
     }

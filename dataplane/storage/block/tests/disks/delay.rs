@@ -87,7 +87,7 @@ fn a_percentile_below_its_average_is_refused() {
     for (wrong, latencies) in [("p99_read_latency", [2, 1, 0, 0]), ("p99_write_latency", [0, 0, 2, 1])] {
         let latencies = latencies.map(Duration::from_micros);
         match Delay::create(DelayParams { name: "d".into(), base: null(), uuid: None, latencies }).map(|_| ()) {
-            Err(BlockError::Invalid { field, .. }) => assert_eq!(field, wrong),
+            Err(BlockError::Invalid(e)) => assert_eq!(e.field, wrong),
             other => panic!("{other:?}"),
         }
     }

@@ -38,7 +38,8 @@ impl Bench {
                     next += 1;
                     let op = op.unwrap_or(if next % 2 == 0 { Op::Read } else { Op::Write });
                     let mut request = self.spare.pop().map_or_else(|| simple(op, 0, len), |ended| ended.request);
-                    (request.op, request.len) = (op, len);
+                    request.op = op;
+                    request.len = len;
                     frontend.submit(request, self.now);
                     if frontend.outstanding() == 0 {
                         break; // nothing holds it back: one a turn is enough

@@ -2,6 +2,7 @@
 
 use crate::support::{Frontend, bytes, simple, write};
 use block::{Bdev, BlockError, Malloc, MallocParams, Null, NullParams, Op, Status};
+use invalid::Invalid;
 use std::sync::Barrier;
 use uuid::Uuid;
 
@@ -23,7 +24,7 @@ fn parameters_out_of_range_name_the_field_and_what_is_accepted() {
     for (wrong, params) in cases {
         let text = format!("{params:?}");
         match Malloc::create(params) {
-            Err(BlockError::Invalid { field, got, expected }) => {
+            Err(BlockError::Invalid(Invalid { field, got, expected })) => {
                 assert_eq!(field, wrong, "{text}");
                 assert!(!got.is_empty() && !expected.is_empty(), "{text}");
             }
@@ -77,7 +78,7 @@ fn null_grows_and_shrinks_under_its_channels() {
     assert_eq!(frontend.perform(simple(Op::Read, 31 * 512, 512)).1, Status::Ok);
     null.resize(8).unwrap();
     assert_eq!(frontend.perform(simple(Op::Read, 8 * 512, 512)).1, Status::IoError);
-    assert!(matches!(null.resize(0), Err(BlockError::Invalid { field: "num_blocks", .. })));
+    assert!(matches!(null.resize(0), Err(BlockError::Invalid(e)) if e.field == "num_blocks"));
     assert_eq!(null.geometry().num_blocks, 8);
 }
 

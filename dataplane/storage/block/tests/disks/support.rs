@@ -23,7 +23,9 @@ pub(crate) fn request(op: Op, offset: u64, len: u64, layout: &Layout, canary: u8
         memory.append_buffers(address as usize, len as usize, &mut buffers);
     }
     let mut request = Request::new(buffers);
-    (request.op, request.offset, request.len) = (op, offset, len);
+    request.op = op;
+    request.offset = offset;
+    request.len = len;
     request
 }
 
@@ -90,7 +92,8 @@ impl Frontend {
     pub(crate) fn submit(&mut self, mut request: Box<Request>, now: Cycles) -> u64 {
         let owner = self.next;
         self.next += 1;
-        (request.owner, request.submitted) = (owner, now);
+        request.owner = owner;
+        request.submitted = now;
         self.out.insert(owner);
         self.channel.submit(BlockRequest::new(request), &mut self.done);
         self.collect(now);

@@ -118,7 +118,8 @@ impl Connection {
     fn send_command(&mut self, slot: u16, lun: Lun, cdb: Cdb, now: Cycles) {
         let itt = self.tasks.itt(slot);
         let task = self.tasks.get_mut(slot);
-        (task.cmd_sn, task.active_at) = (self.cmd_sn, now);
+        task.cmd_sn = self.cmd_sn;
+        task.active_at = now;
         // "FirstBurstLength: the maximum amount of unsolicited data, immediate and not, during one command" (13.14).
         let negotiated = &self.negotiated;
         let (mut immediate, mut unsolicited) = (0, 0);
@@ -167,7 +168,9 @@ impl Connection {
             task.open_r2ts -= u32::from(burst.ttt != NO_TAG);
         } else {
             let front = self.bursts.front_mut().expect("still there");
-            (front.offset, front.len, front.data_sn) = (burst.offset + len, burst.len - len, burst.data_sn + 1);
+            front.offset = burst.offset + len;
+            front.len = burst.len - len;
+            front.data_sn = burst.data_sn + 1;
         }
         let data_out = DataOut {
             is_final,

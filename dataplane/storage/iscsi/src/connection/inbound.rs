@@ -1,10 +1,10 @@
 //! The receiving half: bytes to PDUs, PDUs to what they change.
 
+use super::disposition::{self, Disposition, News};
 use super::receive::Header;
 use super::tasks::{Outcome, Owner, SLOT_LOGOUT, SLOT_PING, SLOT_TASK_MANAGEMENT, SLOT_TEXT, slot_of};
-use super::verdict::{self, News, Verdict};
 use super::{Burst, Connection, ConnectionError, Pending, Phase};
-use crate::io::{Pieces, Scatter, Wire};
+use crate::io::{ByteStream, Pieces, Scatter};
 use crate::login::ours;
 use crate::lun::{Next, Probe};
 use crate::pdu::{Answer, AsyncMessage, Bhs, DIGEST_LEN, DataIn, NO_TAG, Nop, R2t, Residual, ScsiResponse, opcode};
@@ -45,7 +45,7 @@ impl Connection {
     /// Reads and handles what the target sent. Returns the number of PDUs and reads.
     pub(super) fn receive_all(
         &mut self,
-        wire: &dyn Wire,
+        stream: &dyn ByteStream,
         pieces: &mut Pieces,
         now: Cycles,
         done: &mut Completions,
@@ -53,7 +53,7 @@ impl Connection {
         let mut events = 0;
         self.dry = true;
         for _ in 0..MAX_READS {
-            let (room, straight, result) = self.read(wire, pieces);
+            let (room, straight, result) = self.read(stream, pieces);
             let count = match result {
                 Ok(0) => return Err(ConnectionError::Closed),
                 Ok(count) => count,
@@ -79,7 +79,7 @@ impl Connection {
     /// One read: straight into a request's memory where a large payload is under way, behind it the staging buffer. Returns the
     /// bytes that would have fitted, those of them that go straight, and what the connection said.
     #[inline]
-    fn read(&mut self, wire: &dyn Wire, pieces: &mut Pieces) -> (usize, usize, std::io::Result<usize>) {
+    fn read(&mut self, stream: &dyn ByteStream, pieces: &mut Pieces) -> (usize, usize, std::io::Result<usize>) {
         let mut list = Scatter::new(pieces);
         let (mut straight, mut whole) = (0, true);
         if let Inbound::Payload(payload) = &self.inbound
@@ -95,7 +95,7 @@ impl Connection {
         if whole {
             list.push(self.receive.room());
         }
-        (list.len(), straight, wire.receive(&mut list))
+        (list.len(), straight, stream.receive(&mut list))
     }
 
     /// Handles whole PDUs. Returns how many.
@@ -352,16 +352,16 @@ impl Connection {
     }
 
     fn close_failed(&mut self, pending: Pending, outcome: Outcome, now: Cycles, done: &mut Completions) {
-        let (verdict, news) = verdict::judge(outcome);
+        let (disposition, news) = disposition::decide_disposition(outcome);
         self.on_news(news);
-        match verdict {
-            Verdict::End(status) => pending.request.complete(done, status),
-            Verdict::Again => {
+        match disposition {
+            Disposition::End(status) => pending.request.complete(done, status),
+            Disposition::Retry => {
                 self.counters.retries += 1;
                 self.waiting.push_front(pending);
             }
-            Verdict::Later => self.resting.push_back((now + self.config.timeouts.retry, pending)),
-            Verdict::Relogin => {
+            Disposition::RetryLater => self.resting.push_back((now + self.config.timeouts.retry, pending)),
+            Disposition::Relogin => {
                 self.waiting.push_front(pending);
                 self.broken = Some(ConnectionError::LunGone);
             }
@@ -516,7 +516,7 @@ impl Connection {
         match message.event {
             async_event::SCSI => {
                 let sense = Sense::from_segment(self.receive.bytes(segment));
-                self.on_news(verdict::news(sense));
+                self.on_news(disposition::news(sense));
             }
             // "The initiator MUST honor this request" within Parameter3 seconds (11.9.1). A renegotiation too is a new login.
             async_event::LOGOUT_REQUESTED => self.log_out("it asked for a logout", now),

@@ -34,7 +34,7 @@ pub(crate) enum Malformed {
 #[derive(Debug)]
 pub(crate) struct Receive {
     staging: Box<[u8]>,
-    /// What is received and not yet consumed.
+    /// Bytes that are received and not yet consumed.
     filled: Range<usize>,
     /// The last payload went straight, and so probably will the next.
     straight: bool,

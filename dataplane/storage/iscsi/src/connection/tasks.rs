@@ -36,7 +36,7 @@ pub(crate) enum Outcome {
     Aborted,
 }
 
-/// What a slot is used for.
+/// The use of a slot.
 #[derive(Debug, Default)]
 pub(crate) enum Owner {
     #[default]
@@ -53,7 +53,7 @@ pub(crate) struct Task {
     pub(crate) owner: Owner,
     pub(crate) generation: u16,
     pub(crate) cmd_sn: u32,
-    /// When it was sent, or last moved data: a large command on a slow network is not late.
+    /// When the command was sent, or last moved data: a large command on a slow network is not late.
     pub(crate) active_at: Cycles,
     /// Whether data flows in. A command with neither flag moves no data.
     pub(crate) read: bool,

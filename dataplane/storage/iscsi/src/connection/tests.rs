@@ -1,9 +1,9 @@
-//! The pitfalls of the protocol, each against a target made of bytes.
+//! The protocol's difficult cases, each against a target made of bytes.
 
 use super::*;
 use crate::chap::Credentials;
 use crate::digest::crc32c;
-use crate::io::Scatter;
+use crate::io::MemoryStream;
 use crate::login::{Auth, DigestPolicy};
 use crate::pdu::{
     Answer, AsyncMessage, BHS_LEN, DataIn, DataOut, Login, NO_TAG, Nop, R2t, Residual, ScsiCommand, ScsiResponse,
@@ -12,31 +12,6 @@ use crate::pdu::{
 use crate::scsi::{Sense, op};
 use block::{Op, Request};
 use memory::IoBuffers;
-use std::io;
-use std::sync::Mutex;
-
-/// Both directions of a connection, in memory.
-#[derive(Debug, Default)]
-struct Bytes(Mutex<(Vec<u8>, Vec<u8>)>);
-
-impl Wire for Bytes {
-    fn send(&self, bytes: &Gather<'_>) -> io::Result<usize> {
-        Ok(bytes.copy_to(&mut self.0.lock().unwrap().0, usize::MAX))
-    }
-
-    fn receive(&self, bytes: &mut Scatter<'_>) -> io::Result<usize> {
-        let incoming = &mut self.0.lock().unwrap().1;
-        match bytes.copy_from(incoming) {
-            0 => Err(ErrorKind::WouldBlock.into()),
-            count => {
-                incoming.drain(..count);
-                Ok(count)
-            }
-        }
-    }
-
-    fn reset(&self) {}
-}
 
 /// What a test's target agrees to.
 #[derive(Clone, Copy)]
@@ -63,7 +38,7 @@ const AGREED: Agreed = Agreed {
 /// An initiator that is ready, and the target's pen.
 struct Pair {
     connection: Connection,
-    wire: Bytes,
+    stream: MemoryStream,
     pieces: Pieces,
     done: Completions,
     now: Cycles,
@@ -114,7 +89,7 @@ impl Pair {
     fn logged_in(agreed: Agreed, config: ConnectionConfig) -> Pair {
         let mut pair = Pair {
             connection: Connection::new(config, Cycles(1)),
-            wire: Bytes::default(),
+            stream: MemoryStream::default(),
             pieces: Pieces::new(),
             done: Completions::default(),
             now: Cycles(1),
@@ -149,7 +124,7 @@ impl Pair {
     }
 
     fn turn(&mut self) -> Result<usize, ConnectionError> {
-        self.connection.turn(&self.wire, &mut self.pieces, self.now, &mut self.done)
+        self.connection.turn(&self.stream, &mut self.pieces, self.now, &mut self.done)
     }
 
     /// The target sends a PDU that carries a status.
@@ -161,7 +136,7 @@ impl Pair {
     /// The target sends a PDU.
     fn say(&mut self, bhs: Bhs, data: &[u8]) {
         let bytes = self.encode(bhs, data);
-        self.wire.0.lock().unwrap().1.extend(bytes);
+        self.stream.push(&bytes);
     }
 
     fn encode(&self, bhs: Bhs, data: &[u8]) -> Vec<u8> {
@@ -182,7 +157,7 @@ impl Pair {
 
     /// What the initiator sent since the last call, PDU by PDU, digests checked.
     fn sent(&mut self) -> Vec<(Bhs, Vec<u8>)> {
-        let bytes = std::mem::take(&mut self.wire.0.lock().unwrap().0);
+        let bytes = self.stream.take_sent();
         let (mut rest, mut pdus) = (bytes.as_slice(), Vec::new());
         while let Some(bhs) = Bhs::from_slice(rest) {
             rest = &rest[BHS_LEN..];
@@ -221,7 +196,9 @@ impl Pair {
                     continue;
                 }
                 let mut capacity = vec![0; 32];
-                (capacity[6], capacity[7], capacity[10]) = (0x1f, 0xff, 2);
+                capacity[6] = 0x1f;
+                capacity[7] = 0xff;
+                capacity[10] = 2;
                 let answer = match (command.cdb[0], command.cdb[1] & 1) {
                     (op::TEST_UNIT_READY, _) => Vec::new(),
                     (op::INQUIRY, 0) => vec![0; 36],
@@ -260,7 +237,9 @@ impl Pair {
         let mut request = Request::new(IoBuffers::anonymous(len.max(512)).unwrap());
         let bytes: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
         request.buffers.write(0, &bytes).unwrap();
-        (request.op, request.offset, request.len) = (op, offset, len as u64);
+        request.op = op;
+        request.offset = offset;
+        request.len = len as u64;
         self.connection.submit(Pending { request: BlockRequest::new(request), since: self.now, done: 0 });
         self.turn().unwrap();
     }
@@ -293,15 +272,15 @@ impl Pair {
     }
 
     fn abandon(mut self) {
-        let mut requests = VecDeque::new();
-        self.connection.take_requests(&mut requests, &mut self.done);
-        requests.into_iter().for_each(|pending| drop(pending.request.abandon()));
+        for (pending, _) in self.connection.take_requests(&mut self.done) {
+            pending.request.abandon();
+        }
         self.done.drain().for_each(drop);
     }
 }
 
 #[test]
-fn pitfall_1_the_command_window_closes_and_wraps() {
+fn the_command_window_closes_and_wraps() {
     let mut pair = Pair::new(AGREED);
     pair.connection.cmd_sn = u32::MAX;
     pair.connection.max_cmd_sn = u32::MAX;
@@ -324,7 +303,7 @@ fn pitfall_1_the_command_window_closes_and_wraps() {
 }
 
 #[test]
-fn pitfall_1_immediate_pdus_do_not_advance_cmd_sn() {
+fn immediate_pdus_do_not_advance_cmd_sn() {
     let mut pair = Pair::new(AGREED);
     let before = pair.connection.cmd_sn;
     pair.say(Nop { lun: Lun::from_number(300), itt: NO_TAG, ttt: 5 }.encode(opcode::NOP_IN), &[]);
@@ -335,7 +314,7 @@ fn pitfall_1_immediate_pdus_do_not_advance_cmd_sn() {
 }
 
 #[test]
-fn pitfall_2_only_pdus_with_a_status_advance_stat_sn() {
+fn only_pdus_with_a_status_advance_stat_sn() {
     let mut pair = Pair::new(AGREED);
     let expected = pair.connection.exp_stat_sn;
     let (command, _) = pair.command(Op::Write, 16_384);
@@ -364,7 +343,7 @@ fn pitfall_2_only_pdus_with_a_status_advance_stat_sn() {
 }
 
 #[test]
-fn pitfall_2_a_lost_status_ends_the_session() {
+fn a_lost_status_ends_the_session() {
     let mut pair = Pair::new(AGREED);
     let (command, _) = pair.command(Op::Flush, 0);
     pair.stat_sn += 1;
@@ -373,7 +352,7 @@ fn pitfall_2_a_lost_status_ends_the_session() {
 }
 
 #[test]
-fn pitfall_3_data_sn_restarts_with_every_r2t_and_offsets_are_checked() {
+fn data_sn_restarts_with_every_r2t_and_offsets_are_checked() {
     let mut pair = Pair::new(AGREED);
     let (command, immediate) = pair.command(Op::Write, 24_576);
     assert_eq!((immediate.len(), command.is_final), (4096, true));
@@ -393,7 +372,7 @@ fn pitfall_3_data_sn_restarts_with_every_r2t_and_offsets_are_checked() {
 }
 
 #[test]
-fn pitfall_3_wrong_r2ts_are_refused() {
+fn wrong_r2ts_are_refused() {
     type Wrong = fn(&mut Pair, u32);
     let cases: [(&str, Wrong); 8] = [
         ("offset", |p, itt| p.r2t(itt, 0, 8192, 512)),
@@ -418,7 +397,7 @@ fn pitfall_3_wrong_r2ts_are_refused() {
 }
 
 #[test]
-fn pitfall_3_data_in_out_of_order_or_too_much_is_refused() {
+fn data_in_out_of_order_or_too_much_is_refused() {
     type Wrong = fn(&mut DataIn) -> usize;
     let cases: [(&str, Wrong); 4] = [
         ("BufferOffset", |d| {
@@ -446,7 +425,7 @@ fn pitfall_3_data_in_out_of_order_or_too_much_is_refused() {
 }
 
 #[test]
-fn pitfall_4_padding_and_ahs_are_inside_the_digests() {
+fn padding_and_ahs_are_inside_the_digests() {
     let mut pair = Pair::new(Agreed { digests: true, ..AGREED });
     // An odd length from the target: sense data of 18 + 2 bytes is even, so cut it.
     let (command, _) = pair.command(Op::Flush, 0);
@@ -462,13 +441,13 @@ fn pitfall_4_padding_and_ahs_are_inside_the_digests() {
     bhs.0[4] = 2;
     let mut bytes = [&bhs.0[..], &[0xaa; 8]].concat();
     bytes.extend(crc32c(&bytes).to_le_bytes());
-    pair.wire.0.lock().unwrap().1.extend(bytes);
+    pair.stream.push(&bytes);
     pair.turn().unwrap();
     assert_eq!(pair.ended(), [Status::Ok]);
 }
 
 #[test]
-fn pitfall_5_first_burst_counts_immediate_and_unsolicited_data() {
+fn first_burst_counts_immediate_and_unsolicited_data() {
     // FirstBurst 8192: 4096 come with the command, 4096 after it, and no more.
     let mut pair = Pair::new(Agreed { initial_r2t: false, ..AGREED });
     pair.submit(Op::Write, 0, 24_576);
@@ -493,7 +472,7 @@ fn pitfall_5_first_burst_counts_immediate_and_unsolicited_data() {
 }
 
 #[test]
-fn pitfall_6_damaged_digests_end_the_session() {
+fn damaged_digests_end_the_session() {
     for (at, expected) in [(BHS_LEN, ConnectionError::HeaderDigest), (BHS_LEN + 10, ConnectionError::DataDigest)] {
         let mut pair = Pair::new(Agreed { digests: true, ..AGREED });
         let (command, _) = pair.command(Op::Read, 512);
@@ -501,7 +480,7 @@ fn pitfall_6_damaged_digests_end_the_session() {
         let data = DataIn { is_final: true, status, itt: command.itt, data_sn: 0, offset: 0 };
         let mut bytes = pair.encode(data.encode(), &[3; 512]);
         bytes[at] ^= 1;
-        pair.wire.0.lock().unwrap().1.extend(bytes);
+        pair.stream.push(&bytes);
         assert_eq!(pair.turn(), Err(expected));
         assert!(pair.done.is_empty(), "the request is not lost and not done");
         pair.abandon();
@@ -509,7 +488,7 @@ fn pitfall_6_damaged_digests_end_the_session() {
 }
 
 #[test]
-fn pitfall_7_a_nop_answer_copies_tag_and_lun() {
+fn a_nop_answer_copies_tag_and_lun() {
     let mut pair = Pair::new(AGREED);
     let lun = Lun(0x0102_0304_0506_0708);
     pair.say(Nop { lun, itt: NO_TAG, ttt: 0xabcd }.encode(opcode::NOP_IN), &[1, 2, 3]);
@@ -520,10 +499,10 @@ fn pitfall_7_a_nop_answer_copies_tag_and_lun() {
 }
 
 #[test]
-fn pitfall_9_a_new_session_is_announced_by_tsih_0_and_the_same_isid() {
+fn a_new_session_is_announced_by_tsih_0_and_the_same_isid() {
     let mut pair = Pair {
         connection: Connection::new(config(false), Cycles(1)),
-        wire: Bytes::default(),
+        stream: MemoryStream::default(),
         pieces: Pieces::new(),
         done: Completions::default(),
         now: Cycles(1),
@@ -539,7 +518,7 @@ fn pitfall_9_a_new_session_is_announced_by_tsih_0_and_the_same_isid() {
 }
 
 #[test]
-fn pitfall_9_another_portal_group_is_fenced_by_a_unit_reset() {
+fn another_portal_group_is_fenced_by_a_unit_reset() {
     let mut fenced = config(false);
     fenced.fence = Some(Some(9));
     let mut pair = Pair::logged_in(AGREED, fenced);
@@ -554,7 +533,7 @@ fn pitfall_9_another_portal_group_is_fenced_by_a_unit_reset() {
 }
 
 #[test]
-fn pitfall_10_a_unit_attention_is_sent_again_and_a_resize_is_asked_for() {
+fn a_unit_attention_is_retried_and_the_capacity_read_again() {
     let mut pair = Pair::new(AGREED);
     let (command, _) = pair.command(Op::Read, 512);
     pair.fail(command.itt, Sense { key: 6, asc: 0x2a, ascq: 9 });
@@ -566,7 +545,7 @@ fn pitfall_10_a_unit_attention_is_sent_again_and_a_resize_is_asked_for() {
 }
 
 #[test]
-fn pitfall_11_async_messages_end_or_drain_the_session() {
+fn async_messages_end_or_drain_the_session() {
     let message = |event| AsyncMessage { lun: Lun(0), event, parameters: [0, 0, 3] }.encode();
     let mut pair = Pair::new(AGREED);
     pair.say_status(message(async_event::SESSION_DROPPED), &[]);
@@ -636,7 +615,7 @@ fn large_requests_go_in_steps_and_odd_ones_are_refused() {
     pair.submit(Op::Read, 100, 512);
     pair.submit(Op::Write, 0, 513);
     assert_eq!(pair.ended(), [Status::IoError; 2]);
-    assert!(pair.sent().is_empty(), "the target never hears of them");
+    assert!(pair.sent().is_empty(), "they are not sent to the target");
 }
 
 #[test]
@@ -672,7 +651,7 @@ fn login_response(login: Login) -> Bhs {
 }
 
 #[test]
-fn pitfall_8_keys_may_span_pdus() {
+fn keys_may_span_pdus() {
     const GOES_ON: Login = Login {
         transit: false,
         goes_on: true,
@@ -707,7 +686,7 @@ fn pitfall_8_keys_may_span_pdus() {
 }
 
 #[test]
-fn pitfall_8_a_reflected_challenge_is_refused() {
+fn a_reflected_challenge_is_refused() {
     let credentials = |name: &str| Some(Credentials { name: name.into(), secret: "a secret of ours".into() });
     let auth = Auth { initiator: credentials("host"), target: credentials("disk"), algorithms: Vec::new() };
     let mut login = LoginMachine::new(LoginConfig { auth, ..config(false).login });
@@ -716,19 +695,20 @@ fn pitfall_8_a_reflected_challenge_is_refused() {
     let stays =
         Login { transit: false, goes_on: false, current: stage, next: stage, ..Login::decode(&Bhs([0; 48])).unwrap() };
     login.on_response(&login_response(stays), b"AuthMethod=CHAP\0").unwrap();
-    // MD5, and the challenge that the target is about to hear from us.
+    // MD5, and the challenge that the initiator is about to send.
     let text = format!("CHAP_A=5\0CHAP_I=1\0CHAP_C={}\0", crate::text::to_hex(&[7; 16]));
     let error = login.on_response(&login_response(stays), text.as_bytes()).unwrap_err();
     assert_eq!(error, LoginError::Authentication("the target reflected our challenge"));
 }
 
 #[test]
-fn pitfall_12_unmap_and_write_same_where_the_unit_has_them() {
+fn unmap_and_write_same_are_used_where_the_unit_has_them() {
     let mut pair = Pair::new(AGREED);
     pair.submit(Op::Discard, 0, 4096);
     assert_eq!((pair.ended(), pair.sent().len()), (vec![Status::Unsupported], 0));
     let geometry = &mut pair.connection.info.as_mut().unwrap().geometry;
-    (geometry.max_discard_blocks, geometry.max_write_zeroes_blocks) = (64, 64);
+    geometry.max_discard_blocks = 64;
+    geometry.max_write_zeroes_blocks = 64;
     let (command, list) = pair.command(Op::Discard, 4096);
     assert_eq!((command.cdb[0], list), (op::UNMAP, crate::scsi::unmap_list(0, 8).to_vec()));
     pair.good(command.itt);

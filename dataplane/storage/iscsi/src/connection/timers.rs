@@ -1,10 +1,10 @@
-//! What happens when nothing arrives: pings, aborts, and the end of patience.
+//! What happens when nothing arrives: pings, aborts, and timeouts.
 
 use super::tasks::Owner;
 use super::{Connection, ConnectionError, Phase, Timeouts};
 use clock::Cycles;
 
-/// Commands are looked at this often while there are any: a fraction of the shortest patience.
+/// Commands are looked at this often while there are any: a fraction of the shortest timeout.
 const LOOKS_PER_TIMEOUT: u64 = 16;
 
 /// Points in time of one connection.
@@ -78,8 +78,8 @@ impl Connection {
         self.wake_resting(now);
         let idle =
             self.tasks.in_use() == 0 && self.resting.is_empty() && self.timers.pinged.is_none() && self.is_ready();
-        let patience = if idle { self.config.timeouts.ping_interval } else { self.timers.period };
-        self.timers.next = now + patience;
+        let period = if idle { self.config.timeouts.ping_interval } else { self.timers.period };
+        self.timers.next = now + period;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub enum WrongR2t {
     ForRead,
 }
 
-/// What goes wrong, and when. The default is an honest target. "Every n" counts from 1; 0 is never.
+/// Departures from an honest target. The default is an honest target. "Every n" counts from 1; 0 is never.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// Bytes sent at once; 0 for no limit. With 1 every PDU is split at every byte.
@@ -40,8 +40,8 @@ pub struct Faults {
     pub busy_every: u64,
     /// Every n-th command is never answered.
     pub swallow_every: u64,
-    /// Reads and writes are answered at most so late, at random and so in another order; writes are carried out as late as they are answered,
-    /// also when the connection is gone by then.
+    /// Reads and writes are answered at most so late, at random and so in another order; writes are carried out as late as they
+    /// are answered, also when the connection is gone by then.
     pub delay: Cycles,
     /// Sessions are not ended by a login with the same name: old writes are carried out under the new session.
     pub forget_reinstatement: bool,

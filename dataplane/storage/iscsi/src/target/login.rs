@@ -5,7 +5,7 @@ use crate::chap::{self, ChapAlgorithm};
 use crate::pdu::{Bhs, Isid, Login, Stage};
 use crate::text::{self, Pairs};
 
-/// What a login has settled.
+/// The result of a login.
 #[derive(Clone, Debug)]
 pub(super) struct Settled {
     pub(super) initiator: String,
@@ -22,7 +22,7 @@ pub(super) struct Settled {
     pub(super) send_segment: u32,
 }
 
-/// What follows a request.
+/// The answer to a login request.
 pub(super) enum Reply {
     /// Send this response; the login goes on.
     More(Bhs, Vec<u8>),

@@ -1,6 +1,6 @@
 //! The disk that a target shows: commands to answers.
 
-use super::store::Store;
+use super::Store;
 use crate::scsi::{CACHING_PAGE, Cdb, Sense, op, sense_key, status, vpd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -112,7 +112,7 @@ impl Unit {
         Ok(bytes)
     }
 
-    /// What a command with data to the disk changes, if it may: `None` for a command that is no such.
+    /// The change that a command with data to the disk makes, if it may: `None` for other commands.
     pub(super) fn change(&self, cdb: &Cdb, data: &[u8]) -> Option<Result<Change, Failed>> {
         let checked = match cdb[0] {
             op::WRITE_10 => self.write(u32_at(cdb, 2).into(), u16_at(cdb, 7).into(), data),
@@ -163,7 +163,8 @@ impl Unit {
         while len > 0 {
             let step = len.min(ZEROS.len() as u64);
             self.store.write(offset, &ZEROS[..step as usize])?;
-            (offset, len) = (offset + step, len - step);
+            offset += step;
+            len -= step;
         }
         Ok(())
     }

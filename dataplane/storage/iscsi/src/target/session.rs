@@ -12,6 +12,7 @@ use crate::pdu::{
 use crate::scsi::{Cdb, op, sense_key, status};
 use crate::text::Pairs;
 use clock::Cycles;
+use initiator::target::ServerConnection;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,7 +28,7 @@ pub(super) struct Job {
     expected_len: u32,
     cdb: Cdb,
     unit: Arc<Unit>,
-    /// What it was when the command came: a session that ended or a unit that was reset carries nothing out any more.
+    /// The epoch when the command came: a session that ended or a unit that was reset carries nothing out any more.
     nexus: Arc<Nexus>,
     epoch: u64,
     resets: u64,
@@ -111,8 +112,8 @@ pub struct TargetConnection {
     open: u32,
     turns: Turns,
     random: u64,
-    /// Changes that this initiator has been told of, a unit.
-    told: HashMap<u64, (bool, u64, u64)>,
+    /// Unit attentions that were sent to this initiator, by unit.
+    reported: HashMap<u64, (bool, u64, u64)>,
 }
 
 impl TargetConnection {
@@ -134,60 +135,8 @@ impl TargetConnection {
             open: 0,
             turns: Turns::default(),
             random: seed | 1,
-            told: HashMap::new(),
+            reported: HashMap::new(),
         }
-    }
-
-    /// Takes received bytes.
-    pub fn receive(&mut self, bytes: &[u8], now: Cycles) {
-        self.input.extend_from_slice(bytes);
-        let mut at = 0;
-        while !self.is_closed() {
-            match self.whole_pdu(at) {
-                Ok(Some((bhs, data, next))) => {
-                    let data = self.input[data].to_vec();
-                    self.on_pdu(&bhs, data, now);
-                    at = next;
-                }
-                Ok(None) => break,
-                Err(()) => self.phase = Phase::Closed,
-            }
-        }
-        self.input.drain(..at);
-        self.tick(now);
-    }
-
-    /// Does what is due.
-    pub fn tick(&mut self, now: Cycles) {
-        if let Some((nexus, epoch)) = &self.nexus
-            && nexus.epoch.load(Ordering::Acquire) != *epoch
-        {
-            self.phase = Phase::Closed;
-        }
-        while let Some(at) = (0..self.jobs.len()).filter(|i| self.jobs[*i].due <= now).min_by_key(|i| self.jobs[*i].due)
-        {
-            let job = self.jobs.swap_remove(at);
-            match job.carry_out() {
-                Some(result) => self.reply(job.itt, job.expected_len, &job.cdb, result),
-                None => self.open -= 1,
-            }
-        }
-    }
-
-    /// When [`tick`](Self::tick) has something to do.
-    pub fn deadline(&self) -> Cycles {
-        self.jobs.iter().map(|job| job.due).min().unwrap_or(Cycles::NEVER)
-    }
-
-    /// Takes up to `limit` bytes to send.
-    pub fn take_output(&mut self, limit: usize) -> Vec<u8> {
-        let limit = if self.faults.chunk == 0 { limit } else { limit.min(self.faults.chunk) };
-        self.output.drain(..limit.min(self.output.len())).collect()
-    }
-
-    /// Whether the connection is to be closed, once its output is sent.
-    pub fn is_closed(&self) -> bool {
-        matches!(self.phase, Phase::Closed)
     }
 
     /// Another way to misbehave from now on.
@@ -195,7 +144,7 @@ impl TargetConnection {
         self.faults = faults;
     }
 
-    /// Sends an asynchronous message: a wish to be logged out of, in so many seconds.
+    /// Sends an asynchronous message: the target requests a logout within so many seconds.
     pub fn request_logout(&mut self, seconds: u16) {
         let message = AsyncMessage { lun: Lun(0), event: async_event::LOGOUT_REQUESTED, parameters: [0, 0, seconds] };
         self.send_status(message.encode(), &[]);
@@ -206,12 +155,6 @@ impl TargetConnection {
         let (exp, max) = self.window();
         let bhs = Nop { lun, itt: NO_TAG, ttt }.encode(opcode::NOP_IN).with_status_numbers(self.stat_sn, exp, max);
         self.send(bhs, &[]);
-    }
-
-    /// The connection is gone. Writes that were taken and not carried out are carried out late, unless their session is ended.
-    pub fn disconnect(self) {
-        let mut late = self.target.late.lock().expect("no holder panics");
-        late.extend(self.jobs.into_iter().filter(Job::writes));
     }
 
     fn settled(&self) -> Option<&Settled> {
@@ -360,15 +303,15 @@ impl TargetConnection {
         }
         let capacity = unit.capacity_changes.load(Ordering::Acquire);
         let units = self.target.unit_changes.load(Ordering::Acquire);
-        let told = self.told.entry(command.lun.0).or_insert((false, capacity, units));
+        let reported = self.reported.entry(command.lun.0).or_insert((false, capacity, units));
         let attention = |asc, ascq| Err(check(sense_key::UNIT_ATTENTION, asc, ascq));
-        if !std::mem::replace(&mut told.0, true) {
+        if !std::mem::replace(&mut reported.0, true) {
             return attention(0x29, 0);
         }
-        if std::mem::replace(&mut told.1, capacity) != capacity {
+        if std::mem::replace(&mut reported.1, capacity) != capacity {
             return attention(0x2a, 9);
         }
-        if std::mem::replace(&mut told.2, units) != units {
+        if std::mem::replace(&mut reported.2, units) != units {
             return attention(0x3f, 0xe);
         }
         if every(self.faults.busy_every, self.turns.commands) {
@@ -499,7 +442,8 @@ impl TargetConnection {
             } else {
                 self.send_unnumbered_with(pdu.encode(), piece)
             }
-            (offset, data_sn) = (offset + len, data_sn + 1);
+            offset += len;
+            data_sn += 1;
         }
         data_sn
     }
@@ -608,6 +552,68 @@ impl TargetConnection {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         self.random
+    }
+}
+
+impl ServerConnection for TargetConnection {
+    fn receive(&mut self, bytes: &[u8], now: Cycles) {
+        self.input.extend_from_slice(bytes);
+        let mut at = 0;
+        while !self.is_closed() {
+            match self.whole_pdu(at) {
+                Ok(Some((bhs, data, next))) => {
+                    let data = self.input[data].to_vec();
+                    self.on_pdu(&bhs, data, now);
+                    at = next;
+                }
+                Ok(None) => break,
+                Err(()) => self.phase = Phase::Closed,
+            }
+        }
+        self.input.drain(..at);
+        self.poll(now);
+    }
+
+    fn poll(&mut self, now: Cycles) {
+        if let Some((nexus, epoch)) = &self.nexus
+            && nexus.epoch.load(Ordering::Acquire) != *epoch
+        {
+            self.phase = Phase::Closed;
+        }
+        while let Some(at) = (0..self.jobs.len()).filter(|i| self.jobs[*i].due <= now).min_by_key(|i| self.jobs[*i].due)
+        {
+            let job = self.jobs.swap_remove(at);
+            match job.carry_out() {
+                Some(result) => self.reply(job.itt, job.expected_len, &job.cdb, result),
+                None => self.open -= 1,
+            }
+        }
+    }
+
+    fn deadline(&self) -> Cycles {
+        self.jobs.iter().map(|job| job.due).min().unwrap_or(Cycles::NEVER)
+    }
+
+    fn output(&mut self) -> &[u8] {
+        let bytes = self.output.make_contiguous();
+        let limit = if self.faults.chunk == 0 { bytes.len() } else { self.faults.chunk };
+        &bytes[..limit.min(bytes.len())]
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.output.drain(..count);
+    }
+
+    fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
+    }
+
+    /// Writes that were taken and not carried out are carried out late, unless their session is ended.
+    fn disconnect(&mut self, _now: Cycles) {
+        let mut late = self.target.late.lock();
+        for job in self.jobs.drain(..).filter(Job::writes) {
+            late.push(job.due, job);
+        }
     }
 }
 

@@ -45,7 +45,7 @@ enum Expect {
     Digest(Incoming),
 }
 
-/// What came and is not yet understood.
+/// Bytes that came and are not yet parsed.
 #[derive(Debug)]
 pub(super) struct Receive {
     staging: Box<[u8]>,
@@ -78,10 +78,12 @@ impl Receive {
         scatter: &mut Scatter<'a>,
     ) {
         if self.head == self.tail {
-            (self.head, self.tail) = (0, 0);
+            self.head = 0;
+            self.tail = 0;
         } else if self.head > 0 {
             self.staging.copy_within(self.head..self.tail, 0);
-            (self.head, self.tail) = (0, self.tail - self.head);
+            self.tail -= self.head;
+            self.head = 0;
         }
         self.direct = 0;
         let mut read_ahead = if expect_large { READ_AHEAD } else { STAGING_LEN };
@@ -168,7 +170,8 @@ impl<P: Payload> QueuePair<P> {
     /// `count` bytes of data are in place.
     #[inline]
     fn advance(&mut self, mut incoming: Incoming, count: u32) -> Result<(), ProtocolError> {
-        (incoming.at, incoming.left) = (incoming.at + count, incoming.left - count);
+        incoming.at += count;
+        incoming.left -= count;
         self.rx.expect = match incoming.left {
             0 if self.rx.crc.is_some() => Expect::Digest(incoming),
             0 => return self.end_data(incoming),

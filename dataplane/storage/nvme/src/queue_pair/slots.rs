@@ -13,11 +13,11 @@ const SLOT_BITS: u32 = 10;
 pub(super) enum Stage {
     /// No command.
     Free,
-    /// Its capsule is still to be made.
+    /// The command's capsule is still to be made.
     Queued,
     /// The controller has it, or may.
     Started,
-    /// It ended, but some of its data is still listed to be sent.
+    /// The command ended, but some of its data is still listed to be sent.
     Ended(Outcome),
 }
 
@@ -127,11 +127,18 @@ impl<P> Slot<P> {
     ) {
         debug_assert!(self.stage == Stage::Free);
         self.stage = Stage::Queued;
-        (self.sqe, self.data, self.direction, self.in_capsule) = (sqe, data, direction, in_capsule);
+        self.sqe = sqe;
+        self.data = data;
+        self.direction = direction;
+        self.in_capsule = in_capsule;
         self.payload = Some(payload);
-        (self.received, self.last_seen, self.digest_failed, self.requested) = (0, false, false, 0);
+        self.received = 0;
+        self.last_seen = false;
+        self.digest_failed = false;
+        self.requested = 0;
         self.r2ts.clear();
-        (self.submitted, self.sequence) = (now, sequence);
+        self.submitted = now;
+        self.sequence = sequence;
     }
 
     /// Where the data starts in the payload's buffers.

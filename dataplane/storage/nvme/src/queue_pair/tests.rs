@@ -1,4 +1,4 @@
-//! Each pitfall of the transport by name, against answers written by hand.
+//! The transport's difficult cases, against answers written by hand.
 
 use super::*;
 use crate::digest::crc32c;
@@ -166,7 +166,7 @@ const LAST: u8 = flags::LAST;
 const LAST_SUCCESS: u8 = flags::LAST | flags::SUCCESS;
 
 #[test]
-fn pitfall_1_in_capsule_data_has_an_offset_and_all_else_a_transport_sgl() {
+fn in_capsule_data_uses_an_offset_sgl_and_other_data_a_transport_sgl() {
     let mut bench = Bench::new(NONE, 4096);
     bench.submit(nvm::WRITE, 4096);
     bench.submit(nvm::WRITE, 4608);
@@ -186,7 +186,7 @@ fn pitfall_1_in_capsule_data_has_an_offset_and_all_else_a_transport_sgl() {
 }
 
 #[test]
-fn pitfall_2_pdo_follows_cpda_and_digests_cover_what_they_should() {
+fn pdo_follows_cpda_and_digests_cover_header_and_data() {
     for cpda in 0..32 {
         let response = IcResp { version: 0, cpda, digests: BOTH, max_h2c_data: 4096 };
         let mut bench = Bench::greeted(BOTH, 512, response);
@@ -198,7 +198,7 @@ fn pitfall_2_pdo_follows_cpda_and_digests_cover_what_they_should() {
 }
 
 #[test]
-fn pitfall_2_padding_of_the_target_is_skipped() {
+fn padding_of_the_target_is_skipped() {
     for alignment in [4, 32, 128] {
         let mut bench = Bench::new(BOTH, 0);
         let cid = bench.submit(nvm::READ, 512);
@@ -209,7 +209,7 @@ fn pitfall_2_padding_of_the_target_is_skipped() {
 }
 
 #[test]
-fn pitfall_3_an_r2t_is_split_by_maxh2cdata_and_last_is_on_the_final_pdu_only() {
+fn an_r2t_is_split_by_maxh2cdata_with_last_on_the_final_pdu_only() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::WRITE, 20_480);
     bench.pdus();
@@ -224,7 +224,7 @@ fn pitfall_3_an_r2t_is_split_by_maxh2cdata_and_last_is_on_the_final_pdu_only() {
 
 /// Linux' target computes the data digest over the whole command: it accepts one PDU an R2T only.
 #[test]
-fn pitfall_3_with_a_data_digest_an_r2t_is_one_pdu_where_maxh2cdata_allows() {
+fn with_a_data_digest_an_r2t_is_one_pdu_where_maxh2cdata_allows() {
     let response = IcResp { version: 0, cpda: 0, digests: BOTH, max_h2c_data: 4 << 20 };
     let mut bench = Bench::greeted(BOTH, 0, response);
     for len in [131_072, 1 << 20] {
@@ -238,7 +238,7 @@ fn pitfall_3_with_a_data_digest_an_r2t_is_one_pdu_where_maxh2cdata_allows() {
 }
 
 #[test]
-fn pitfall_3_a_maxh2cdata_below_4096_is_refused() {
+fn a_maxh2cdata_below_4096_is_refused() {
     for max_h2c_data in [0, 4092, 4098] {
         let mut bench = Bench::raw(NONE, 0);
         let error = bench.receive(&ic_resp(IcResp { version: 0, cpda: 0, digests: NONE, max_h2c_data })).unwrap_err();
@@ -247,7 +247,7 @@ fn pitfall_3_a_maxh2cdata_below_4096_is_refused() {
 }
 
 #[test]
-fn pitfall_4_each_wrong_r2t_is_refused() {
+fn each_wrong_r2t_is_refused() {
     let start = || {
         let mut bench = Bench::new(NONE, 0);
         let cid = bench.submit(nvm::WRITE, 8192);
@@ -269,7 +269,7 @@ fn pitfall_4_each_wrong_r2t_is_refused() {
 }
 
 #[test]
-fn pitfall_4_several_r2ts_are_served_in_order_with_their_tags() {
+fn several_r2ts_are_served_in_order_with_their_tags() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::WRITE, 4096);
     bench.pdus();
@@ -285,7 +285,7 @@ fn pitfall_4_several_r2ts_are_served_in_order_with_their_tags() {
 }
 
 #[test]
-fn pitfall_4_more_r2ts_than_maxr2t_are_refused() {
+fn more_r2ts_than_maxr2t_are_refused() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::WRITE, 8192);
     bench.pdus();
@@ -297,7 +297,7 @@ fn pitfall_4_more_r2ts_than_maxr2t_are_refused() {
 }
 
 #[test]
-fn pitfall_5_success_needs_last_and_no_response_follows() {
+fn success_needs_last_and_no_response_follows_it() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::READ, 512);
     bench.pdus();
@@ -313,7 +313,7 @@ fn pitfall_5_success_needs_last_and_no_response_follows() {
 }
 
 #[test]
-fn pitfall_5_data_comes_in_sequence_and_whole() {
+fn data_comes_in_sequence_and_whole() {
     let start = || {
         let mut bench = Bench::new(NONE, 0);
         let cid = bench.submit(nvm::READ, 1024);
@@ -340,7 +340,7 @@ fn pitfall_5_data_comes_in_sequence_and_whole() {
 }
 
 #[test]
-fn pitfall_6_a_response_before_our_send_completion_keeps_the_buffers() {
+fn a_response_before_our_send_completion_keeps_the_buffers() {
     let mut bench = Bench::new(NONE, 4096);
     let cid = bench.submit(nvm::WRITE, 4096);
     let listed = bench.list();
@@ -354,7 +354,7 @@ fn pitfall_6_a_response_before_our_send_completion_keeps_the_buffers() {
 }
 
 #[test]
-fn pitfall_7_an_early_failure_drops_queued_data_at_a_pdu_boundary() {
+fn an_early_failure_drops_queued_data_at_a_pdu_boundary() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::WRITE, 1 << 20);
     bench.pdus();
@@ -373,7 +373,7 @@ fn pitfall_7_an_early_failure_drops_queued_data_at_a_pdu_boundary() {
 }
 
 #[test]
-fn pitfall_7_success_before_all_data_was_fetched_is_refused() {
+fn success_before_all_data_was_fetched_is_refused() {
     let mut bench = Bench::new(NONE, 0);
     let cid = bench.submit(nvm::WRITE, 8192);
     bench.pdus();
@@ -381,7 +381,7 @@ fn pitfall_7_success_before_all_data_was_fetched_is_refused() {
 }
 
 #[test]
-fn pitfall_8_a_cid_is_not_used_again_while_it_may_be_answered() {
+fn a_cid_is_not_reused_while_it_may_still_be_answered() {
     let mut bench = Bench::new(NONE, 0);
     let mut last = None;
     for _ in 0..200 {
@@ -399,7 +399,7 @@ fn pitfall_8_a_cid_is_not_used_again_while_it_may_be_answered() {
 }
 
 #[test]
-fn pitfall_9_a_data_digest_error_fails_its_command_and_no_other() {
+fn a_data_digest_error_fails_its_command_and_no_other() {
     let mut bench = Bench::new(BOTH, 0);
     let (first, second) = (bench.submit(nvm::READ, 512), bench.submit(nvm::READ, 512));
     bench.pdus();
@@ -413,7 +413,7 @@ fn pitfall_9_a_data_digest_error_fails_its_command_and_no_other() {
 }
 
 #[test]
-fn pitfall_9_a_header_digest_error_ends_the_connection_with_a_terminate_request() {
+fn a_header_digest_error_ends_the_connection_with_a_terminate_request() {
     let mut bench = Bench::new(BOTH, 0);
     let cid = bench.submit(nvm::READ, 512);
     bench.pdus();
@@ -429,7 +429,7 @@ fn pitfall_9_a_header_digest_error_ends_the_connection_with_a_terminate_request(
 }
 
 #[test]
-fn pitfall_10_a_huge_plen_is_refused_at_the_common_header() {
+fn a_huge_plen_is_refused_at_the_common_header() {
     let mut bench = Bench::new(NONE, 0);
     bench.submit(nvm::READ, 512);
     bench.pdus();
@@ -438,7 +438,7 @@ fn pitfall_10_a_huge_plen_is_refused_at_the_common_header() {
 }
 
 #[test]
-fn pitfall_11_the_event_request_has_a_slot_of_its_own_and_no_timeout() {
+fn the_event_request_has_a_slot_of_its_own_and_no_timeout() {
     let mut bench = Bench::new(NONE, 0);
     let event = bench.queue.submit_event_request(Sqe::new(admin::ASYNC_EVENT, 0), Buffers(None)).unwrap();
     let cids: Vec<u16> = (0..8).map(|_| bench.submit(nvm::FLUSH, 0)).collect();
@@ -517,7 +517,7 @@ fn large_reads_go_straight_into_the_buffers() {
 
 /// Windows reads what it does not want into one page again and again: what the buffers hold at the end is not what came.
 #[test]
-fn a_digest_is_of_what_came_also_where_buffers_overlap() {
+fn a_digest_covers_the_received_bytes_also_where_buffers_overlap() {
     let memory = std::sync::Arc::new(memory::Memory::allocate(16 << 10, None).unwrap());
     let mut buffers = IoBuffers::new(memory.clone(), 2);
     (0..2).for_each(|_| memory.append_buffers(0, 16 << 10, &mut buffers));

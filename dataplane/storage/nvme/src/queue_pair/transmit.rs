@@ -28,7 +28,7 @@ enum Segment {
     Payload { slot: u16, offset: u64, len: usize },
 }
 
-/// What is made and not yet sent.
+/// PDUs that are made and not yet sent.
 #[derive(Debug)]
 pub(super) struct Transmit {
     buffer: Box<[u8]>,
@@ -186,7 +186,8 @@ impl<P: Payload> QueuePair<P> {
         let Some(r2t) = slot.r2ts.first_mut() else { return };
         let R2t { tag, offset, left } = *r2t;
         let len = left.min(limit);
-        (r2t.offset, r2t.left) = (offset + len, left - len);
+        r2t.offset = offset + len;
+        r2t.left = left - len;
         let last = if r2t.left == 0 { flags::LAST } else { 0 };
         if r2t.left == 0 {
             slot.r2ts.pop();

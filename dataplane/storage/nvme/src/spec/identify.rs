@@ -15,7 +15,7 @@ impl Sqe {
     }
 }
 
-/// What of Identify Controller (Base figure 275) matters to us. Byte offsets stand at the fields.
+/// The fields of Identify Controller (Base figure 275) that the initiator uses. Byte offsets stand at the fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentifyController {
     /// SN, 23:04.
@@ -115,7 +115,7 @@ impl IdentifyController {
     }
 }
 
-/// What of Identify Namespace (NVM figure 97) matters to us.
+/// The fields of Identify Namespace (NVM figure 97) that the initiator uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IdentifyNamespace {
     /// NSZE, 07:00: blocks.
@@ -255,9 +255,11 @@ mod tests {
         let id = IdentifyNamespace { blocks: 1000, block_shift: 12, nguid: [9; 16], ..Default::default() };
         let mut bytes = id.bytes();
         assert_eq!(IdentifyNamespace::parse(&bytes), id);
-        (bytes[26], bytes[128 + 4 * 2 + 2]) = (2, 9);
+        bytes[26] = 2;
+        bytes[128 + 4 * 2 + 2] = 9;
         assert_eq!(IdentifyNamespace::parse(&bytes).block_shift, 9);
-        (bytes[26], bytes[128 + 4 * 0x3F + 2]) = (0x6F, 13);
+        bytes[26] = 0x6F;
+        bytes[128 + 4 * 0x3F + 2] = 13;
         assert_eq!(IdentifyNamespace::parse(&bytes).block_shift, 13);
     }
 

@@ -32,7 +32,7 @@ impl Sqe {
     }
 }
 
-/// What an Asynchronous Event Request completed with (Base figure 146).
+/// The event that an Asynchronous Event Request completed with (Base figure 146).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AsyncEvent {
     /// Notice: the namespaces of this controller, or one's attributes, changed.

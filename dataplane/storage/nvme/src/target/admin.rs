@@ -30,7 +30,7 @@ impl Reply {
     }
 }
 
-/// What a connection is, once Connect succeeded.
+/// The association and queue of a connection, once Connect succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Association {
     pub(super) controller: u16,
@@ -239,7 +239,7 @@ impl Target {
         log
     }
 
-    /// The event that the host is to hear of now, if it asked for it.
+    /// The event that is to be sent to the host now, if the host asked for it.
     pub(super) fn take_event(&self, id: u16) -> Option<AsyncEvent> {
         let mut state = self.state();
         let controller = state.controllers.get_mut(&id)?;

@@ -10,6 +10,7 @@ use crate::pdu::{
 };
 use crate::spec::{Cqe, DataPointer, Direction, DsmRange, NvmeStatus, Sqe, admin, le32, nvm};
 use clock::Cycles;
+use initiator::target::ServerConnection;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -88,8 +89,24 @@ impl Connection {
         }
     }
 
-    /// Takes bytes from the network.
-    pub fn input(&mut self, bytes: &[u8], now: Cycles) {
+    fn serve_aborts(&mut self, association: Association) {
+        let mut aborted = Vec::new();
+        self.target.state().aborts.retain(|&(controller, queue, cid)| {
+            let ours = (controller, queue) == (association.controller, association.queue);
+            if ours && self.dropped.contains(&cid) {
+                aborted.push(cid);
+            }
+            !ours
+        });
+        for cid in aborted {
+            self.dropped.retain(|&d| d != cid);
+            self.answer_status(cid, NvmeStatus::ABORT_REQUESTED, 0);
+        }
+    }
+}
+
+impl ServerConnection for Connection {
+    fn receive(&mut self, bytes: &[u8], now: Cycles) {
         if self.closed {
             return;
         }
@@ -106,8 +123,7 @@ impl Connection {
         self.rx_at = 0;
     }
 
-    /// Executes what is due, says what is to be said. Call after input and when [`deadline`](Connection::deadline) comes.
-    pub fn poll(&mut self, now: Cycles) {
+    fn poll(&mut self, now: Cycles) {
         let Some(association) = self.association else { return };
         // A controller that is gone executes nothing any more.
         if !self.target.state().controllers.contains_key(&association.controller) {
@@ -116,7 +132,7 @@ impl Connection {
             return;
         }
         if association.queue > 0 && self.target.is_stopping(association.controller) {
-            return self.lost(now);
+            return self.disconnect(now);
         }
         while let Some(at) = self.pending.iter().position(|p| p.due <= now) {
             let Pending { sqe, data, act, .. } = self.pending.swap_remove(at);
@@ -132,34 +148,16 @@ impl Connection {
         self.serve_aborts(association);
     }
 
-    fn serve_aborts(&mut self, association: Association) {
-        let mut aborted = Vec::new();
-        self.target.state().aborts.retain(|&(controller, queue, cid)| {
-            let ours = (controller, queue) == (association.controller, association.queue);
-            if ours && self.dropped.contains(&cid) {
-                aborted.push(cid);
-            }
-            !ours
-        });
-        for cid in aborted {
-            self.dropped.retain(|&d| d != cid);
-            self.answer_status(cid, NvmeStatus::ABORT_REQUESTED, 0);
-        }
-    }
-
-    /// When [`poll`](Connection::poll) has something to do although nothing came.
-    pub fn deadline(&self) -> Cycles {
+    fn deadline(&self) -> Cycles {
         self.pending.iter().map(|p| p.due).min().unwrap_or(Cycles::NEVER)
     }
 
-    /// Bytes for the network.
-    pub fn output(&self) -> &[u8] {
+    fn output(&mut self) -> &[u8] {
         let bytes = &self.tx[self.tx_at..];
         &bytes[..bytes.len().min(self.faults.output_limit)]
     }
 
-    /// `count` bytes of the output went out.
-    pub fn consume(&mut self, count: usize) {
+    fn consume(&mut self, count: usize) {
         self.tx_at += count;
         if self.tx_at == self.tx.len() {
             self.tx.clear();
@@ -167,13 +165,11 @@ impl Connection {
         }
     }
 
-    /// The target wants the connection closed, once its output is gone.
-    pub fn is_closed(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// The network lost the connection: what was not executed is not, unless the faults say otherwise.
-    pub fn lost(&mut self, now: Cycles) {
+    fn disconnect(&mut self, now: Cycles) {
         self.closed = true;
         let Some(association) = self.association.take() else { return };
         if association.queue > 0 {
@@ -190,7 +186,9 @@ impl Connection {
             controller.queues.retain(|&queue| queue != association.queue);
         }
     }
+}
 
+impl Connection {
     fn late_writes(&mut self) -> Vec<(u32, u64, Vec<u8>)> {
         let writes = self.pending.drain(..).filter(|p| p.sqe.opcode() == nvm::WRITE);
         let mut late = Vec::new();
@@ -250,7 +248,7 @@ impl Connection {
         matches.then_some(data)
     }
 
-    /// "PDO: a multiple of (CPDA + 1) dwords" (TCP 3.6.1): an initiator that gets it wrong is told.
+    /// "PDO: a multiple of (CPDA + 1) dwords" (TCP 3.6.1): an initiator that gets it wrong is sent a terminate request.
     fn check_alignment(&self, common: CommonHeader) -> Result<(), ProtocolError> {
         let alignment = (usize::from(self.faults.cpda) + 1) * 4;
         if common.has_data() && !common.data_offset.is_multiple_of(alignment) {
@@ -311,7 +309,9 @@ impl Connection {
             Some(Misbehaviour::IcRespAgain) => self.put_ic_resp(),
             Some(Misbehaviour::HugePlen) => {
                 let mut header = [0; 24];
-                (header[0], header[2], header[3]) = (PduType::C2hData as u8, 24, 24);
+                header[0] = PduType::C2hData as u8;
+                header[2] = 24;
+                header[3] = 24;
                 header[4..8].fill(0xFF);
                 self.put_raw(&header);
             }

@@ -116,7 +116,7 @@ pub struct Faults {
     pub ignore_keep_alive: bool,
     /// Never becomes ready.
     pub never_ready: bool,
-    /// What to do to I/O commands, by their number from the start of the target.
+    /// Misbehaviour to I/O commands, by their number from the start of the target.
     pub script: Vec<(u64, Misbehaviour)>,
 }
 

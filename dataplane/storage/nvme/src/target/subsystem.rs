@@ -1,33 +1,36 @@
 //! The subsystem: namespaces, controllers, and who may connect.
 
-use super::{Faults, Store};
+use super::{Connection, Faults, Store};
 use crate::spec::{IdentifyNamespace, NamespaceIds, NvmeStatus, cc, csts};
 use clock::Cycles;
+use initiator::target::{LateWrites, TargetService};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use uuid::Uuid;
 
 /// Whether a namespace may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// It may.
+    /// The namespace may be written.
     ReadWrite,
-    /// It is write protected.
+    /// The namespace is write protected.
     ReadOnly,
 }
 
 /// A namespace.
 #[derive(Clone, Debug)]
 pub struct Namespace {
-    /// Its bytes.
+    /// The bytes of the namespace.
     pub store: Arc<dyn Store>,
     /// Bytes a block: 512 or 4096.
     pub block_size: u32,
-    /// Whether it may be written.
+    /// Whether the namespace may be written.
     pub access: Access,
-    /// Its identity.
+    /// The identity of the namespace.
     pub uuid: Uuid,
 }
 
@@ -47,7 +50,7 @@ impl Namespace {
     }
 }
 
-/// What a target is made with.
+/// Parameters of a target.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
     /// NQN of the subsystem.
@@ -62,7 +65,7 @@ pub struct TargetConfig {
     pub mdts: u8,
     /// CQT: milliseconds that the controller takes to stop after it lost its host.
     pub quiesce_ms: u16,
-    /// What the discovery log says besides this subsystem: referrals, as address and port.
+    /// Referrals in the discovery log, as address and port.
     pub referrals: Vec<(String, String)>,
 }
 
@@ -107,7 +110,7 @@ impl Controller {
         self.cc & cc::EN == 0 || self.cc & cc::SHN_NORMAL != 0
     }
 
-    /// CSTS as the host sees it: whoever is stopping has stopped when the last I/O queue has let go.
+    /// CSTS as the host sees it: a controller that is stopping has stopped when its last I/O queue has let go.
     pub(super) fn status(&self) -> u32 {
         if self.is_stopping() && self.connections > 0 { csts::RDY } else { self.csts }
     }
@@ -116,7 +119,6 @@ impl Controller {
 /// A write whose connection died before it was executed.
 #[derive(Debug)]
 struct LateWrite {
-    due: Cycles,
     controller: u16,
     nsid: u32,
     offset: u64,
@@ -127,7 +129,7 @@ struct LateWrite {
 pub(super) struct State {
     pub(super) namespaces: BTreeMap<u32, Namespace>,
     pub(super) controllers: BTreeMap<u16, Controller>,
-    late: Vec<LateWrite>,
+    late: LateWrites<LateWrite>,
     pub(super) faults: Arc<Faults>,
     /// Commands that the host wants aborted: controller, queue, CID.
     pub(super) aborts: Vec<(u16, u16, u16)>,
@@ -146,12 +148,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// A subsystem without namespaces. `seed` decides delays and the like.
+    /// A subsystem without namespaces. `seed` decides delays.
     pub fn new(config: TargetConfig, seed: u64) -> Arc<Target> {
         let state = State {
             namespaces: BTreeMap::new(),
             controllers: BTreeMap::new(),
-            late: Vec::new(),
+            late: LateWrites::default(),
             faults: Arc::new(Faults::default()),
             aborts: Vec::new(),
             next_controller: 1,
@@ -167,17 +169,17 @@ impl Target {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        self.state.lock()
     }
 
-    /// Adds or replaces a namespace; hosts are told.
+    /// Adds or replaces a namespace; hosts get an event.
     pub fn set_namespace(&self, nsid: u32, namespace: Namespace) {
         let mut state = self.state();
         state.namespaces.insert(nsid, namespace);
         state.namespaces_changed();
     }
 
-    /// Removes a namespace; hosts are told. Whether it was there.
+    /// Removes a namespace; hosts get an event. Returns whether the namespace was there.
     pub fn remove_namespace(&self, nsid: u32) -> bool {
         let mut state = self.state();
         let was_there = state.namespaces.remove(&nsid).is_some();
@@ -214,21 +216,6 @@ impl Target {
         self.io_commands.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Lets time pass: late writes are applied, controllers that heard nothing for their keep-alive timeout die.
-    pub fn tick(&self, now: Cycles) {
-        let mut state = self.state();
-        self.apply_late(&mut state, now, None);
-        let expired: Vec<u16> = state
-            .controllers
-            .iter()
-            .filter(|(_, c)| !c.keep_alive.is_zero() && now.since(c.traffic) > Cycles::from(c.keep_alive))
-            .map(|(&id, _)| id)
-            .collect();
-        for id in expired {
-            state.controllers.remove(&id);
-        }
-    }
-
     /// A connection of an I/O queue is over. Its `writes` are kept for later, at any time before the controller must have
     /// stopped, or applied now if it is just doing so.
     pub(super) fn let_go(&self, controller: u16, writes: Vec<(u32, u64, Vec<u8>)>, now: Cycles) {
@@ -241,7 +228,7 @@ impl Target {
         for (nsid, offset, data) in writes {
             let span = end.since(now).0.max(1);
             let due = now + Cycles(state.random() % span);
-            state.late.push(LateWrite { due, controller, nsid, offset, data });
+            state.late.push(due, LateWrite { controller, nsid, offset, data });
         }
         if stopping {
             self.stop_commands(&mut state, controller);
@@ -259,9 +246,7 @@ impl Target {
     }
 
     fn apply_late(&self, state: &mut State, now: Cycles, only: Option<u16>) {
-        let due = |write: &mut LateWrite| write.due <= now && only.is_none_or(|id| id == write.controller);
-        let writes: Vec<LateWrite> = state.late.extract_if(.., due).collect();
-        for write in writes {
+        for write in state.late.take_due(now, |write| only.is_none_or(|id| id == write.controller)) {
             if let Some(namespace) = state.namespaces.get(&write.nsid)
                 && namespace.store.write(write.offset, &write.data).is_ok()
             {
@@ -270,21 +255,39 @@ impl Target {
         }
     }
 
-    /// When [`tick`](Target::tick) has something to do.
-    pub fn deadline(&self) -> Cycles {
-        let state = self.state();
-        let late = state.late.iter().map(|write| write.due).min();
-        let expiry = |c: &Controller| (!c.keep_alive.is_zero()).then(|| c.traffic + Cycles::from(c.keep_alive));
-        let expiries = state.controllers.values().filter_map(expiry).min();
-        late.into_iter().chain(expiries).min().unwrap_or(Cycles::NEVER)
-    }
-
     pub(super) fn check_host(&self, hostnqn: &str) -> Result<(), NvmeStatus> {
         let allowed = &self.config.allowed_hosts;
         if allowed.is_empty() || allowed.iter().any(|host| host == hostnqn) {
             return Ok(());
         }
         Err(NvmeStatus::CONNECT_INVALID_HOST)
+    }
+}
+
+impl TargetService for Target {
+    type Connection = Connection;
+
+    fn accept(self: &Arc<Self>) -> Connection {
+        Connection::new(self.clone())
+    }
+
+    /// Applies late writes; controllers that received nothing for their keep-alive timeout die.
+    fn tick(&self, now: Cycles) {
+        let mut state = self.state();
+        self.apply_late(&mut state, now, None);
+        let is_alive = |c: &Controller| c.keep_alive.is_zero() || now.since(c.traffic) <= Cycles::from(c.keep_alive);
+        state.controllers.retain(|_, controller| is_alive(controller));
+    }
+
+    fn deadline(&self) -> Cycles {
+        let state = self.state();
+        let expiry = |c: &Controller| (!c.keep_alive.is_zero()).then(|| c.traffic + Cycles::from(c.keep_alive));
+        let expiry = state.controllers.values().filter_map(expiry).min().unwrap_or(Cycles::NEVER);
+        state.late.deadline().min(expiry)
+    }
+
+    fn served_at(&self, address: SocketAddr) {
+        self.state().address = (address.ip().to_string(), address.port().to_string());
     }
 }
 

@@ -55,7 +55,7 @@ pub enum FileEngine {
     Threads,
 }
 
-/// What a [`FileBdev`] is made of.
+/// Parameters of a [`FileBdev`].
 #[derive(Clone, Debug)]
 pub struct FileParams {
     /// The name operators use.
@@ -68,7 +68,7 @@ pub struct FileParams {
     pub read_only: bool,
     /// `None`: a random one.
     pub uuid: Option<Uuid>,
-    /// Whose name the disk goes by.
+    /// The product whose name the disk has.
     pub product: FileProduct,
     /// How to talk to the kernel.
     pub engine: FileEngine,
@@ -105,7 +105,7 @@ pub struct FileBdev {
     disk: Arc<Disk>,
 }
 
-/// What the channels share.
+/// The state that the channels of a disk share.
 #[derive(Debug)]
 struct Disk {
     file: File,

@@ -1,37 +1,39 @@
 //! An iSCSI target: a peer for tests, honest or misbehaving on demand, and a small server of cloud disks.
 //!
 //! [`Target`] is what initiators see: units, names, secrets, and the sessions there are. [`TargetConnection`] is one connection,
-//! sans-IO: bytes and `now` in, bytes out. [`Server`] puts it on sockets.
+//! sans-IO: bytes and `now` in, bytes out. The [`Server`] puts it on sockets.
 
 mod faults;
 mod login;
 mod scsi;
-mod server;
 mod session;
-mod store;
 
 pub use faults::{Faults, WrongR2t};
+pub use initiator::target::{FileStore, MemoryStore, ServerConnection, Store, TargetService};
 pub use scsi::Unit;
-pub use server::Server;
 pub use session::TargetConnection;
-pub use store::{FileStore, MemoryStore, Store};
 
 use crate::login::Auth;
 use crate::pdu::{Isid, Lun};
 use clock::Cycles;
+use initiator::target::LateWrites;
+use parking_lot::{Mutex, RwLock};
 use session::Job;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
 
-/// What a target is and what it agrees to.
+/// A target behind sockets.
+pub type Server = initiator::target::Server<Target>;
+
+/// The name of a target and the parameters that it agrees to.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
-    /// Its name.
+    /// The target's name.
     pub iqn: String,
     /// Initiator names that may log in; empty for all.
     pub initiators: Vec<String>,
-    /// Who initiators must prove to be, and our own name and secret for those that ask.
+    /// The name and secret that initiators must prove to have, and the target's own for mutual CHAP.
     pub auth: Auth,
     /// CRC32C is accepted.
     pub digests: bool,
@@ -88,8 +90,10 @@ pub struct Target {
     config: TargetConfig,
     units: RwLock<BTreeMap<u64, Arc<Unit>>>,
     nexuses: Mutex<HashMap<(String, Isid), Arc<Nexus>>>,
+    /// How connections made from now on misbehave.
+    faults: Mutex<Faults>,
     /// Writes of connections that are gone, still to be carried out if their session is not ended first.
-    late: Mutex<Vec<Job>>,
+    late: Mutex<LateWrites<Job>>,
     /// Counts changes of the list of units.
     unit_changes: AtomicU64,
     connections: AtomicU64,
@@ -102,6 +106,7 @@ impl Target {
             config,
             units: RwLock::default(),
             nexuses: Mutex::default(),
+            faults: Mutex::default(),
             late: Mutex::default(),
             unit_changes: AtomicU64::new(0),
             connections: AtomicU64::new(0),
@@ -110,14 +115,19 @@ impl Target {
 
     /// Adds a unit, or puts another in its place.
     pub fn insert_unit(&self, lun: Lun, unit: Arc<Unit>) {
-        self.units.write().expect("no holder panics").insert(lun.0, unit);
+        self.units.write().insert(lun.0, unit);
         self.unit_changes.fetch_add(1, Ordering::Release);
     }
 
     /// Takes a unit away.
     pub fn remove_unit(&self, lun: Lun) {
-        self.units.write().expect("no holder panics").remove(&lun.0);
+        self.units.write().remove(&lun.0);
         self.unit_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Connections made from now on misbehave in this way.
+    pub fn set_faults(&self, faults: Faults) {
+        *self.faults.lock() = faults;
     }
 
     /// Connections accepted so far.
@@ -125,38 +135,42 @@ impl Target {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Carries out late writes whose time has come.
-    pub fn tick(&self, now: Cycles) {
-        let mut late = self.late.lock().expect("no holder panics");
-        let (due, rest): (Vec<Job>, Vec<Job>) = late.drain(..).partition(|job| job.due <= now);
-        *late = rest;
-        for job in due {
-            // Nobody is left to hear of an error.
-            let _ = job.carry_out();
-        }
-    }
-
-    /// When the next late write is due.
-    pub fn deadline(&self) -> Cycles {
-        let late = self.late.lock().expect("no holder panics");
-        late.iter().map(|job| job.due).min().unwrap_or(Cycles::NEVER)
-    }
-
     fn unit(&self, lun: Lun) -> Option<Arc<Unit>> {
-        self.units.read().expect("no holder panics").get(&lun.0).cloned()
+        self.units.read().get(&lun.0).cloned()
     }
 
     fn luns(&self) -> Vec<u64> {
-        self.units.read().expect("no holder panics").keys().copied().collect()
+        self.units.read().keys().copied().collect()
     }
 
     /// A new session of this port. "The target MUST terminate the old session and all its tasks" before the login is answered
     /// (RFC 7143 6.3.5): the epoch that their jobs carry is past from now on.
     fn begin_session(&self, initiator: &str, isid: Isid, forget: bool) -> (Arc<Nexus>, u64) {
-        let mut nexuses = self.nexuses.lock().expect("no holder panics");
+        let mut nexuses = self.nexuses.lock();
         let nexus = nexuses.entry((initiator.to_owned(), isid)).or_default().clone();
         let epoch = nexus.epoch.load(Ordering::Acquire) + u64::from(!forget);
         nexus.epoch.store(epoch, Ordering::Release);
         (nexus, epoch)
+    }
+}
+
+impl TargetService for Target {
+    type Connection = TargetConnection;
+
+    fn accept(self: &Arc<Self>) -> TargetConnection {
+        let faults = self.faults.lock().clone();
+        TargetConnection::new(self.clone(), faults, Cycles::now().0)
+    }
+
+    /// Carries out late writes whose time has come.
+    fn tick(&self, now: Cycles) {
+        let due = self.late.lock().take_due(now, |_| true);
+        for job in due {
+            let _ = job.carry_out(); // the connection that would report an error is gone
+        }
+    }
+
+    fn deadline(&self) -> Cycles {
+        self.late.lock().deadline()
     }
 }

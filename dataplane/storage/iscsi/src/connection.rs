@@ -1,9 +1,10 @@
 //! One connection, which is one session: from the login to the last byte (RFC 7143; error recovery level 0).
 //!
-//! Sans-IO: a [`Wire`] gives and takes bytes, `now` is an argument. The owner calls [`Connection::turn`] until it fails, and
+//! Sans-IO: a [`ByteStream`] gives and takes bytes, `now` is an argument. The owner calls [`Connection::turn`] until it fails, and
 //! then takes the requests back with [`Connection::take_requests`].
 
 mod command;
+mod disposition;
 mod inbound;
 mod receive;
 mod tasks;
@@ -11,18 +12,18 @@ mod tasks;
 mod tests;
 mod timers;
 mod transmit;
-mod verdict;
 
-pub(crate) use verdict::News;
+pub(crate) use disposition::News;
 
 use crate::digest::Crc32c;
-use crate::io::{Gather, Pieces, Wire};
+use crate::io::{ByteStream, Gather, Pieces};
 use crate::login::{LoginConfig, LoginError, LoginMachine, Operational, Step};
 use crate::lun::{LunError, LunInfo, Probe};
 use crate::pdu::{Bhs, Lun};
-use block::{BlockRequest, Completions, Status};
+use block::{BlockRequest, Completions, Op, Status};
 use clock::Cycles;
 use inbound::Inbound;
+use initiator::HeldRequest;
 use receive::{Malformed, Receive};
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -46,7 +47,7 @@ pub(crate) struct Timeouts {
     pub(crate) retry: Cycles,
 }
 
-/// What a connection is for and how it behaves.
+/// The purpose and the parameters of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionConfig {
     pub(crate) login: LoginConfig,
@@ -54,7 +55,7 @@ pub(crate) struct ConnectionConfig {
     /// Commands under way at most.
     pub(crate) depth: u16,
     pub(crate) timeouts: Timeouts,
-    /// What the unit was before: it must still be that disk.
+    /// The unit as it was before: it must still be that disk.
     pub(crate) known: Option<Box<LunInfo>>,
     /// Set when writes of an earlier session wait to be sent again: the portal group that session was with.
     pub(crate) fence: Option<Option<u32>>,
@@ -67,6 +68,16 @@ pub(crate) struct Pending {
     pub(crate) since: Cycles,
     /// Bytes of it that earlier commands have moved.
     pub(crate) done: u64,
+}
+
+impl HeldRequest for Pending {
+    fn submitted(&self) -> Cycles {
+        self.since
+    }
+
+    fn changes_medium(&self) -> bool {
+        self.request.op != Op::Read
+    }
 }
 
 /// Why a connection ended.
@@ -110,6 +121,9 @@ pub enum ConnectionError {
     /// We logged out.
     #[error("logged out")]
     LoggedOut,
+    /// The session's channel was dropped, and the session ended with what was under way.
+    #[error("a channel was dropped with requests in flight")]
+    Abandoned,
     /// The target closed the connection.
     #[error("the target closed the connection")]
     Closed,
@@ -197,7 +211,7 @@ pub(crate) struct Connection {
     pub(crate) counters: Counters,
 }
 
-/// What happened on a connection, for its owner to add up.
+/// Counters of a connection, for its owner to add up.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) aborts: u64,
@@ -246,7 +260,7 @@ impl Connection {
         matches!(self.phase, Phase::Ready) || self.discovered.is_some()
     }
 
-    /// What the unit is, once ready. Changes when the unit is resized.
+    /// The unit, once the connection is ready. Changes when the unit is resized.
     pub(crate) fn info(&self) -> Option<&LunInfo> {
         self.info.as_deref()
     }
@@ -256,7 +270,7 @@ impl Connection {
         self.negotiated.portal_group
     }
 
-    /// What was learnt about the unit since the last call; `capacity` once the new one is known.
+    /// News of the unit since the last call; `capacity` once the new one is known.
     pub(crate) fn take_news(&mut self) -> News {
         std::mem::take(&mut self.news)
     }
@@ -299,14 +313,14 @@ impl Connection {
     /// Receives, answers, sends, and looks at the clock. Returns the number of PDUs and writes: 0 when idle.
     pub(crate) fn turn(
         &mut self,
-        wire: &dyn Wire,
+        stream: &dyn ByteStream,
         pieces: &mut Pieces,
         now: Cycles,
         done: &mut Completions,
     ) -> Result<usize, ConnectionError> {
         // What can go out now does so before the next look, which would hardly find more.
         let skips = self.can_start() && std::mem::take(&mut self.dry);
-        let mut events = if skips { 1 } else { self.receive_all(wire, pieces, now, done)? };
+        let mut events = if skips { 1 } else { self.receive_all(stream, pieces, now, done)? };
         if let Some(error) = self.broken.take() {
             return Err(error);
         }
@@ -315,7 +329,7 @@ impl Connection {
         }
         self.fill(now, done)?;
         if !self.transmit.is_empty() {
-            events += self.send_all(wire, pieces, now, done)?;
+            events += self.send_all(stream, pieces, now, done)?;
         }
         Ok(events)
     }
@@ -323,7 +337,7 @@ impl Connection {
     /// Only sends: what was submitted goes out at once.
     fn send_all(
         &mut self,
-        wire: &dyn Wire,
+        stream: &dyn ByteStream,
         pieces: &mut Pieces,
         now: Cycles,
         done: &mut Completions,
@@ -337,7 +351,7 @@ impl Connection {
                     Owner::Request(pending) => &pending.request.buffers,
                     _ => unreachable!("only requests queue payload"),
                 });
-                (list.len(), wire.send(&list))
+                (list.len(), stream.send(&list))
             };
             let sent = match result {
                 Ok(sent) => sent,
@@ -385,12 +399,11 @@ impl Connection {
         }
     }
 
-    /// Takes every request back from a connection that has ended, in the order they were taken. Those whose end was already
-    /// known are completed. Returns whether a command that changes the disk was under way: the target may still carry it out,
-    /// until it has let go of this session.
-    pub(crate) fn take_requests(&mut self, requests: &mut VecDeque<Pending>, done: &mut Completions) -> bool {
-        let mut writes = false;
-        let mut taken: Vec<Pending> = Vec::with_capacity(self.outstanding());
+    /// Takes every request back from a connection that has ended, in the order in which they were submitted, each with whether
+    /// its command was under way: the target may still execute it, until it has let go of this session. Requests whose end was
+    /// already known are completed.
+    pub(crate) fn take_requests(&mut self, done: &mut Completions) -> Vec<(Pending, bool)> {
+        let mut taken: Vec<(Pending, bool)> = Vec::with_capacity(self.outstanding());
         for slot in 0..self.config.depth {
             let task = self.tasks.get(slot);
             if matches!(task.owner, Owner::Free) {
@@ -402,19 +415,15 @@ impl Connection {
                 Some(Outcome::Good) if pending.done + u64::from(len) >= pending.request.len => {
                     pending.request.complete(done, Status::Ok);
                 }
-                _ => {
-                    writes |= pending.request.op != block::Op::Read;
-                    taken.push(pending);
-                }
+                _ => taken.push((pending, true)),
             }
         }
-        taken.extend(self.resting.drain(..).map(|(_, pending)| pending));
-        taken.extend(self.waiting.drain(..));
-        taken.sort_by_key(|pending| pending.since);
-        requests.extend(taken);
+        taken.extend(self.resting.drain(..).map(|(_, pending)| (pending, false)));
+        taken.extend(self.waiting.drain(..).map(|pending| (pending, false)));
+        taken.sort_by_key(|(pending, _)| pending.since);
         self.transmit = Transmit::new();
         self.bursts.clear();
-        writes
+        taken
     }
 
     fn take_login_step(&mut self, step: Step) -> Result<(), ConnectionError> {

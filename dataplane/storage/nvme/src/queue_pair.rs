@@ -37,7 +37,7 @@ pub const MAX_ENTRIES: u16 = 1023;
 /// Bytes one command may move at most.
 pub const MAX_TRANSFER: u32 = 16 << 20;
 
-/// What a command leaves with the queue pair while it is under way.
+/// The payload that a command leaves with the queue pair while it is under way.
 pub trait Payload {
     /// The memory its data is in.
     fn buffers(&self) -> Option<&IoBuffers>;
@@ -81,16 +81,16 @@ pub enum Outcome {
 /// A command that ended.
 #[derive(Debug)]
 pub struct Completion<P> {
-    /// What was submitted with it.
+    /// The payload that was submitted with the command.
     pub payload: P,
-    /// How it ended.
+    /// How the command ended.
     pub outcome: Outcome,
 }
 
 /// A command taken back from a queue that failed.
 #[derive(Debug)]
 pub struct Taken<P> {
-    /// What was submitted with it.
+    /// The payload that was submitted with the command.
     pub payload: P,
     /// The controller may have seen the command.
     pub started: bool,
@@ -98,7 +98,7 @@ pub struct Taken<P> {
     pub sequence: u64,
 }
 
-/// What a queue is to be.
+/// The parameters of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueConfig {
     /// Entries of the submission queue, 2 to [`MAX_ENTRIES`]; one fewer commands are outstanding.
@@ -228,7 +228,7 @@ impl<P: Payload> QueuePair<P> {
         direction == Direction::In && len >= LARGE_READ && !self.config.digests.data
     }
 
-    /// What is to be sent now, listed in `pieces`; tell [`sent`](QueuePair::sent) how much of it went.
+    /// The bytes that are to be sent now, listed in `pieces`; tell [`sent`](QueuePair::sent) how much of it went.
     #[inline]
     pub fn gather<'a>(&'a mut self, pieces: &'a mut Pieces) -> Gather<'a> {
         self.produce();
