@@ -8,7 +8,7 @@ use crate::switch::write_stations;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use clock::Cycles;
-use dpdk::flow::{FlowAttributes, FlowPort, FlowQueue, RuleId};
+use dpdk::flow::{FlowPort, FlowQueue};
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};
 use engine::{Engine, IdlePolicy, Source};
 use flow::key::field;
@@ -18,6 +18,8 @@ use offload::{Config, Offloader, Rule, Totals};
 use packet::Burst;
 use port::{EthdevParams, EthdevPort, Port, PortShard};
 use rte_net_fpgasim as _;
+use rte_rule::FlowQueue as _;
+use rte_rule::{FlowDevice, RuleId};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::Command;
@@ -201,7 +203,7 @@ impl Card {
     }
 
     fn queue(&self) -> Result<FlowQueue> {
-        self.flow_port()?.queue().context("the model has no templates")
+        self.flow_port()?.take_queue().context("the model has no templates")
     }
 
     fn offloader(&self, config: Config) -> Result<Offloader> {
@@ -254,10 +256,6 @@ fn flows(count: usize) -> Result<impl Iterator<Item = Megaflow>> {
     }))
 }
 
-fn attributes() -> FlowAttributes {
-    Rule::attributes(0)
-}
-
 /// Puts rules in as fast as the queue takes them, and waits for the last.
 fn fill<'a>(
     queue: &mut FlowQueue,
@@ -277,7 +275,7 @@ fn fill<'a>(
         if queue.room() == 0 {
             drain(queue, 0)?;
         }
-        placed.push(queue.create(&attributes(), &rule.pattern, &rule.actions)?);
+        placed.push(queue.create(&rule.attr(0), &rule.pattern, &rule.actions)?);
     }
     drain(queue, 0)?;
     Ok(placed)
@@ -338,7 +336,7 @@ fn rates(plan: &Plan) -> Result<()> {
     let (single, placed) = nanoseconds(count, || {
         let place = |flow: &Megaflow| {
             let rule = card.rule(flow)?;
-            Ok(port.create(&attributes(), &rule.pattern, &rule.actions)?)
+            Ok(port.create(&rule.attr(0), &rule.pattern, &rule.actions)?)
         };
         megaflows.iter().map(place).collect::<Result<Vec<_>>>()
     })?;

@@ -69,7 +69,7 @@ fn a_flow_that_no_rule_expresses_is_told_and_done_by_the_workers() -> Result<()>
     let key = "in_port(1),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
     card.daemon.rpc("flow_add", json!({"flow": key, "actions": "2,1"}))?;
     card.ping_until("a refusal with its flow and clause", |card| {
-        let told = ("in_port(1)", "action 2: hardware has one output a rule");
+        let told = ("in_port(1)", "action 2: a rule of rte_flow has one output");
         Ok(card.refused()?.iter().any(|(flow, reason)| flow.starts_with(told.0) && reason.starts_with(told.1)))
     })?;
     card.daemon.rpc("flow_delete", json!({"flow": key}))?;
@@ -152,7 +152,7 @@ fn ports_without_rte_flow_are_the_workers_and_flows_to_them_are_told() -> Result
     card.plug("third", &format!("net_af_packet7,iface={}", third.cable()))?;
     let told = |card: &Card| {
         let is_told = |(flow, reason): &(String, String)| {
-            flow.contains("in_port(1)") && reason.starts_with("port 3: it is not of the device")
+            flow.contains("in_port(1)") && reason.starts_with("port 3 is not in this device's switch domain")
         };
         Ok(card.refused()?.iter().any(is_told))
     };

@@ -11,7 +11,7 @@ use flow::text::parse_actions;
 use flow::{BATCH, Config, DropReason, FlowCache, Limits, Megaflow, Metadata, Miniflow, PortNo, extract};
 use guest_memory::{GuestAddress, GuestMemory};
 use packet::{BURST, Burst, Packet, Pool};
-use port::{Port, PortError, PortInfo, PortShard, PortStats};
+use port::{Port, PortError, PortInfo, PortKind, PortShard, PortStats};
 use std::sync::Arc;
 use switch::{PortConfig, Switch};
 use virtio_spec::feature;
@@ -139,7 +139,7 @@ struct Endless {
 
 impl Port for Endless {
     fn info(&self) -> PortInfo {
-        PortInfo { kind: "endless", mac: [0; 6], mtu: 1500, link_up: true, rx_queues: 1, tx_queues: 1 }
+        PortInfo { kind: PortKind::Memory, mac: [0; 6], mtu: 1500, link_up: true, rx_queues: 1, tx_queues: 1 }
     }
 
     fn open_shard(&self, _: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {

@@ -1,20 +1,20 @@
 //! Flow rules against drivers without hardware: what is refused is told clause by clause.
 
-use dpdk::flow::{Clause, Eth, FlowAction, FlowAttributes, FlowError, FlowItem, Match};
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool};
+use rte_rule::{Clause, Eth, FlowAction, FlowAttr, FlowDevice, FlowError, FlowItem, Match};
 
 #[test]
 fn a_refused_rule_names_its_clause() {
     let config = EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() };
     let eal = Eal::init(&config).unwrap();
-    let (rule, drop_it) = (FlowAttributes::default(), [FlowAction::Drop]);
+    let (rule, drop_it) = (FlowAttr::default(), [FlowAction::Drop]);
     let any = FlowItem::Eth(Match::default());
 
     let null = EthDev::attach(&eal, "net_null0").unwrap().flow_port().unwrap();
     let refused = null.validate(&rule, std::slice::from_ref(&any), &drop_it).unwrap_err();
     assert!(matches!(refused, FlowError::NotImplemented { .. }), "{refused}");
     let refused = null.create(&rule, std::slice::from_ref(&any), &drop_it).unwrap_err();
-    assert_eq!(refused.to_string(), "net_null0: its driver has no flow rules");
+    assert_eq!(refused.to_string(), "net_null0: the driver has no flow rules (rte_flow)");
 
     // The tap driver checks rules itself before it asks the kernel, which needs root to have the interface at all.
     let Ok(mut tap) = EthDev::attach(&eal, "net_tap0,iface=flow0") else { return };

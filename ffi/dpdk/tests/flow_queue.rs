@@ -1,18 +1,21 @@
-//! Rules by templates and a queue, in the model of a card.
+//! Rules by templates and a queue, in the model of a NIC.
 
-use dpdk::flow::{
-    Completion, Direction, Eth, FlowAction, FlowAttributes, FlowError, FlowEvent, FlowItem, FlowPort, FlowQueue, Ipv4,
-    Match, Operation, RuleId,
-};
+use dpdk::flow::{FlowPort, FlowQueue};
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool};
 use packet::Burst;
+use parking_lot::Mutex;
 use rte_net_fpgasim as _;
+use rte_rule::FlowQueue as _;
+use rte_rule::{
+    Completion, Direction, Eth, FlowAction, FlowAttr, FlowDevice, FlowError, FlowEvent, FlowItem, Ipv4, Match,
+    Operation, RuleId,
+};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const ATTRIBUTES: FlowAttributes = FlowAttributes { group: 0, priority: 0, direction: Direction::Transfer };
+const COMPLETION_TIMEOUT: Duration = Duration::from_secs(30);
+const ATTRIBUTES: FlowAttr = FlowAttr { group: 0, priority: 0, direction: Direction::Transfer };
 
 /// A packet to this station, of this type where one is given.
 fn to(station: u32, kind: Option<u16>) -> Vec<FlowItem> {
@@ -30,7 +33,7 @@ const DROP: [FlowAction; 2] = [FlowAction::Count, FlowAction::Drop];
 
 /// Waits for all that was asked.
 fn settle(queue: &mut FlowQueue) -> Vec<Completion> {
-    let (mut completions, deadline) = (Vec::new(), Instant::now() + PATIENCE);
+    let (mut completions, deadline) = (Vec::new(), Instant::now() + COMPLETION_TIMEOUT);
     queue.push().unwrap();
     while queue.pending() > 0 {
         queue.pull(&mut completions).unwrap();
@@ -45,18 +48,18 @@ fn rules_go_in_and_out_by_a_queue() {
     let eal = Eal::init(&EalConfig { memory, ..EalConfig::default() }).unwrap();
     let pool = Mempool::new(&eal, "packets", 4096, None).unwrap();
     let mut dev = EthDev::attach(&eal, "net_fpgasim0,function=(net_null0,no-rx=1),exact=4000,masked=200").unwrap();
-    assert!(dev.flow_port().unwrap().queue().is_none(), "a queue before the port was configured");
+    assert!(dev.flow_port().unwrap().take_queue().is_none(), "a queue before the port was configured");
     let mut queues = dev.start(&EthDevConfig::new(&pool)).unwrap();
     let port = dev.flow_port().unwrap();
-    let mut queue = port.queue().expect("the model has templates");
-    assert!(port.queue().is_none() && port.is_transfer_proxy(), "two owners of one queue");
+    let mut queue = port.take_queue().expect("the model has templates");
+    assert!(port.take_queue().is_none() && port.info().is_transfer_proxy(), "two owners of one queue");
     many_rules_of_two_shapes(&mut queue);
     what_is_late_or_foreign_changes_nothing(&mut queue);
     shapes_are_bounded(&mut queue);
     a_full_card_is_told(&mut queue);
     drop(queue);
     // The next owner finds an empty card.
-    let mut queue = port.queue().unwrap();
+    let mut queue = port.take_queue().unwrap();
     assert_eq!((queue.pending(), queue.tables()), (0, 0));
     rules_age(&port, &mut queue, &mut queues.rx[0]);
     drop((queue, queues, port));
@@ -124,7 +127,9 @@ fn shapes_are_bounded(queue: &mut FlowQueue) {
     assert!(matches!(refused, Some(FlowError::NoTemplate { .. })), "{refused:?}");
     assert_eq!((placed.len(), queue.tables()), (64, 64));
     settle(queue);
-    placed.into_iter().for_each(|rule| queue.destroy(rule).unwrap());
+    for rule in placed {
+        queue.destroy(rule).unwrap();
+    }
     settle(queue);
     // Tables that are empty make place for those that are wanted.
     let rule = queue.create(&ATTRIBUTES, &shape(95), &DROP).unwrap();
@@ -154,19 +159,19 @@ fn a_full_card_is_told(queue: &mut FlowQueue) {
 fn rules_age(port: &FlowPort, queue: &mut FlowQueue, rx: &mut dpdk::RxQueue) {
     let told = Arc::new((AtomicUsize::new(0), Mutex::new(Vec::new())));
     let teller = told.clone();
-    let events = port.listen(move |event| {
+    let events = port.listen(Box::new(move |event| {
         teller.0.fetch_add(1, Ordering::Relaxed);
-        teller.1.lock().unwrap().push(event);
-    });
+        teller.1.lock().push(event);
+    }));
     let actions = [FlowAction::Count, FlowAction::Drop, FlowAction::Age { seconds: 1, context: 77 }];
     let rule = queue.create(&ATTRIBUTES, &to(1, None), &actions).unwrap();
     settle(queue);
-    let (mut burst, deadline) = (Burst::new(), Instant::now() + PATIENCE);
+    let (mut burst, deadline) = (Burst::new(), Instant::now() + COMPLETION_TIMEOUT);
     while told.0.load(Ordering::Relaxed) == 0 {
         rx.receive(&mut burst);
         assert!(Instant::now() < deadline, "nobody told that a rule has aged");
     }
-    assert_eq!(*told.1.lock().unwrap(), [FlowEvent::Aged]);
+    assert_eq!(*told.1.lock(), [FlowEvent::Aged]);
     let mut aged = Vec::new();
     port.aged(&mut aged).unwrap();
     assert_eq!(aged, [77]);

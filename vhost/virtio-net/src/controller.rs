@@ -5,8 +5,9 @@ use crate::shard::{DeviceState, Shard};
 use crate::{EventSink, MAX_MTU, MAX_QUEUE_PAIRS, MAX_QUEUE_SIZE, MIN_MTU, MoveError, Role, features};
 use crossbeam::utils::CachePadded;
 use engine::WorkerHandle;
+use invalid::Invalid;
 use packet::Pool;
-use port::{Port, PortError, PortInfo, PortShard, PortStats, QueueReport};
+use port::{Port, PortError, PortInfo, PortKind, PortShard, PortStats, QueueReport};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,16 +99,14 @@ impl NetController {
 
 fn check<T: PartialOrd + Display>(field: &'static str, got: T, least: T, most: T) -> Result<(), PortError> {
     if got < least || got > most {
-        return Err(PortError::Invalid { field, got: got.to_string(), expected: format!("{least} to {most}") });
+        return Err(Invalid::new(field, got, format_args!("{least} to {most}")).into());
     }
     Ok(())
 }
 
 fn port_error(error: ControllerError) -> PortError {
     match error {
-        ControllerError::Invalid { field, got, expected } => {
-            PortError::Invalid { field, got: got.to_string(), expected }
-        }
+        ControllerError::Invalid { field, got, expected } => Invalid::new(field, got, expected).into(),
         ControllerError::Socket(source) => {
             PortError::Other { what: "vhost-user socket".to_owned(), source: source.into() }
         }
@@ -132,7 +131,7 @@ impl Port for NetController {
         };
         let (tx_queues, rx_queues) = (in_use(0), in_use(1));
         PortInfo {
-            kind: "vhost-user",
+            kind: PortKind::VhostUser,
             mac: device.mac,
             mtu: device.state.mtu.load(Ordering::Relaxed),
             link_up: rx_queues > 0 && tx_queues > 0 && !device.state.health.is_quarantined(),
@@ -147,9 +146,7 @@ impl Port for NetController {
 
     fn move_rx_queue(&self, pair: u16, worker: &WorkerHandle) -> Result<(), PortError> {
         self.move_queue_pair(pair, worker).map_err(|error| match error {
-            MoveError::NoSuchQueue { got, last } => {
-                PortError::Invalid { field: "queue", got: got.to_string(), expected: format!("0 to {last}") }
-            }
+            MoveError::NoSuchQueue { got, last } => Invalid::new("queue", got, format_args!("0 to {last}")).into(),
             error => PortError::Other { what: "move".to_owned(), source: error.into() },
         })
     }

@@ -1,61 +1,62 @@
-//! The flows that a table keeps: one place each, found by name, small enough for a million.
+//! The flows of a table: one place each, found by ufid, small enough for a million.
 
+use crate::nic::NicRule;
 use clock::Cycles;
-use dpdk::flow::FlowCount;
 use flow::PortNo;
 use hashbrown::HashTable;
+use rte_rule::FlowCount;
 use slab::Slab;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 use switch::HardwareShare;
 
-/// How a flow stands.
+/// The state of a flow's rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Its rule is on its way.
-    Coming,
-    /// Its rule is in the device.
-    There,
-    /// Its rule is in the device until another one is, which is on its way.
-    Changing,
-    /// Its rule is on its way, and is not wanted any more.
+    /// The insertion is pending.
+    Inserting,
+    /// The rule is in the device.
+    Installed,
+    /// The rule is in the device, and the insertion of the rule that replaces it is pending.
+    Replacing,
+    /// The insertion is pending, and the rule is not wanted any more.
     Unwanted,
 }
 
-/// A flow whose rule is in a device, or on its way.
-pub(crate) struct Flow<R> {
-    /// The halves of its name.
-    name: [u64; 2],
+/// A flow whose rule is in a device, or whose insertion is pending.
+pub(crate) struct Flow {
+    /// The halves of the ufid.
+    ufid: [u64; 2],
     pub(crate) share: Arc<HardwareShare>,
-    /// The device's counters when it was asked last.
+    /// The rule's counters at the last poll.
     packets: u64,
     bytes: u64,
-    /// The rule that is in the device.
-    pub(crate) rule: R,
+    /// The installed rule.
+    pub(crate) rule: NicRule,
     pub(crate) port: PortNo,
-    /// Packets between two looks, of late.
+    /// Recent packets between two polls.
     pub(crate) rate: u32,
-    /// When it was seen to move last.
+    /// Time of the last poll that showed new packets.
     pub(crate) moved: Moment,
-    /// Of the rule.
+    /// Priority of the installed rule.
     pub(crate) priority: u8,
-    /// Times that it was looked at, as far as they count.
-    pub(crate) looks: u8,
+    /// Number of polls, up to [`SETTLED_POLLS`](crate::table::SETTLED_POLLS).
+    pub(crate) polls: u8,
     pub(crate) state: State,
-    /// The rule that is in the device only marks packets: they are the workers'.
+    /// Whether the installed rule only marks packets, which workers then process.
     marks: bool,
-    /// Not 0 if it is among those that are looked at each time.
+    /// Ticket in the list of active flows; 0 if the flow is not active.
     pub(crate) ticket: u32,
 }
 
-/// A moment, a few milliseconds precise. It comes again after months.
+/// A time with a precision of a few milliseconds, which wraps after months.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moment(u32);
 
 impl Moment {
     const SHIFT: u32 = 23;
 
-    /// So long is between two.
+    /// The time from this moment to a later one.
     pub(crate) fn until(self, later: Moment) -> Cycles {
         Cycles(u64::from(later.0.wrapping_sub(self.0)) << Self::SHIFT)
     }
@@ -67,11 +68,11 @@ impl From<Cycles> for Moment {
     }
 }
 
-impl<R> Flow<R> {
-    /// A flow whose rule is on its way.
-    pub(crate) fn coming(ufid: u128, share: Arc<HardwareShare>, rule: R, port: PortNo, now: Cycles) -> Flow<R> {
+impl Flow {
+    /// A flow whose insertion is pending.
+    pub(crate) fn inserting(ufid: u128, share: Arc<HardwareShare>, rule: NicRule, port: PortNo, now: Cycles) -> Flow {
         Flow {
-            name: [ufid as u64, (ufid >> 64) as u64],
+            ufid: [ufid as u64, (ufid >> 64) as u64],
             share,
             packets: 0,
             bytes: 0,
@@ -80,45 +81,49 @@ impl<R> Flow<R> {
             rate: 0,
             moved: now.into(),
             priority: 0,
-            looks: 0,
-            state: State::Coming,
+            polls: 0,
+            state: State::Inserting,
             marks: false,
             ticket: 0,
         }
     }
 
     pub(crate) fn ufid(&self) -> u128 {
-        u128::from(self.name[1]) << 64 | u128::from(self.name[0])
+        u128::from(self.ufid[1]) << 64 | u128::from(self.ufid[0])
     }
 
-    /// What the rule in the device is worth: the packets that it spares the workers, of so many that it sees.
+    /// The packets that the installed rule spares the workers, of so many that match it.
     pub(crate) fn worth(&self, packets: u64) -> u32 {
         worth(packets, self.marks)
     }
 
-    /// The rule that is in the device only marks packets: they are the workers'.
+    /// Whether the installed rule only marks packets, which workers then process.
     pub(crate) fn marks(&self) -> bool {
         self.marks
     }
 
-    /// It is among those that are looked at each time.
+    /// Whether the flow is polled each time.
     pub(crate) fn is_active(&self) -> bool {
         self.ticket != 0
     }
 
-    /// A rule of it is in the device.
+    /// Whether a rule of the flow is in the device.
     pub(crate) fn is_placed(&self) -> bool {
-        matches!(self.state, State::There | State::Changing)
+        matches!(self.state, State::Installed | State::Replacing)
     }
 
-    /// Another rule is in the device from now on, and has counted nothing.
-    pub(crate) fn replace_rule(&mut self, rule: R, priority: u8) {
-        (self.rule, self.priority, self.packets, self.bytes, self.looks) = (rule, priority, 0, 0, 0);
+    /// Records a newly installed rule, which has counted nothing.
+    pub(crate) fn replace_rule(&mut self, rule: NicRule, priority: u8) {
+        self.rule = rule;
+        self.priority = priority;
+        self.packets = 0;
+        self.bytes = 0;
+        self.polls = 0;
     }
 
-    /// Takes note of the device's counters; packets that are new came at `used`. Returns how many packets and bytes are. Those that
-    /// it only marks the workers count.
-    pub(crate) fn seen(&mut self, count: FlowCount, used: Cycles) -> (u64, u64) {
+    /// Adds the rule's counters to the flow's statistics, new packets as seen at `used`. Returns the numbers of new packets and
+    /// bytes. Packets that the rule only marks are counted by the workers.
+    pub(crate) fn add_count(&mut self, count: FlowCount, used: Cycles) -> (u64, u64) {
         let (packets, bytes) = (count.packets.unwrap_or(0), count.bytes.unwrap_or(0));
         let new = (packets.saturating_sub(self.packets), bytes.saturating_sub(self.bytes));
         (self.packets, self.bytes) = (packets, bytes);
@@ -129,93 +134,88 @@ impl<R> Flow<R> {
     }
 }
 
-/// How many packets a rule spares the workers, of so many that it sees. One that is marked costs a worker three quarters of what one
-/// costs that the first tier of its cache knows.
+/// The number of packets that a rule spares the workers, of so many that match it. A marked packet costs a worker three quarters of
+/// one that hits the first tier of the flow cache.
 pub(crate) fn worth(packets: u64, marks: bool) -> u32 {
     u32::try_from(if marks { packets / 4 } else { packets }).unwrap_or(u32::MAX)
 }
 
 /// All flows of a table.
-pub(crate) struct Flows<R> {
-    flows: Slab<Flow<R>>,
-    /// Their places, by name. Names are hashes already.
-    by_name: HashTable<u32>,
-    /// Those whose rule only marks.
+#[derive(Default)]
+pub(crate) struct Flows {
+    flows: Slab<Flow>,
+    /// The places of the flows, by the lower half of the ufid, which is a hash.
+    by_ufid: HashTable<u32>,
+    /// Number of flows whose rule only marks.
     marking: usize,
 }
 
-impl<R> Default for Flows<R> {
-    fn default() -> Flows<R> {
-        Flows { flows: Slab::new(), by_name: HashTable::new(), marking: 0 }
-    }
-}
-
-impl<R> Flows<R> {
+impl Flows {
     pub(crate) fn len(&self) -> usize {
         self.flows.len()
     }
 
-    /// Those whose rule only marks.
+    /// Number of flows whose rule only marks.
     pub(crate) fn marking(&self) -> usize {
         self.marking
     }
 
-    /// Says whether the rule in the device only marks.
+    /// Records whether the installed rule only marks.
     pub(crate) fn set_marks(&mut self, at: u32, marks: bool) {
         let flow = &mut self.flows[at as usize];
         self.marking = self.marking + usize::from(marks) - usize::from(flow.marks);
         flow.marks = marks;
     }
 
-    /// Every place is below this.
+    /// An upper bound of all places.
     pub(crate) fn places(&self) -> u32 {
         self.flows.capacity() as u32
     }
 
     pub(crate) fn find(&self, ufid: u128) -> Option<u32> {
-        let found = self.by_name.find(ufid as u64, |at| self.flows[*at as usize].ufid() == ufid);
+        let found = self.by_ufid.find(ufid as u64, |at| self.flows[*at as usize].ufid() == ufid);
         found.copied()
     }
 
-    pub(crate) fn find_short(&self, name: u64) -> Option<u32> {
-        self.by_name.find(name, |at| self.flows[*at as usize].name[0] == name).copied()
+    pub(crate) fn find_by_half(&self, half: u64) -> Option<u32> {
+        self.by_ufid.find(half, |at| self.flows[*at as usize].ufid[0] == half).copied()
     }
 
-    pub(crate) fn get(&self, at: u32) -> Option<&Flow<R>> {
+    pub(crate) fn get(&self, at: u32) -> Option<&Flow> {
         self.flows.get(at as usize)
     }
 
-    pub(crate) fn insert(&mut self, flow: Flow<R>) -> u32 {
-        let hash = flow.name[0];
+    pub(crate) fn insert(&mut self, flow: Flow) -> u32 {
+        let hash = flow.ufid[0];
         let at = self.flows.insert(flow) as u32;
-        self.by_name.insert_unique(hash, at, |at| self.flows[*at as usize].name[0]);
+        self.by_ufid.insert_unique(hash, at, |at| self.flows[*at as usize].ufid[0]);
         at
     }
 
-    pub(crate) fn remove(&mut self, at: u32) -> Flow<R> {
+    pub(crate) fn remove(&mut self, at: u32) -> Flow {
         self.set_marks(at, false);
         let flow = self.flows.remove(at as usize);
-        if let Ok(found) = self.by_name.find_entry(flow.name[0], |other| *other == at) {
+        if let Ok(found) = self.by_ufid.find_entry(flow.ufid[0], |other| *other == at) {
             found.remove();
         }
         flow
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Flow<R>)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Flow)> {
         self.flows.iter().map(|(at, flow)| (at as u32, flow))
     }
 }
 
-impl<R> Index<u32> for Flows<R> {
-    type Output = Flow<R>;
+impl Index<u32> for Flows {
+    type Output = Flow;
 
-    fn index(&self, at: u32) -> &Flow<R> {
+    fn index(&self, at: u32) -> &Flow {
         &self.flows[at as usize]
     }
 }
 
-impl<R> IndexMut<u32> for Flows<R> {
-    fn index_mut(&mut self, at: u32) -> &mut Flow<R> {
+impl IndexMut<u32> for Flows {
+    fn index_mut(&mut self, at: u32) -> &mut Flow {
         &mut self.flows[at as usize]
     }
 }
@@ -223,24 +223,23 @@ impl<R> IndexMut<u32> for Flows<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::card::CardRule;
 
-    /// A flow's own place, a third of one more for its name's index (a byte and four for each of up to 2.3 buckets), its share with
-    /// what malloc adds, and what the queue keeps of its rule.
+    /// A flow's place, its part of the index (a byte and four for each of up to 2.3 buckets), its share with malloc's overhead, and
+    /// the queue's slot of its rule.
     #[test]
     fn a_flow_takes_less_than_two_hundred_bytes() {
         const INDEX: usize = 12;
         const SHARE: usize = (size_of::<HardwareShare>() + 16 + 8).next_multiple_of(16);
         const QUEUE: usize = 16;
-        assert_eq!(size_of::<Flow<CardRule>>(), 72);
-        assert!(size_of::<Flow<CardRule>>() + INDEX + SHARE + QUEUE < 200);
+        assert_eq!(size_of::<Flow>(), 72);
+        assert!(size_of::<Flow>() + INDEX + SHARE + QUEUE < 200);
     }
 
     #[test]
-    fn flows_are_found_by_their_names() {
+    fn flows_are_found_by_ufid() {
         let mut flows = Flows::default();
-        let flow = |ufid| Flow::coming(ufid, Arc::default(), 0, 1, Cycles(0));
-        // One half of the name is the same.
+        let flow = |ufid| Flow::inserting(ufid, Arc::default(), NicRule::Single(0), 1, Cycles(0));
+        // One half of the ufid is the same.
         let places: Vec<u32> = (0..10u128).map(|n| flows.insert(flow(n << 64 | 7))).collect();
         assert_eq!(flows.remove(places[3]).ufid(), 3 << 64 | 7);
         for (n, place) in (0..10u128).zip(places) {

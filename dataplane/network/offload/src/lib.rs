@@ -1,36 +1,36 @@
-//! Megaflows as `rte_flow` rules: what the hardware does instead of the workers.
+//! Offload of megaflows to devices as `rte_flow` rules.
 //!
-//! [`Rule::of`] projects a megaflow on items and actions, or says which clause of it no rule can express ([`Refusal`]). It never
-//! says more than the flow does: every packet that the rule matches, the flow matches too, and whatever the rule leaves out goes to
-//! the workers. A `Table` keeps track of which flows are in a device: it takes in those that see most, takes out others for them
-//! when the device is full, counts what the device counts, and forgets what a reset took away. The [`Offloader`] is the thread that
-//! does this for the switch.
+//! [`Rule::of`] projects a megaflow on items and actions, or returns the clause that no rule can express ([`Refusal`]). A rule never
+//! matches more than the flow: packets that it leaves out go to the workers. A `Table` keeps track of the offloaded flows: it
+//! inserts those with most packets, evicts others for them when a device is full, adds the devices' counters to the flows'
+//! statistics, and forgets what a reset took away. The [`Offloader`] is the thread that does this for the switch, by
+//! [`rte_rule::FlowDevice`], the seam to devices: this crate knows no driver.
 //!
-//! *Parts.* What a device does not do as a whole ([`Rule::of`] or the device refuse an action, or it leads to a port of the workers)
-//! becomes a rule that marks the packets where their port receives them ([`Rule::marking`]): the mark names the flow, and workers do
-//! such packets without looking them up. They count them, too; what the rule counts tells what it is worth, a quarter of one that does
-//! all. The refused clause stays in the share.
+//! *Partial offload.* A flow that a device does not take as a whole ([`Rule::of`] or the device refuse an action, or the flow leads
+//! to a port of the workers) becomes a rule that marks the packets where their port receives them ([`Rule::marking`]): the mark names
+//! the flow, and workers process such packets without a look-up, and count them. The counters of the rule tell its worth, a
+//! quarter of a whole one. The refused clause stays in the flow's share.
 //!
-//! *Rules on their way.* Where a driver has templates, rules go in and out by a queue, and completions say what became of them: no
-//! call waits for the device. A flow is the hardware's from the completion on. One that does not come within a second is given up:
-//! the flow stays with the workers, its share says so, and the rule is taken out in case it is there.
+//! *Pending operations.* Where a driver has templates, rules are inserted and removed by a queue, and completions tell the outcome: no
+//! call waits for the device. A flow is offloaded from the completion on. After a second without a completion the flow stays with
+//! the workers, its share tells so, and the rule is removed in case the device has it.
 //!
-//! *Idle flows cost nothing.* A flow in hardware does not age in the switch, so somebody has to take it back when it has nothing to
-//! do. Where the device ages rules ([`IDLE`]) it says which ones have, and they are taken out. Counters are read for the sake of
-//! statistics and rates alone, and only of flows that moved when they were looked at last; the others get a hand that goes round
-//! them, a fixed number of steps a look, which also finds idle ones where the device says nothing. A look therefore costs what the
-//! active flows cost, up to a bound, and not more for a million idle ones. Who asks for a dump has all counters read at once, and
-//! each is read a last time when its rule goes.
+//! *Idle flows cost nothing.* An offloaded flow does not age in the switch, so it has to be given back when it is idle. Where the
+//! device ages rules ([`IDLE`]), it reports the aged ones, and they are removed. Counters are read for statistics and rates alone,
+//! and only of flows that moved at the last poll; a cursor passes over the others, a fixed number of steps a poll, and finds idle
+//! ones where the device does not age rules. A poll therefore costs what the active flows cost, up to a bound, and not more for a
+//! million idle ones. A dump polls all counters at once, and each rule's are read a last time at its removal.
 //!
-//! *Resets.* A device that says that it was reset, or that does not know a rule, is asked for each of its rules. The lost ones are
-//! offered again by the switch, which is told at once. What was counted stays counted, and a new rule starts at zero.
+//! *Resets.* When a device reports a reset, or does not know a rule, all of its rules are queried. The switch is told at once, and
+//! offers the lost flows again. Statistics stay, and a new rule starts at zero.
 //!
-//! *Errors.* No error stops traffic: the flow stays with the workers, and its [`switch::HardwareShare`] says why.
+//! *Errors.* No error stops traffic: the flow stays with the workers, and its [`switch::HardwareShare`] tells the reason.
 
-mod card;
-mod device;
+#![deny(clippy::wildcard_enum_match_arm)]
+
+mod counters;
 mod flows;
-mod look;
+mod nic;
 mod offloader;
 mod pattern;
 mod rewrite;
@@ -44,7 +44,7 @@ pub use totals::Totals;
 
 use std::time::Duration;
 
-/// A rule that has seen nothing for so long is taken out.
+/// Time without packets after which a rule is removed.
 pub const IDLE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

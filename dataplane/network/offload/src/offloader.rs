@@ -1,33 +1,34 @@
-//! The thread that puts rules into devices.
+//! The thread that offloads flows to devices.
 
 use crate::Totals;
-use crate::card::{Card, CardPort};
-use crate::table::{PATIENCE, Table};
+use crate::nic::NicPort;
+use crate::table::{COMPLETION_TIMEOUT, Table};
 use clock::Cycles;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
-use dpdk::flow::{FlowEvent, FlowPort};
 use flow::PortNo;
+use parking_lot::Mutex;
 use port::Port;
+use rte_rule::{FlowDevice, FlowEvent, FlowEvents};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use switch::{Offer, Offload};
 
-/// Time between two looks at the counters of devices.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Time between two looks for completions, while some are awaited.
-const TURN_EVERY: Duration = Duration::from_micros(100);
-/// Messages that are taken at a time: offers among them in order of what they have seen.
-const MESSAGES: usize = 1024;
+/// Time between two polls of the devices' counters.
+const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two polls for completions, while operations are pending.
+const COMPLETIONS_INTERVAL: Duration = Duration::from_micros(100);
+/// Largest number of messages handled at a time; the offers among them are placed in order of their packets.
+const MESSAGES_PER_TURN: usize = 1024;
 
 /// The limits of offloading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Rules for flows from one port: no port takes all the room of its device.
+    /// Largest number of rules for flows from one port, so that no port takes all the room of its device.
     pub rules_of_a_port: u32,
-    /// Offers that wait, for the thread or for room in a device. The rest are dropped, and offered again by the switch.
+    /// Largest number of offers that wait, for the thread or for room in a device. More are dropped, and offered again by the switch.
     pub waiting: usize,
 }
 
@@ -37,21 +38,22 @@ impl Default for Config {
     }
 }
 
-/// Hardware behind the ports of the switch. A thread of its own talks to the devices, since a device may take its time.
+/// Offloads the flows of a switch to the devices of its ports. The calls into devices are made by a thread of their own, since a
+/// device may be slow.
 pub struct Offloader {
     config: Config,
-    /// Devices that tell of themselves have weak ones.
+    /// Sender of messages to the thread; the event listeners of devices hold weak references.
     messages: Option<Arc<Sender<Message>>>,
-    /// Offers among them of flows that are not in hardware.
+    /// Number of queued offers of flows that are not offloaded.
     offers: Arc<AtomicUsize>,
     totals: Arc<Mutex<Totals>>,
     thread: Option<JoinHandle<()>>,
 }
 
 enum Message {
-    AddPort(PortNo, Box<CardPort>, u16),
+    AddPort(PortNo, Box<NicPort>, u16),
     RemovePort(PortNo, Sender<()>),
-    /// With whether it counts among those that wait.
+    /// An offer, and whether it counts in [`Offloader::offers`].
     Offer(Box<Offer>, bool),
     Withdraw(u128),
     Settle(Sender<()>),
@@ -60,15 +62,16 @@ enum Message {
 }
 
 impl Offloader {
-    /// Begins without ports, with the limits that are usual.
+    /// Starts the thread without ports, with the default limits.
     pub fn start() -> std::io::Result<Offloader> {
         Offloader::start_with(Config::default())
     }
 
-    /// Begins without ports.
+    /// Starts the thread without ports.
     pub fn start_with(config: Config) -> std::io::Result<Offloader> {
         let (messages, inbox) = channel::unbounded();
-        let (totals, offers) = (Arc::<Mutex<Totals>>::default(), Arc::<AtomicUsize>::default());
+        let totals = Arc::<Mutex<Totals>>::default();
+        let offers = Arc::<AtomicUsize>::default();
         let thread = Thread {
             inbox,
             table: Table::new(config),
@@ -81,83 +84,80 @@ impl Offloader {
         Ok(Offloader { config, messages: Some(Arc::new(messages)), offers, totals, thread: Some(thread) })
     }
 
-    /// What was done so far.
+    /// The totals until now.
     pub fn totals(&self) -> Totals {
-        self.totals.lock().expect("no panic under this lock").clone()
+        self.totals.lock().clone()
     }
 
-    /// Waits until all that was said before is done, or took too long, and reads all counters.
+    /// Waits until all messages sent before are handled and their operations are complete or have timed out, and polls all counters.
     pub fn settle(&self) {
-        self.ask(Message::Settle);
+        self.call(Message::Settle);
     }
 
-    /// Says something and waits until it is done.
-    fn ask(&self, message: impl FnOnce(Sender<()>) -> Message) {
-        let (reply, answer) = channel::bounded(1);
-        self.tell(message(reply));
-        // The thread answers by dropping its end.
-        answer.into_iter().for_each(|()| ());
+    /// Sends a message and waits until it is handled.
+    fn call(&self, message: impl FnOnce(Sender<()>) -> Message) {
+        let (reply, handled) = channel::bounded(1);
+        self.send(message(reply));
+        let _ = handled.recv(); // the thread replies by dropping its end
     }
 
-    fn tell(&self, message: Message) {
+    fn send(&self, message: Message) {
         if let Some(messages) = &self.messages {
-            // The thread ends only after the sender.
-            drop(messages.send(message));
+            let _ = messages.send(message); // the thread ends only after the sender
         }
     }
 }
 
-/// What the thread has.
+/// The state of the thread.
 struct Thread {
     inbox: Receiver<Message>,
-    table: Table<Card>,
+    table: Table,
     offers: Arc<AtomicUsize>,
     totals: Arc<Mutex<Totals>>,
-    /// Who waits until nothing is on its way, and for how long.
+    /// Callers of [`Offloader::settle`], with their deadlines.
     settling: Vec<(Sender<()>, Instant)>,
     on_loss: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Thread {
     fn run(mut self) {
-        let mut next_look = Instant::now() + LOOK_EVERY;
+        let mut next_poll = Instant::now() + COUNTERS_INTERVAL;
         loop {
             let first = match (self.table.is_busy(), self.table.is_empty() && self.settling.is_empty()) {
-                (true, _) => self.inbox.recv_timeout(TURN_EVERY),
+                (true, _) => self.inbox.recv_timeout(COMPLETIONS_INTERVAL),
                 (false, true) => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                (false, false) => self.inbox.recv_deadline(next_look),
+                (false, false) => self.inbox.recv_deadline(next_poll),
             };
             if matches!(first, Err(RecvTimeoutError::Disconnected)) {
                 return;
             }
-            self.take_messages(first.ok());
-            self.table.turn(Cycles::now());
+            self.handle_messages(first.ok());
+            self.table.poll(Cycles::now());
             let now = Instant::now();
             if !self.settling.is_empty() && (!self.table.is_busy() || self.settling.iter().any(|(_, at)| now > *at)) {
-                self.table.look_at_all(Cycles::now());
-            } else if now >= next_look {
-                next_look = now + LOOK_EVERY;
-                self.table.look(Cycles::now());
+                self.table.poll_all_counters(Cycles::now());
+            } else if now >= next_poll {
+                next_poll = now + COUNTERS_INTERVAL;
+                self.table.poll_counters(Cycles::now());
             }
-            if std::mem::take(&mut self.table.has_lost) {
-                self.on_loss.iter().for_each(|tell| tell());
+            if std::mem::take(&mut self.table.has_lost)
+                && let Some(on_loss) = &self.on_loss
+            {
+                on_loss();
             }
-            *self.totals.lock().expect("no panic under this lock") = self.table.totals();
+            *self.totals.lock() = self.table.totals();
             let table = &self.table;
             self.settling.retain(|(_, at)| table.is_busy() && now <= *at);
         }
     }
 
-    fn take_messages(&mut self, first: Option<Message>) {
-        // The latest word on a flow counts.
+    fn handle_messages(&mut self, first: Option<Message>) {
+        // The latest offer of a flow counts.
         let mut offers: HashMap<u128, Box<Offer>> = HashMap::new();
-        let messages: Vec<Message> = first.into_iter().chain(self.inbox.try_iter().take(MESSAGES)).collect();
+        let messages: Vec<Message> = first.into_iter().chain(self.inbox.try_iter().take(MESSAGES_PER_TURN)).collect();
         for message in messages {
             match message {
-                Message::AddPort(number, port, domain) => {
-                    let device_number = port.port.port_id();
-                    self.table.add_port(number, *port, domain, device_number);
-                }
+                Message::AddPort(number, port, domain) => self.table.add_port(number, *port, domain),
                 Message::RemovePort(number, _reply) => self.remove_port(number),
                 Message::Offer(offer, is_new) => {
                     self.offers.fetch_sub(is_new.into(), Ordering::Relaxed);
@@ -167,9 +167,9 @@ impl Thread {
                     offers.remove(&ufid);
                     self.table.withdraw(ufid, Cycles::now());
                 }
-                Message::Settle(reply) => self.settling.push((reply, Instant::now() + 2 * PATIENCE)),
-                Message::Event(domain, event) => self.table.event(domain, event, Cycles::now()),
-                Message::OnLoss(tell) => self.on_loss = Some(tell),
+                Message::Settle(reply) => self.settling.push((reply, Instant::now() + 2 * COMPLETION_TIMEOUT)),
+                Message::Event(domain, event) => self.table.handle_event(domain, event, Cycles::now()),
+                Message::OnLoss(listener) => self.on_loss = Some(listener),
             }
         }
         if !offers.is_empty() {
@@ -177,11 +177,11 @@ impl Thread {
         }
     }
 
-    /// Waits for the device to let go of the port's rules, for a time.
+    /// Removes a port, and waits up to [`COMPLETION_TIMEOUT`] until the device has removed the port's rules.
     fn remove_port(&mut self, number: PortNo) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + COMPLETION_TIMEOUT;
         while !self.table.remove_port(number, Cycles::now()) && Instant::now() < deadline {
-            self.table.turn(Cycles::now());
+            self.table.poll(Cycles::now());
             std::thread::yield_now();
         }
         self.table.detach(number);
@@ -190,30 +190,29 @@ impl Thread {
 
 impl Offload for Offloader {
     fn add_port(&self, number: PortNo, port: &dyn Port) -> bool {
-        let Some((domain, port)) = port.flow_port().and_then(|port| Some((port.switch_domain()?, port))) else {
-            return false;
-        };
-        let events = self.listen(&port, domain);
-        self.tell(Message::AddPort(number, Box::new(CardPort { port, _events: events }), domain));
+        let Some(device) = port.flow_device() else { return false };
+        let Some(domain) = device.info().switch_domain else { return false };
+        let _events = self.listen(&*device, domain);
+        self.send(Message::AddPort(number, Box::new(NicPort { device, _events }), domain));
         true
     }
 
     fn remove_port(&self, number: PortNo) {
-        self.ask(|reply| Message::RemovePort(number, reply));
+        self.call(|reply| Message::RemovePort(number, reply));
     }
 
     fn offer(&self, offer: Offer) {
-        // A flow that is in hardware and does something else by now is never passed over.
+        // An offer of an offloaded flow, whose actions have changed, is never dropped here.
         let is_new = !offer.share.is_placed();
         if is_new && self.offers.load(Ordering::Relaxed) >= self.config.waiting {
             return;
         }
         self.offers.fetch_add(is_new.into(), Ordering::Relaxed);
-        self.tell(Message::Offer(Box::new(offer), is_new));
+        self.send(Message::Offer(Box::new(offer), is_new));
     }
 
     fn withdraw(&self, ufid: u128) {
-        self.tell(Message::Withdraw(ufid));
+        self.send(Message::Withdraw(ufid));
     }
 
     fn refresh(&self) {
@@ -221,26 +220,30 @@ impl Offload for Offloader {
     }
 
     fn on_loss(&self, listener: Box<dyn Fn() + Send>) {
-        self.tell(Message::OnLoss(listener));
+        self.send(Message::OnLoss(listener));
     }
 }
 
 impl Offloader {
-    /// Hears what the device tells of itself.
-    fn listen(&self, port: &FlowPort, domain: u16) -> Option<dpdk::flow::FlowEvents> {
+    /// Subscribes to the events of a device, where its driver has some.
+    fn listen(&self, device: &dyn FlowDevice, domain: u16) -> Option<FlowEvents> {
         let messages = Arc::downgrade(self.messages.as_ref()?);
-        let tell = move |event| drop(messages.upgrade().map(|messages| messages.send(Message::Event(domain, event))));
-        port.listen(tell).ok()
+        let forward = move |event| {
+            if let Some(messages) = messages.upgrade() {
+                let _ = messages.send(Message::Event(domain, event)); // the thread may have ended
+            }
+        };
+        device.listen(Box::new(forward)).ok()
     }
 }
 
 impl Drop for Offloader {
     fn drop(&mut self) {
         self.messages = None;
-        // The thread itself may be the last to hold this, while it tells of a loss.
-        let other = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
-        if let Some(thread) = self.thread.take().filter(other) {
-            drop(thread.join());
+        // The thread itself may drop the last reference, in the listener for losses.
+        let is_other = |thread: &JoinHandle<()>| thread.thread().id() != std::thread::current().id();
+        if let Some(thread) = self.thread.take().filter(is_other) {
+            let _ = thread.join(); // a panic of the thread was reported by the panic hook
         }
     }
 }

@@ -1,53 +1,53 @@
-//! What a megaflow matches, as items.
+//! The match of a megaflow as a pattern of items.
 
 use crate::Refusal;
-use dpdk::flow::{Eth, FlowItem, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
 use flow::key::{Field, VLAN_PRESENT, Wide, field, frag};
 use flow::text::FlowMatch;
 use flow::{Key, Mask, PortNo, ethertype, protocol};
+use rte_rule::{Eth, FlowItem, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
 
-/// The items of a flow.
+/// The pattern of a flow, and the headers that it implies.
 pub(crate) struct Pattern {
     pub(crate) items: Vec<FlowItem>,
     pub(crate) headers: Headers,
 }
 
-/// What every packet of a flow has.
+/// The headers that every packet of a flow has.
 pub(crate) struct Headers {
-    /// So many VLAN tags, or more.
+    /// Smallest number of VLAN tags.
     pub(crate) tags: usize,
-    /// This type behind them.
+    /// EtherType behind the tags, where it is known.
     pub(crate) eth_type: Option<u16>,
-    /// The header of this transport protocol.
+    /// Transport protocol, where every packet has its header.
     pub(crate) protocol: Option<u8>,
-    /// A TTL that is not below this.
+    /// Smallest TTL.
     pub(crate) ttl: u8,
 }
 
-/// A flow's match, of which each item takes its part. What nobody took at the end is what no item expresses.
-struct Taking<'a> {
+/// The fields of a flow's match that no item covers yet. Those left at the end have no item.
+struct UnmatchedFields<'a> {
     key: &'a Key,
     left: Mask,
 }
 
-impl Taking<'_> {
+impl UnmatchedFields<'_> {
     fn value(&self, field: Field) -> u64 {
         self.key.get(field)
     }
 
-    /// The mask of a field, taken.
+    /// Takes the mask of a field.
     fn take(&mut self, field: Field) -> u64 {
         self.take_bits(field, field.max())
     }
 
-    /// The mask of these bits of a field, taken.
+    /// Takes the mask of these bits of a field.
     fn take_bits(&mut self, field: Field, bits: u64) -> u64 {
         let mask = self.left.get(field);
         self.left.0.set(field, mask & !bits);
         mask & bits
     }
 
-    /// Value and mask of a field, taken.
+    /// Takes value and mask of a field.
     fn pair(&mut self, field: Field) -> (u64, u64) {
         let mask = self.take(field);
         (self.value(field) & mask, mask)
@@ -66,7 +66,7 @@ impl Taking<'_> {
 
 impl Pattern {
     pub(crate) fn of(key: &Key, mask: &Mask, device_port: impl Fn(PortNo) -> Option<u16>) -> Result<Pattern, Refusal> {
-        let mut flow = Taking { key, left: *mask };
+        let mut flow = UnmatchedFields { key, left: *mask };
         let mut items = Vec::with_capacity(5);
         if flow.is_exact(field::IN_PORT) {
             flow.take(field::IN_PORT);
@@ -101,9 +101,8 @@ impl Pattern {
     }
 }
 
-impl Taking<'_> {
-    /// Takes what is the same for every packet that comes from a port: it is Ethernet, was not looked up before, and has nothing
-    /// but its bytes.
+impl UnmatchedFields<'_> {
+    /// Takes the fields that are the same for every packet from a port: it is Ethernet, was not recirculated, and has no metadata.
     fn take_constants(&mut self) {
         const FIELDS: [Field; 12] = [
             field::RECIRC_ID,

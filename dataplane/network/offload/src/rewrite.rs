@@ -1,16 +1,16 @@
-//! What a megaflow changes, as actions.
+//! The header changes of a megaflow as actions of rte_flow.
 
 use crate::Refusal;
 use crate::pattern::{Headers, mac};
-use dpdk::flow::{FlowAction, SetField};
 use flow::action::{Header, SetField as Set};
 use flow::key::{Field, VLAN_PRESENT, Wide, field};
 use flow::{Action, HeaderEdit, Mask, ethertype, protocol};
+use rte_rule::{FlowAction, SetField};
 
 const VID: u64 = 0x0fff;
 const PCP: u64 = 0xe000;
 
-/// Adds to `to` what does the same as `action` to packets that have these headers, which it may change.
+/// Adds to `to` the equivalent of `action` for packets with these headers, and changes the headers accordingly.
 pub(crate) fn rewrite(action: &Action, headers: &mut Headers, to: &mut Vec<FlowAction>) -> Result<(), Refusal> {
     let refused = |reason| Err(Refusal::action(action, reason));
     match action {
@@ -26,7 +26,7 @@ pub(crate) fn rewrite(action: &Action, headers: &mut Headers, to: &mut Vec<FlowA
             to.push(FlowAction::PushVlan(*tpid));
             to.extend(tag((*tci).into(), VID | PCP).map(FlowAction::Set));
         }
-        // What hardware does with a TTL that is spent, no rule says: it gets only packets whose TTL cannot be.
+        // No rule says what a NIC does when the TTL expires, so its rules match only packets whose TTL does not.
         Action::DecTtl { .. } if headers.ttl < 2 => return refused("the flow does not say that the TTL is above 1"),
         Action::DecTtl { .. } => {
             headers.ttl -= 1;
@@ -35,12 +35,29 @@ pub(crate) fn rewrite(action: &Action, headers: &mut Headers, to: &mut Vec<FlowA
         Action::Set(set) if !headers.have(set.header) => {
             return refused("the flow does not say that it has this header");
         }
-        Action::Set(set) => match fields(set) {
+        Action::Set(set) => match split_fields(set) {
             Some(fields) => to.extend(fields.into_iter().map(FlowAction::Set)),
-            None => return refused("hardware sets only whole fields, and not every field"),
+            None => return refused("rte_flow sets only whole fields, and not every field"),
         },
-        Action::Output(_) => return refused("hardware has one output a rule"),
-        _ => return refused("hardware does not do it"),
+        Action::Output(_) => return refused("a rule of rte_flow has one output"),
+        Action::Userspace(_)
+        | Action::Header(
+            HeaderEdit::PushMpls { .. } | HeaderEdit::PopMpls { .. } | HeaderEdit::PushEth { .. } | HeaderEdit::PopEth,
+        )
+        | Action::AddMpls { .. }
+        | Action::Recirc(_)
+        | Action::Hash { .. }
+        | Action::Sample { .. }
+        | Action::Trunc(_)
+        | Action::Clone(_)
+        | Action::CheckPktLen { .. }
+        | Action::Meter(_)
+        | Action::Drop
+        | Action::Ct(_)
+        | Action::CtClear
+        | Action::TnlPush(_)
+        | Action::TnlPop(_)
+        | Action::LbOutput(_) => return refused("has no rte_flow equivalent"),
     }
     Ok(())
 }
@@ -53,47 +70,75 @@ impl Headers {
             Header::Ipv6 => self.eth_type == Some(ethertype::IPV6),
             Header::Tcp => self.protocol == Some(protocol::TCP),
             Header::Udp => self.protocol == Some(protocol::UDP),
-            _ => true,
+            // `split_fields` refuses all of these but Ethernet, which every packet has.
+            Header::Eth
+            | Header::EthType
+            | Header::Mpls
+            | Header::Sctp
+            | Header::Icmp
+            | Header::Icmpv6
+            | Header::Arp
+            | Header::Nd
+            | Header::NdExt
+            | Header::Nsh
+            | Header::Tunnel
+            | Header::InPort
+            | Header::SkbPriority
+            | Header::SkbMark
+            | Header::DpHash => true,
         }
     }
 }
 
-/// The fields that are set, if hardware sets each of them, and each is set as a whole.
-fn fields(set: &Set) -> Option<Vec<SetField>> {
-    let mut whole = Whole { set, left: set.mask, fields: Vec::new() };
+/// The fields that a `set` action sets. `None` if a field is not set as a whole, or has no action of rte_flow.
+fn split_fields(set: &Set) -> Option<Vec<SetField>> {
+    let mut splitter = FieldSplitter { set, left: set.mask, fields: Vec::new() };
     match set.header {
         Header::Eth => {
-            whole.one(field::ETH_SRC, |value| SetField::MacSrc(mac(value)));
-            whole.one(field::ETH_DST, |value| SetField::MacDst(mac(value)));
+            splitter.one(field::ETH_SRC, |value| SetField::MacSrc(mac(value)));
+            splitter.one(field::ETH_DST, |value| SetField::MacDst(mac(value)));
         }
         Header::Ipv4 => {
-            whole.one(field::IPV4_SRC, |value| SetField::Ipv4Src((value as u32).to_be_bytes()));
-            whole.one(field::IPV4_DST, |value| SetField::Ipv4Dst((value as u32).to_be_bytes()));
-            whole.one(field::NW_TTL, |value| SetField::Ttl(value as u8));
+            splitter.one(field::IPV4_SRC, |value| SetField::Ipv4Src((value as u32).to_be_bytes()));
+            splitter.one(field::IPV4_DST, |value| SetField::Ipv4Dst((value as u32).to_be_bytes()));
+            splitter.one(field::NW_TTL, |value| SetField::Ttl(value as u8));
         }
         Header::Ipv6 => {
-            whole.wide(field::IPV6_SRC, SetField::Ipv6Src);
-            whole.wide(field::IPV6_DST, SetField::Ipv6Dst);
-            whole.one(field::NW_TTL, |value| SetField::Ttl(value as u8));
+            splitter.wide(field::IPV6_SRC, SetField::Ipv6Src);
+            splitter.wide(field::IPV6_DST, SetField::Ipv6Dst);
+            splitter.one(field::NW_TTL, |value| SetField::Ttl(value as u8));
         }
         Header::Tcp | Header::Udp => {
-            whole.one(field::TP_SRC, |value| SetField::TpSrc(value as u16));
-            whole.one(field::TP_DST, |value| SetField::TpDst(value as u16));
+            splitter.one(field::TP_SRC, |value| SetField::TpSrc(value as u16));
+            splitter.one(field::TP_DST, |value| SetField::TpDst(value as u16));
         }
-        Header::Vlan => whole.tag(),
-        _ => {}
+        Header::Vlan => splitter.tag(),
+        Header::EthType
+        | Header::Mpls
+        | Header::Sctp
+        | Header::Icmp
+        | Header::Icmpv6
+        | Header::Arp
+        | Header::Nd
+        | Header::NdExt
+        | Header::Nsh
+        | Header::Tunnel
+        | Header::InPort
+        | Header::SkbPriority
+        | Header::SkbMark
+        | Header::DpHash => {}
     }
-    (whole.left == Mask::EMPTY).then_some(whole.fields)
+    (splitter.left == Mask::EMPTY).then_some(splitter.fields)
 }
 
-/// The fields of a `set` action, taken from its mask one after the other.
-struct Whole<'a> {
+/// Splits a `set` action into fields, which it takes from the action's mask one by one.
+struct FieldSplitter<'a> {
     set: &'a Set,
     left: Mask,
     fields: Vec<SetField>,
 }
 
-impl Whole<'_> {
+impl FieldSplitter<'_> {
     fn one(&mut self, field: Field, make: impl Fn(u64) -> SetField) {
         if self.left.get(field) == field.max() {
             self.left.0.set(field, 0);
@@ -118,7 +163,7 @@ impl Whole<'_> {
     }
 }
 
-/// Sets those parts of a tag whose bits are given.
+/// Sets the parts of a VLAN tag that `bits` names.
 fn tag(tci: u64, bits: u64) -> impl Iterator<Item = SetField> {
     let vid = (bits & VID != 0).then_some(SetField::VlanVid((tci & VID) as u16));
     let pcp = (bits & PCP != 0).then_some(SetField::VlanPcp((tci >> 13) as u8));

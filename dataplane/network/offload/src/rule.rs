@@ -2,57 +2,57 @@
 
 use crate::pattern::Pattern;
 use crate::rewrite::rewrite;
-use dpdk::flow::{Direction, FlowAction, FlowAttributes, FlowItem};
 use flow::text::{Actions, FlowMatch};
 use flow::{Action, Key, Mask, PortNo, field};
+use rte_rule::{Direction, FlowAction, FlowAttr, FlowItem};
 use std::time::Duration;
 
-/// What a device is told: items that a packet has to match, from the outside in, and what is done to it then.
+/// A rule for a device, without its priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// What it matches.
+    /// Items that a packet has to match, from the outermost header inwards.
     pub pattern: Vec<FlowItem>,
-    /// What it does: counts, rewrites, and one fate at the end.
+    /// Actions: COUNT, header changes, and one terminal (fate) action at the end.
     pub actions: Vec<FlowAction>,
-    /// What it is applied to: all that passes the device's switch, or what one port receives.
+    /// The traffic that the rule applies to: what passes the device's embedded switch, or what one port receives.
     pub direction: Direction,
 }
 
-/// The clause of a flow that no rule expresses.
+/// The reason why a flow is not offloaded, or not as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The flow looks at this.
-    #[error("match {0}: there is no item for it")]
+    /// These fields of the match have no item.
+    #[error("match {0}: has no rte_flow item")]
     Match(Box<FlowMatch>),
-    /// The flow does this.
+    /// This action is left to the workers.
     #[error("action {action}: {reason}")]
     Action {
         /// The action, in the text of the datapath.
         action: String,
-        /// Why it is left to the workers.
+        /// The reason.
         reason: &'static str,
     },
-    /// The flow leads from or to this port.
-    #[error("port {0}: it is not of the device")]
+    /// The flow leads from or to this port of another device or none.
+    #[error("port {0} is not in this device's switch domain")]
     Port(PortNo),
-    /// The device's own words.
+    /// The device's own message.
     #[error("{0}")]
     Device(String),
-    /// For this reason the device does not do the flow as a whole, and for that it does not mark its packets either.
+    /// The device takes neither the flow as a whole nor a rule that marks its packets.
     #[error("{whole}; to mark its packets: {marking}")]
     Both {
-        /// The flow as a whole.
+        /// The reason why the flow is not offloaded as a whole.
         whole: Box<Refusal>,
-        /// Its packets.
+        /// The reason why its packets are not marked.
         marking: String,
     },
-    /// Nothing was heard of the rule for so long: nobody knows whether it is there.
+    /// The completion of the insertion did not come within this time.
     #[error("no completion from the device in {} s", .0.as_secs())]
     Completion(Duration),
 }
 
 impl Refusal {
-    /// What was refused, in a word.
+    /// The kind of the reason, in a word.
     pub fn kind(&self) -> &'static str {
         match self {
             Refusal::Match(_) => "match",
@@ -70,17 +70,12 @@ impl Refusal {
 }
 
 impl Rule {
-    /// Where rules of whole flows stand: they see what passes the device's switch, whatever port it comes from.
-    pub fn attributes(priority: u32) -> FlowAttributes {
-        FlowAttributes { group: 0, priority, direction: Direction::Transfer }
+    /// The attributes of the rule.
+    pub fn attr(&self, priority: u32) -> FlowAttr {
+        FlowAttr { group: 0, priority, direction: self.direction }
     }
 
-    /// Where this rule stands.
-    pub fn place(&self, priority: u32) -> FlowAttributes {
-        FlowAttributes { direction: self.direction, ..Rule::attributes(priority) }
-    }
-
-    /// The rule that does what this flow does. `device_port` knows the number that the device has for a port of the switch.
+    /// The rule that is equivalent to a flow. `device_port` returns the device's number for a port of the switch.
     pub fn of(
         key: &Key,
         mask: &Mask,
@@ -94,7 +89,7 @@ impl Rule {
             Some((Action::Output(port), before)) => {
                 (FlowAction::RepresentedPort(device_port(*port).ok_or(Refusal::Port(*port))?), before)
             }
-            Some((last, _)) => return Err(Refusal::action(last, "it is no fate that hardware has")),
+            Some((last, _)) => return Err(Refusal::action(last, "not a terminal (fate) action of rte_flow")),
         };
         for action in before {
             rewrite(action, &mut headers, &mut rule.actions)?;
@@ -103,8 +98,8 @@ impl Rule {
         Ok(rule)
     }
 
-    /// The rule that marks the packets of this flow where its port receives them, by so many queues. What it counts says how much
-    /// it is worth; the flow's statistics are those of the workers.
+    /// The rule that marks the packets of a flow where its port receives them, by `queues` queues. The rule's counters tell how much
+    /// it spares the workers; the flow's statistics are those of the workers.
     pub fn marking(key: &Key, mask: &Mask, mark: u32, queues: u16) -> Result<Rule, Refusal> {
         let mut of_port = *mask;
         of_port.0.set(field::IN_PORT, 0);

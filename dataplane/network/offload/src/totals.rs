@@ -1,41 +1,41 @@
-//! What was done so far.
+//! Totals of offloading.
 
 use std::collections::HashMap;
 
-/// What was done so far.
+/// Totals of offloading until now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Flows that hardware does now.
+    /// Flows that are offloaded as a whole now.
     pub flows: u64,
-    /// Flows whose packets it marks.
+    /// Flows whose packets a device marks now.
     pub partial: u64,
-    /// Rules put in.
+    /// Rules inserted.
     pub insertions: u64,
-    /// Time from asking for each to its completion, in cycles.
+    /// Time from the request of each to its completion, in cycles.
     pub insertion_cycles: u64,
-    /// Rules taken out for flows that see more.
+    /// Rules evicted for flows with more packets.
     pub evictions: u64,
-    /// Rules taken out as they saw nothing any more.
+    /// Rules removed after a time without packets.
     pub aged: u64,
-    /// Rules that a device lost: it was reset, or somebody else took them out.
+    /// Rules that a device lost, by a reset or another program.
     pub lost: u64,
-    /// Operations that a device said nothing of.
+    /// Operations whose completion did not come.
     pub lost_completions: u64,
     /// Offers that found no room.
     pub full: u64,
-    /// Offers that were dropped, as too many waited. Their flows are offered again.
+    /// Offers dropped as too many waited; the switch repeats them.
     pub dropped: u64,
-    /// Looks at what devices have counted.
+    /// Polls of the devices' counters.
     pub looks: u64,
-    /// Time that they took, in cycles.
+    /// Time of these polls, in cycles.
     pub look_cycles: u64,
-    /// Rules that are to go, and that a device has not let go of.
+    /// Rules whose removal a device has refused so far.
     pub leaving: u64,
-    /// Packets that the hardware did.
+    /// Packets that devices forwarded or dropped.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of these packets.
     pub bytes: u64,
-    /// Flows refused, by clause.
+    /// Refused flows, by kind of the reason.
     pub refused: HashMap<&'static str, u64>,
 }
 

@@ -4,7 +4,7 @@
 mod support;
 
 use offload::Totals;
-use port::{MemoryPort, Wire};
+use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
 use std::time::Instant;
 use support::{Counters, MARKER, Net, PATIENCE, PORTS, frame, ipv4, is_root, mac};
@@ -17,7 +17,7 @@ const STATION: u8 = 9;
 /// A card with a guest beside it.
 struct Host {
     net: Net,
-    wire: Arc<Wire>,
+    wire: Arc<MemoryPeer>,
     /// What came to the guest, but for markers, and how many of these.
     got: Vec<Vec<u8>>,
     markers: usize,
@@ -100,7 +100,7 @@ fn packets_for_a_guest_are_marked_and_not_looked_up() {
     assert_eq!(host.take()[PORTS].len(), 50);
     // The flow is offered, and then its workers are told its mark.
     (0..2).for_each(|_| host.net.sweep());
-    assert_eq!(host.placed(2), (Placed::Partial, Some(format!("port {GUEST}: it is not of the device"))));
+    assert_eq!(host.placed(2), (Placed::Partial, Some(format!("port {GUEST} is not in this device's switch domain"))));
     let before = (host.net.looked_up(), host.hits_mark());
     host.send(1, STATION, 500);
     host.receive_until(|host| host.got.len() == 500);

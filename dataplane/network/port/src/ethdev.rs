@@ -7,37 +7,40 @@
 
 mod shard;
 
-use crate::{Assignment, Deal, Port, PortError, PortInfo, PortShard, PortStats, QueueReport};
+use crate::{Assignment, Deal, Port, PortError, PortInfo, PortKind, PortShard, PortStats, QueueReport};
 use dpdk::flow::FlowPort;
 use dpdk::{Eal, EthDev, EthDevConfig, Link, Mempool, RxQueue, Stats, TxQueue};
 use engine::WorkerHandle;
+use parking_lot::Mutex;
+use rte_rule::FlowDevice;
 use shard::Shard;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-/// What an Ethernet device is opened with.
+/// The parameters of an Ethernet device.
 #[derive(Clone, Debug)]
 pub struct EthdevParams {
-    /// The device, as DPDK names it: `0000:03:00.0`, `net_af_packet0,iface=eth1`. Where another port came with a device, as its
-    /// representors do: that port's name.
+    /// The device, as DPDK names it: `0000:03:00.0`, `net_af_packet0,iface=eth1`. For a further port of a device, such as a
+    /// representor: the name of that port.
     pub devargs: String,
-    /// What it receives into.
+    /// Pool that packets are received into.
     pub pool: Mempool,
-    /// Receive queues; 0: one a worker, as far as the device has them.
+    /// Number of receive queues; 0: one for each worker, as far as the device has them.
     pub rx_queues: u16,
-    /// Send queues; 0: one a worker, as far as the device has them. A worker without one hands its packets to one that has.
+    /// Number of send queues; 0: one for each worker, as far as the device has them. A worker without a send queue hands its packets
+    /// to one that has.
     pub tx_queues: u16,
-    /// Workers that there are.
+    /// Number of workers.
     pub workers: u16,
-    /// Descriptors of each queue.
+    /// Number of descriptors of each queue.
     pub descriptors: u16,
-    /// The MTU, where it is to change.
+    /// New MTU; `None` leaves it.
     pub mtu: Option<u16>,
-    /// The MAC address, where it is to change.
+    /// New MAC address; `None` leaves it.
     pub mac: Option<[u8; 6]>,
 }
 
 impl EthdevParams {
-    /// A device as it is, for `workers` workers.
+    /// Opens a device with its own MTU and MAC address, for `workers` workers.
     pub fn new(devargs: &str, pool: &Mempool, workers: u16) -> EthdevParams {
         EthdevParams {
             devargs: devargs.to_owned(),
@@ -95,11 +98,16 @@ impl EthdevPort {
 
     /// The device's own counters.
     pub fn device_stats(&self) -> Result<Stats, PortError> {
-        self.dev.lock().expect("no panic under this lock").stats().map_err(other("counters"))
+        self.dev.lock().stats().map_err(other("counters"))
+    }
+
+    /// The port as one that takes flow rules; `None` where DPDK does not know the device any more.
+    pub fn flow_port(&self) -> Option<FlowPort> {
+        self.dev.lock().flow_port().ok()
     }
 
     fn link(&self) -> Option<Link> {
-        let dev = self.dev.lock().expect("no panic under this lock");
+        let dev = self.dev.lock();
         dev.link().ok().filter(|_| !dev.is_gone())
     }
 }
@@ -107,14 +115,14 @@ impl EthdevPort {
 impl Port for EthdevPort {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
         let stats = Arc::<PortStats>::default();
-        self.stats.lock().expect("no panic under this lock").push(stats.clone());
+        self.stats.lock().push(stats.clone());
         let (rx, tx) = (self.rx.open(worker), self.tx.open(worker));
         Ok(Box::new(Shard::new(rx, tx, self.pool.clone(), stats, self.mtu)))
     }
 
     fn info(&self) -> PortInfo {
         PortInfo {
-            kind: "dpdk",
+            kind: PortKind::Dpdk,
             mac: self.mac,
             mtu: self.mtu,
             link_up: self.link().is_some_and(|link| link.up),
@@ -124,15 +132,15 @@ impl Port for EthdevPort {
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
-        self.stats.lock().expect("no panic under this lock").clone()
+        self.stats.lock().clone()
     }
 
     fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
         self.rx.assign(queue, worker.id())
     }
 
-    fn flow_port(&self) -> Option<FlowPort> {
-        self.dev.lock().expect("no panic under this lock").flow_port().ok()
+    fn flow_device(&self) -> Option<Arc<dyn FlowDevice>> {
+        self.flow_port().map(|port| Arc::new(port) as _)
     }
 
     fn rx_queues(&self) -> Vec<QueueReport> {

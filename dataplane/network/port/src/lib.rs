@@ -20,12 +20,14 @@ mod tap;
 pub use assignment::{Assignment, Deal, Held, Queues};
 #[cfg(feature = "dpdk")]
 pub use ethdev::{EthdevParams, EthdevPort};
-pub use memory::{MemoryPort, Wire};
+pub use memory::{MemoryPeer, MemoryPort};
 pub use stats::{Counters, PortStats};
 pub use tap::{MAX_TAP_QUEUES, TapParams, TapPort};
 
 use engine::WorkerHandle;
+use invalid::Invalid;
 use packet::Burst;
+use rte_rule::FlowDevice;
 use std::sync::Arc;
 
 /// A port's queues on one worker.
@@ -56,27 +58,26 @@ pub trait PortShard: Send {
     fn quiesce(&mut self) {}
 }
 
-/// Something that packets come from and go to.
+/// A port of a switch: packets come from it and go to it.
 pub trait Port: Send + Sync {
     /// The part of the port for `worker`, which has none yet.
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError>;
 
-    /// What it is now.
+    /// The port's properties at this moment.
     fn info(&self) -> PortInfo;
 
-    /// The counters of each shard there was.
+    /// The counters of each shard that was ever opened.
     fn stats(&self) -> Vec<Arc<PortStats>>;
 
     /// Moves a receive queue, or a queue pair, to another worker, which has a shard of this port, while it receives. May wait for
     /// the worker that has it.
     fn move_rx_queue(&self, _queue: u16, _worker: &WorkerHandle) -> Result<(), PortError> {
-        let (got, expected) = (format!("a {} port", self.info().kind), "one whose queues can be moved".to_owned());
-        Err(PortError::Invalid { field: "name", got, expected })
+        let got = format!("a {} port", self.info().kind);
+        Err(Invalid::new("name", got, "one whose queues can be moved").into())
     }
 
-    /// Where rules are put into the device that it is on, if it is on one that may have some.
-    #[cfg(feature = "dpdk")]
-    fn flow_port(&self) -> Option<dpdk::flow::FlowPort> {
+    /// The port as one that takes flow rules; `None` where its device is none that has an `rte_flow` driver.
+    fn flow_device(&self) -> Option<Arc<dyn FlowDevice>> {
         None
     }
 
@@ -95,16 +96,47 @@ pub struct QueueReport {
     pub packets: u64,
 }
 
-/// A port at one moment.
+/// The kind of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortKind {
+    /// A guest's network device over vhost-user.
+    VhostUser,
+    /// A tap device of the kernel.
+    Tap,
+    /// An Ethernet device of DPDK.
+    Dpdk,
+    /// A port in memory: [`MemoryPort`].
+    Memory,
+}
+
+impl PortKind {
+    /// The kind as operators name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PortKind::VhostUser => "vhost-user",
+            PortKind::Tap => "tap",
+            PortKind::Dpdk => "dpdk",
+            PortKind::Memory => "memory",
+        }
+    }
+}
+
+impl std::fmt::Display for PortKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The properties of a port at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortInfo {
-    /// As operators name the kind: `vhost-user`, `tap`, `dpdk`, `memory`.
-    pub kind: &'static str,
-    /// Its address; zero where it has none of its own.
+    /// The kind of the port.
+    pub kind: PortKind,
+    /// MAC address of the port; zero where it has none of its own.
     pub mac: [u8; 6],
-    /// Most bytes of a frame's payload, VLAN tags not counted.
+    /// Largest payload of a frame in bytes, VLAN tags not counted.
     pub mtu: u16,
-    /// Packets can come and go.
+    /// Whether the link is up.
     pub link_up: bool,
     /// Receive queues in use.
     pub rx_queues: u16,
@@ -112,23 +144,16 @@ pub struct PortInfo {
     pub tx_queues: u16,
 }
 
-/// Why a port could not be made or changed.
+/// The reason why a port could not be opened or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
-    /// A parameter is wrong.
-    #[error("{field}: got {got}, expected {expected}")]
-    Invalid {
-        /// The parameter.
-        field: &'static str,
-        /// What was given.
-        got: String,
-        /// What is accepted, with a hint.
-        expected: String,
-    },
+    /// A parameter has a value that is not accepted.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The system refused.
     #[error("{what}: {source}")]
     Os {
-        /// What was tried, with its object.
+        /// The attempted operation, with its object.
         what: String,
         /// The system's reason.
         source: std::io::Error,
@@ -136,9 +161,9 @@ pub enum PortError {
     /// Another layer refused: DPDK, vhost-user.
     #[error("{what}: {source}")]
     Other {
-        /// What was tried.
+        /// The attempted operation.
         what: String,
-        /// Why not.
+        /// The reason of the other layer.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

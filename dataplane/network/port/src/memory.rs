@@ -1,38 +1,39 @@
-//! A port without a device: its other end is a [`Wire`] that a test, a benchmark or another part of the process holds.
+//! A port without a device: its other end is a [`MemoryPeer`] that a test, a benchmark or another part of the process holds.
 
-use crate::{Port, PortError, PortInfo, PortShard, PortStats};
+use crate::{Port, PortError, PortInfo, PortKind, PortShard, PortStats};
 use crossbeam::queue::ArrayQueue;
 use engine::{Waker, WorkerHandle};
 use packet::{Burst, Packet};
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 /// A port in memory. One worker receives; any may send.
 pub struct MemoryPort {
-    wire: Arc<Wire>,
+    peer: Arc<MemoryPeer>,
     stats: Mutex<Vec<Arc<PortStats>>>,
 }
 
 /// The other end of a [`MemoryPort`].
-pub struct Wire {
+pub struct MemoryPeer {
     to_switch: ArrayQueue<Packet>,
     from_switch: ArrayQueue<Packet>,
     wakers: Mutex<Vec<Waker>>,
 }
 
 impl MemoryPort {
-    /// A port whose wire holds up to `depth` packets each way.
-    pub fn new(depth: usize) -> (MemoryPort, Arc<Wire>) {
+    /// A port and its other end, which holds up to `depth` packets each way.
+    pub fn new(depth: usize) -> (MemoryPort, Arc<MemoryPeer>) {
         let queue = || ArrayQueue::new(depth.max(1));
-        let wire = Arc::new(Wire { to_switch: queue(), from_switch: queue(), wakers: Mutex::default() });
-        (MemoryPort { wire: wire.clone(), stats: Mutex::default() }, wire)
+        let peer = Arc::new(MemoryPeer { to_switch: queue(), from_switch: queue(), wakers: Mutex::default() });
+        (MemoryPort { peer: peer.clone(), stats: Mutex::default() }, peer)
     }
 }
 
-impl Wire {
-    /// Puts a packet in front of the switch; gives it back when the wire is full.
+impl MemoryPeer {
+    /// Sends a packet to the switch; returns it when the queue is full.
     pub fn send(&self, packet: Packet) -> Result<(), Packet> {
         self.to_switch.push(packet)?;
-        self.wakers.lock().expect("no panic under this lock").iter().for_each(Waker::wake);
+        self.wakers.lock().iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -45,22 +46,22 @@ impl Wire {
 impl Port for MemoryPort {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
         let stats = Arc::<PortStats>::default();
-        self.stats.lock().expect("no panic under this lock").push(stats.clone());
-        self.wire.wakers.lock().expect("no panic under this lock").push(worker.waker());
-        Ok(Box::new(Shard { wire: self.wire.clone(), stats }))
+        self.stats.lock().push(stats.clone());
+        self.peer.wakers.lock().push(worker.waker());
+        Ok(Box::new(Shard { peer: self.peer.clone(), stats }))
     }
 
     fn info(&self) -> PortInfo {
-        PortInfo { kind: "memory", mac: [0; 6], mtu: 9000, link_up: true, rx_queues: 1, tx_queues: 1 }
+        PortInfo { kind: PortKind::Memory, mac: [0; 6], mtu: 9000, link_up: true, rx_queues: 1, tx_queues: 1 }
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
-        self.stats.lock().expect("no panic under this lock").clone()
+        self.stats.lock().clone()
     }
 }
 
 struct Shard {
-    wire: Arc<Wire>,
+    peer: Arc<MemoryPeer>,
     stats: Arc<PortStats>,
 }
 
@@ -68,7 +69,7 @@ impl PortShard for Shard {
     fn rx(&mut self, burst: &mut Burst) -> usize {
         let (before, mut bytes) = (burst.len(), 0);
         while !burst.is_full()
-            && let Some(packet) = self.wire.to_switch.pop()
+            && let Some(packet) = self.peer.to_switch.pop()
         {
             bytes += packet.len() as u64;
             burst.push(packet);
@@ -82,7 +83,7 @@ impl PortShard for Shard {
     fn tx(&mut self, burst: &mut Burst) {
         for packet in burst.drain(..) {
             let len = packet.len() as u64;
-            match self.wire.from_switch.push(packet) {
+            match self.peer.from_switch.push(packet) {
                 Ok(()) => {
                     PortStats::add(&self.stats.tx_packets, 1);
                     PortStats::add(&self.stats.tx_bytes, len);
@@ -93,6 +94,6 @@ impl PortShard for Shard {
     }
 
     fn arm(&mut self) -> bool {
-        !self.wire.to_switch.is_empty()
+        !self.peer.to_switch.is_empty()
     }
 }

@@ -1,18 +1,20 @@
 //! A kernel tap: the host's network stack, or a namespace's, as a port.
 //!
-//! Packets cross with `virtio_net_hdr` in front (IFF_VNET_HDR), so checksums and segmentation are left to whoever is last: a TCP
+//! Packets cross with `virtio_net_hdr` in front (IFF_VNET_HDR), so checksums and segmentation are left to the last receiver: a TCP
 //! stream over a tap and a guest is never cut into segments in software. The descriptors do not block, and wake the worker that
-//! has them: it puts a queue into its wake set when it picks it up, and takes it out again when it puts it down.
+//! has them: a worker adds a queue to its wake set when it picks the queue up, and removes it when it puts the queue down.
 
 #![allow(unsafe_code)] // ioctls, and scattered reads and writes of packet buffers
 
-use crate::{Assignment, Deal, Port, PortError, PortInfo, PortShard, PortStats, QueueReport, Queues};
+use crate::{Assignment, Deal, Port, PortError, PortInfo, PortKind, PortShard, PortStats, QueueReport, Queues};
 use engine::{WakeSet, WorkerHandle};
+use invalid::Invalid;
 use packet::{Burst, DATA_ROOM, L4Checksum, Packet, Pool};
+use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use virtio_spec::net::{HEADER_LEN, Header};
 
 /// Most queues of a tap: the kernel's MAX_TAP_QUEUES.
@@ -31,16 +33,16 @@ const TUN_F_TSO6: libc::c_ulong = 0x04;
 const TUN_F_USO4: libc::c_ulong = 0x20;
 const TUN_F_USO6: libc::c_ulong = 0x40;
 
-/// What a tap is made of.
+/// The parameters of a tap.
 #[derive(Clone)]
 pub struct TapParams {
-    /// The interface's name: 1 to 15 bytes.
+    /// Name of the interface, 1 to 15 bytes.
     pub name: String,
-    /// Queues, 1 to [`MAX_TAP_QUEUES`].
+    /// Number of queues, 1 to [`MAX_TAP_QUEUES`].
     pub queues: u16,
-    /// The interface's MTU.
+    /// MTU of the interface.
     pub mtu: u16,
-    /// Where packets from the kernel are put.
+    /// Pool that packets from the kernel are read into.
     pub pool: Pool,
 }
 
@@ -56,15 +58,15 @@ pub struct TapPort {
 impl TapPort {
     /// Creates the interface. Needs CAP_NET_ADMIN.
     pub fn open(params: TapParams) -> Result<TapPort, PortError> {
-        let invalid = |field, got: String, expected: String| Err(PortError::Invalid { field, got, expected });
         if params.queues == 0 || params.queues > MAX_TAP_QUEUES {
-            return invalid("queues", params.queues.to_string(), format!("1 to {MAX_TAP_QUEUES}"));
+            return Err(Invalid::new("queues", params.queues, format_args!("1 to {MAX_TAP_QUEUES}")).into());
         }
         if params.name.is_empty() || params.name.len() >= libc::IFNAMSIZ || params.name.contains(['/', '%', '\0']) {
-            return invalid("ifname", params.name, format!("an interface name of 1 to {} bytes", libc::IFNAMSIZ - 1));
+            let expected = format!("an interface name of 1 to {} bytes", libc::IFNAMSIZ - 1);
+            return Err(Invalid::new("ifname", params.name, expected).into());
         }
         if !(MIN_MTU..=MAX_MTU).contains(&params.mtu) {
-            return invalid("mtu", params.mtu.to_string(), format!("{MIN_MTU} to {MAX_MTU}"));
+            return Err(Invalid::new("mtu", params.mtu, format_args!("{MIN_MTU} to {MAX_MTU}")).into());
         }
         let os = |what: &str| {
             let what = match what {
@@ -92,7 +94,7 @@ fn open_queue<E: FnOnce(io::Error) -> PortError>(
     if fd < 0 {
         return Err(os("/dev/net/tun")(io::Error::last_os_error()));
     }
-    // SAFETY: nobody else owns it.
+    // SAFETY: the call above returned the descriptor to us, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(fd) };
     let mut request = interface(name);
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | if multi { libc::IFF_MULTI_QUEUE } else { 0 };
@@ -121,7 +123,7 @@ fn set_up<E: FnOnce(io::Error) -> PortError>(
     if fd < 0 {
         return Err(os("socket")(io::Error::last_os_error()));
     }
-    // SAFETY: nobody else owns it.
+    // SAFETY: the call above returned the descriptor to us, and nothing else owns it.
     let socket = unsafe { File::from_raw_fd(fd) };
     let call = |what: &'static str, code: libc::c_ulong, request: &mut libc::ifreq| {
         // SAFETY: the request lives across the call.
@@ -158,7 +160,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 impl Port for TapPort {
     fn open_shard(&self, worker: &WorkerHandle) -> Result<Box<dyn PortShard>, PortError> {
         let stats = Arc::<PortStats>::default();
-        self.stats.lock().expect("no panic under this lock").push(stats.clone());
+        self.stats.lock().push(stats.clone());
         let (pool, spare) = (self.pool.clone(), Vec::with_capacity(SEGMENTS));
         let (queues, wake_set) = (self.queues.open(worker), worker.wake_set());
         let mut shard = Shard { queues, wake_set, deaf: false, first: 0, pool, spare, starved: false, stats };
@@ -168,11 +170,18 @@ impl Port for TapPort {
 
     fn info(&self) -> PortInfo {
         let queues = self.queues.count();
-        PortInfo { kind: "tap", mac: self.mac, mtu: self.mtu, link_up: true, rx_queues: queues, tx_queues: queues }
+        PortInfo {
+            kind: PortKind::Tap,
+            mac: self.mac,
+            mtu: self.mtu,
+            link_up: true,
+            rx_queues: queues,
+            tx_queues: queues,
+        }
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
-        self.stats.lock().expect("no panic under this lock").clone()
+        self.stats.lock().clone()
     }
 
     fn move_rx_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), PortError> {
@@ -270,7 +279,9 @@ impl PortShard for Shard {
 
     fn quiesce(&mut self) {
         let (wake_set, deaf) = (&self.wake_set, &mut self.deaf);
-        let leaves = |queue: &File| drop(wake_set.remove(queue.as_raw_fd()));
+        let leaves = |queue: &File| {
+            let _ = wake_set.remove(queue.as_raw_fd()); // fails only for a queue that was never added: `deaf`
+        };
         let comes = |queue: &File| *deaf |= wake_set.add(queue.as_raw_fd()).is_err();
         self.queues.settle_with(leaves, comes);
     }
@@ -278,7 +289,9 @@ impl PortShard for Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        self.queues.held.iter().for_each(|held| drop(self.wake_set.remove(held.queue.as_raw_fd())));
+        for held in &self.queues.held {
+            let _ = self.wake_set.remove(held.queue.as_raw_fd()); // fails only for a queue that was never added: `deaf`
+        }
     }
 }
 

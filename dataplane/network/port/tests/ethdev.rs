@@ -5,7 +5,7 @@
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};
 use engine::{Engine, IdlePolicy};
 use packet::{Burst, L4Checksum, Offload, Packet, Pool};
-use port::{Counters, EthdevParams, EthdevPort, Port, PortError, PortShard};
+use port::{Counters, EthdevParams, EthdevPort, Port, PortError, PortKind, PortShard};
 use std::sync::LazyLock;
 
 /// DPDK is once in a process, and so for all these tests.
@@ -112,7 +112,7 @@ fn queues_move_between_workers() {
     let [first, second] = engine.workers() else { panic!("two workers") };
     let port = EthdevPort::open(&EAL, &EthdevParams::new("net_null0", &pool, 2)).unwrap();
     let info = port.info();
-    assert_eq!((info.kind, info.rx_queues, info.tx_queues, info.link_up), ("dpdk", 2, 2, true));
+    assert_eq!((info.kind, info.rx_queues, info.tx_queues, info.link_up), (PortKind::Dpdk, 2, 2, true));
 
     let places = || port.rx_queues().iter().map(|queue| queue.worker).collect::<Vec<_>>();
     let mut one = port.open_shard(first).unwrap();
@@ -141,7 +141,7 @@ fn queues_move_between_workers() {
 
     let refused = port.move_rx_queue(2, first).unwrap_err();
     assert_eq!(refused.to_string(), "queue: got 2, expected 0 to 1");
-    assert!(matches!(port.move_rx_queue(0, second), Err(PortError::Invalid { field: "worker", .. })));
+    assert!(matches!(port.move_rx_queue(0, second), Err(PortError::Invalid(invalid)) if invalid.field == "worker"));
 
     // The port goes first; its shard still has the device.
     drop(port);

@@ -1,13 +1,13 @@
-//! Typed rules as DPDK's structures.
+//! Lowering: the types of `rte-rule` as DPDK's structures.
 
-use super::{Clause, Direction, FlowAction, FlowAttributes, FlowItem, Match, SetField};
-use super::{Eth, Icmp, Ipv4, Ipv6, L4Ports, Tcp, Vlan};
 use dpdk_sys as sys;
+use rte_rule::{Clause, Direction, FlowAction, FlowAttr, FlowItem, SetField};
+use rte_rule::{Eth, Icmp, Ipv4, Ipv6, L4Ports, Match, Tcp, Vlan};
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr::null;
 
-pub(super) fn attributes(from: &FlowAttributes) -> sys::rte_flow_attr {
+pub(super) fn attributes(from: &FlowAttr) -> sys::rte_flow_attr {
     let mut raw = sys::rte_flow_attr { group: from.group, priority: from.priority, ..Default::default() };
     match from.direction {
         Direction::Ingress => raw.set_ingress(1),
@@ -17,7 +17,7 @@ pub(super) fn attributes(from: &FlowAttributes) -> sys::rte_flow_attr {
     raw
 }
 
-/// A pattern and its actions, each ended by an END.
+/// A rule as lists of DPDK's structures, each ended by an END.
 #[derive(Default)]
 pub(super) struct Lowered {
     pub(super) items: Vec<sys::rte_flow_item>,
@@ -25,10 +25,10 @@ pub(super) struct Lowered {
     kept: Kept,
 }
 
-// SAFETY: its pointers lead to what it owns, or to nothing.
+// SAFETY: its pointers are null or lead to memory that it owns (ended-lists).
 unsafe impl Send for Lowered {}
 
-/// What the lists lead to, each at a place of its own, until it is cleared. Its memory is used again.
+/// The structures that the lists lead to, each at an address of its own until [`clear`](Kept::clear). The memory is reused.
 #[derive(Default)]
 struct Kept {
     /// Written through pointers alone: their lengths stay 0.
@@ -43,7 +43,7 @@ type Word = u128;
 impl Kept {
     const CHUNK: usize = 128;
 
-    /// Room for values of plain C.
+    /// Reserves room for `count` values.
     fn room<T: Copy>(&mut self, count: usize) -> *mut T {
         const { assert!(align_of::<T>() <= align_of::<Word>()) };
         let words = (count * size_of::<T>()).div_ceil(size_of::<Word>());
@@ -52,21 +52,21 @@ impl Kept {
             self.used = 0;
         }
         let chunk = self.chunks.last_mut().expect("there is one by now");
-        // SAFETY: within its capacity.
+        // SAFETY: `used + words` is at most the chunk's capacity, by the test above.
         let place = unsafe { chunk.as_mut_ptr().add(self.used) };
         self.used += words;
         place.cast()
     }
 
-    /// The place of one value.
+    /// Copies one value and returns its address.
     fn lend<T: Copy>(&mut self, value: T) -> *const c_void {
         self.list(&[value]).cast_const().cast()
     }
 
-    /// The place of the first of a list.
+    /// Copies a list and returns the address of its first value.
     fn list<T: Copy>(&mut self, values: &[T]) -> *mut T {
         let place = self.room(values.len());
-        // SAFETY: there is room for them, which nobody else has.
+        // SAFETY: `room` returned uninitialised memory of ours, aligned and long enough for the values.
         unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), place, values.len()) };
         place
     }
@@ -84,7 +84,7 @@ impl Lowered {
         lowered
     }
 
-    /// Becomes this rule, in the memory that it has.
+    /// Replaces the lists by those of this rule, in the memory that is there.
     pub(super) fn lower(&mut self, pattern: &[FlowItem], actions: &[FlowAction]) {
         let Lowered { items, actions: lowered, kept } = self;
         items.clear();
@@ -96,7 +96,7 @@ impl Lowered {
         lowered.push(bare(sys::RTE_FLOW_ACTION_TYPE_END));
     }
 
-    /// What an error points to.
+    /// The clause of the rule that an error points to.
     pub(super) fn clause(&self, error: &sys::rte_flow_error) -> Clause {
         let cause = error.cause;
         let item = |item: &sys::rte_flow_item| {
@@ -320,7 +320,7 @@ mod tests {
 
     /// The bytes that an item's or action's pointer leads to.
     fn bytes<const N: usize>(place: *const c_void) -> [u8; N] {
-        // SAFETY: the structures of these tests have at least so many bytes.
+        // SAFETY: `place` leads to a structure of a `Lowered` that lives, of at least `N` bytes.
         unsafe { place.cast::<[u8; N]>().read_unaligned() }
     }
 
@@ -364,16 +364,20 @@ mod tests {
         ];
         let lowered = Lowered::new(&[], &actions);
         assert_eq!(lowered.actions.len(), 6);
-        // SAFETY: the structures of these actions, kept by `lowered`.
-        unsafe {
-            let rss = &*lowered.actions[0].conf.cast::<sys::rte_flow_action_rss>();
-            assert_eq!(std::slice::from_raw_parts(rss.queue, rss.queue_num as usize), [3, 1]);
-            let encap = &*lowered.actions[1].conf.cast::<sys::rte_flow_action_vxlan_encap>();
-            assert_eq!(bytes((*encap.definition.add(1)).spec), [0, 0, 0, 0, 0, 0, 7, 0]);
-            assert_eq!((*encap.definition.add(2)).type_, sys::RTE_FLOW_ITEM_TYPE_END);
-            let raw = &*lowered.actions[2].conf.cast::<sys::rte_flow_action_raw_encap>();
-            assert_eq!(std::slice::from_raw_parts(raw.data, raw.size), [9; 50]);
-        }
+        // SAFETY: the conf of an RSS action, kept by `lowered`.
+        let rss = unsafe { &*lowered.actions[0].conf.cast::<sys::rte_flow_action_rss>() };
+        // SAFETY: the list of that action, kept by `lowered`.
+        assert_eq!(unsafe { std::slice::from_raw_parts(rss.queue, rss.queue_num as usize) }, [3, 1]);
+        // SAFETY: the conf of a VXLAN_ENCAP action, kept by `lowered`.
+        let encap = unsafe { &*lowered.actions[1].conf.cast::<sys::rte_flow_action_vxlan_encap>() };
+        // SAFETY: two items and an END, kept by `lowered`.
+        let headers = unsafe { std::slice::from_raw_parts(encap.definition, 3) };
+        assert_eq!(bytes(headers[1].spec), [0, 0, 0, 0, 0, 0, 7, 0]);
+        assert_eq!(headers[2].type_, sys::RTE_FLOW_ITEM_TYPE_END);
+        // SAFETY: the conf of a RAW_ENCAP action, kept by `lowered`.
+        let raw = unsafe { &*lowered.actions[2].conf.cast::<sys::rte_flow_action_raw_encap>() };
+        // SAFETY: the bytes of that action, kept by `lowered`.
+        assert_eq!(unsafe { std::slice::from_raw_parts(raw.data, raw.size) }, [9; 50]);
         assert_eq!(bytes(lowered.actions[3].conf), [0x12, 0x34]);
     }
 

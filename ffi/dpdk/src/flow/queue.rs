@@ -1,89 +1,65 @@
-//! Rules that are put in and taken out without waiting for the device.
+//! The flow queue of a port: insertions and removals that nothing waits for.
 
 use super::lower::Lowered;
 use super::template::TemplateTable;
-use super::{FlowAction, FlowAttributes, FlowCount, FlowError, FlowItem, FlowPort, count, refused};
+use super::{FlowPort, count, refused};
 use crate::Errno;
 use crate::ethdev::Port;
 use dpdk_sys as sys;
+use rte_rule::FlowQueue as _;
+use rte_rule::{Completion, FlowAction, FlowAttr, FlowCount, FlowError, FlowItem, Operation, RuleId};
 use std::ptr::{NonNull, without_provenance_mut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Operations that a queue holds, where the driver has no smaller limit.
-const SIZE: u32 = 1024;
-/// Counters, and rules that age, that a driver is to have ready, where it has so many.
-const RULES: u32 = 1 << 20;
-/// The one queue that a port has.
+/// Largest number of operations in a queue.
+const MAX_SIZE: u32 = 1024;
+/// Largest number of counters and of ageing rules to preallocate in the driver, and of rules in a table.
+const MAX_RULES: u32 = 1 << 20;
+/// Number of the one queue of a port.
 const QUEUE: u32 = 0;
-/// Template tables of a queue.
-const TABLES: usize = 64;
-/// Rules of the first table of a shape. Each further one has twice as many.
-const FIRST_TABLE: u32 = 1024;
-/// Completions that are taken at a time.
-const BATCH: usize = 64;
-/// What a device gets to let go of the last rules.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Largest number of template tables in a queue.
+const MAX_TABLES: usize = 64;
+/// Number of rules in the first table of a shape. Each further one has twice as many.
+const FIRST_TABLE_RULES: u32 = 1024;
+/// Number of completions pulled by one call.
+const PULL_BATCH: usize = 64;
+/// Longest wait for the removal of all rules when a queue is dropped.
+const CLEAR_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Gives a port that is configured and does not run a queue, where its driver has queues. Returns what it holds.
+/// Configures the flow queue of a port that is configured and not started. Returns the number of operations that the queue holds;
+/// `None` where the driver has no queues.
 pub(crate) fn configure(port: u16) -> Option<u32> {
     let (mut info, mut of_queue) = (sys::rte_flow_port_info::default(), sys::rte_flow_queue_info::default());
     let mut error = sys::rte_flow_error::default();
-    // SAFETY: fills both.
+    // SAFETY: the caller has the port attached; the pointers lead to locals.
     let returned = unsafe { sys::rte_flow_info_get(port, &raw mut info, &raw mut of_queue, &raw mut error) };
     if returned != 0 || info.max_nb_queues == 0 {
         return None;
     }
-    let size = if of_queue.max_size == 0 { SIZE } else { of_queue.max_size.min(SIZE) };
+    let size = if of_queue.max_size == 0 { MAX_SIZE } else { of_queue.max_size.min(MAX_SIZE) };
     let port_attr = sys::rte_flow_port_attr {
-        nb_counters: info.max_nb_counters.min(RULES),
-        nb_aging_objects: info.max_nb_aging_objects.min(RULES),
+        nb_counters: info.max_nb_counters.min(MAX_RULES),
+        nb_aging_objects: info.max_nb_aging_objects.min(MAX_RULES),
         ..Default::default()
     };
     let queue_attr = sys::rte_flow_queue_attr { size };
     let mut queues = [&raw const queue_attr];
-    // SAFETY: reads the attributes of the port and of one queue.
+    // SAFETY: the caller has the port attached; `queues` has the attributes of the one queue asked for.
     let returned =
         unsafe { sys::rte_flow_configure(port, &raw const port_attr, 1, queues.as_mut_ptr(), &raw mut error) };
     (returned == 0).then_some(size)
 }
 
-/// A rule of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RuleId {
-    index: u32,
-    /// Rules that had the index before.
-    generation: u32,
-}
-
-/// What was asked of the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// [`FlowQueue::create`].
-    Create,
-    /// [`FlowQueue::destroy`].
-    Destroy,
-}
-
-/// The device has done it, or has not and will not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Completion {
-    /// The rule.
-    pub rule: RuleId,
-    /// What was asked.
-    pub operation: Operation,
-    /// It was done. If not, a rule to create is not there, and one to destroy still is.
-    pub done: bool,
-}
-
-/// A port's queue of operations, with the rules that it has put in. Dropped, it takes them out.
+/// The flow queue of a port, with the rules that it has inserted. The drop removes them.
 ///
 /// Rules of one shape (the same items with the same masks, and the same kinds of actions) share template tables, which are made
-/// on demand and go when they are empty and others are wanted.
+/// on demand and destroyed when they are empty and others are wanted.
 pub struct FlowQueue {
     port: Arc<Port>,
+    /// Number of operations that the queue holds.
     size: u32,
-    /// Operations whose completion did not come yet.
+    /// Number of operations without a completion.
     pending: u32,
     tables: Vec<Option<TemplateTable>>,
     rules: Vec<Slot>,
@@ -91,7 +67,7 @@ pub struct FlowQueue {
     lowered: Lowered,
 }
 
-/// A rule.
+/// A slot for a rule.
 struct Slot {
     raw: Option<NonNull<sys::rte_flow>>,
     generation: u32,
@@ -103,150 +79,45 @@ struct Slot {
 enum State {
     Free,
     Creating,
-    There,
+    Installed,
     Destroying,
 }
 
 const _: () = assert!(size_of::<Slot>() == 16);
 
-// SAFETY: ethdev wants one thread at a time to use a queue, and a slot's pointer leads to what is the driver's.
+// SAFETY: rte_flow wants one thread at a time at a queue, not always the same one: `&mut` and no `Sync` see to it.
 unsafe impl Send for FlowQueue {}
 
 impl FlowPort {
-    /// The port's queue, if its driver has templates, nobody else has it, and the port takes its own rules of every direction.
-    pub fn queue(&self) -> Option<FlowQueue> {
-        let size = self.port.flow_queue().take_if(|_| self.proxy == self.port.id())?;
+    /// Takes the port's queue. `None` where the driver has no templates, the queue has an owner, or another port is the transfer
+    /// proxy.
+    pub fn take_queue(&self) -> Option<FlowQueue> {
+        let size = self.port.flow_queue().take_if(|_| self.info.is_transfer_proxy())?;
         let (port, lowered) = (self.port.clone(), Lowered::default());
         Some(FlowQueue { port, size, pending: 0, tables: Vec::new(), rules: Vec::new(), free: Vec::new(), lowered })
     }
 }
 
 impl FlowQueue {
-    /// What it keeps of each rule.
+    /// Memory of each rule, in bytes.
     pub const BYTES_A_RULE: usize = size_of::<Slot>();
 
-    /// Brings a rule into the form that DPDK takes, as [`create`](Self::create) does, and no more: so it is known what that costs.
+    /// Lowers a rule as [`create`](rte_rule::FlowQueue::create) does, and no more: for measurements.
     pub fn lower(&mut self, pattern: &[FlowItem], actions: &[FlowAction]) {
         self.lowered.lower(pattern, actions);
     }
 
-    /// Operations that it takes before one completes.
+    /// Number of operations that the queue takes before one completes.
     pub fn room(&self) -> u32 {
         self.size - self.pending
     }
 
-    /// Operations whose completion did not come yet.
-    pub fn pending(&self) -> u32 {
-        self.pending
-    }
-
-    /// Template tables that it has.
+    /// Number of template tables.
     pub fn tables(&self) -> usize {
         self.tables.iter().flatten().count()
     }
 
-    /// Puts a rule in, with the next [`push`](Self::push): a completion says whether it is there.
-    pub fn create(
-        &mut self,
-        attributes: &FlowAttributes,
-        pattern: &[FlowItem],
-        actions: &[FlowAction],
-    ) -> Result<RuleId, FlowError> {
-        if self.room() == 0 {
-            return Err(FlowError::Busy { device: self.port.name().to_owned() });
-        }
-        let at = self.table_for(attributes, pattern, actions)?;
-        let Some(table) = self.tables[at].as_mut() else { unreachable!("a table was found there") };
-        self.lowered.lower(pattern, actions);
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.rules.push(Slot { raw: None, generation: 0, table: 0, state: State::Free });
-            self.rules.len() as u32 - 1
-        });
-        let slot = &mut self.rules[index as usize];
-        let id = RuleId { index, generation: slot.generation };
-        let (postponed, mut error) = (postponed(), sys::rte_flow_error::default());
-        // SAFETY: items and actions are of the table's templates, end in an END, and live across the call.
-        let raw = unsafe {
-            let (items, actions) = (self.lowered.items.as_ptr(), self.lowered.actions.as_ptr());
-            let (port, table, name) = (self.port.id(), table.raw.as_ptr(), user_data(id, Operation::Create));
-            sys::rte_flow_async_create(
-                port,
-                QUEUE,
-                &raw const postponed,
-                table,
-                items,
-                0,
-                actions,
-                0,
-                name,
-                &raw mut error,
-            )
-        };
-        let Some(raw) = NonNull::new(raw) else {
-            self.free.push(index);
-            return Err(refused(self.port.name(), Errno::last(), &error, Some(&self.lowered)));
-        };
-        *slot = Slot { raw: Some(raw), table: at as u16, state: State::Creating, ..*slot };
-        table.rules += 1;
-        self.pending += 1;
-        Ok(id)
-    }
-
-    /// Takes a rule out, with the next [`push`](Self::push): a completion says whether it is gone.
-    pub fn destroy(&mut self, rule: RuleId) -> Result<(), FlowError> {
-        let Some(raw) = self.find(rule).filter(|slot| slot.state == State::There).and_then(|slot| slot.raw) else {
-            return Err(self.lost());
-        };
-        if self.room() == 0 {
-            return Err(FlowError::Busy { device: self.port.name().to_owned() });
-        }
-        let (postponed, mut error) = (postponed(), sys::rte_flow_error::default());
-        // SAFETY: the rule is in the device, and nobody uses it after its destruction has begun.
-        let returned = unsafe {
-            let (port, name) = (self.port.id(), user_data(rule, Operation::Destroy));
-            sys::rte_flow_async_destroy(port, QUEUE, &raw const postponed, raw.as_ptr(), name, &raw mut error)
-        };
-        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
-        self.rules[rule.index as usize].state = State::Destroying;
-        self.pending += 1;
-        Ok(())
-    }
-
-    /// What a rule has counted, if one of its actions is [`FlowAction::Count`].
-    pub fn query(&self, rule: RuleId) -> Result<FlowCount, FlowError> {
-        match self.find(rule) {
-            Some(Slot { raw: Some(raw), state: State::There, .. }) => count(&self.port, self.port.id(), *raw),
-            _ => Err(self.lost()),
-        }
-    }
-
-    /// Gives the device all that was asked.
-    pub fn push(&mut self) -> Result<(), FlowError> {
-        let mut error = sys::rte_flow_error::default();
-        // SAFETY: plain integers.
-        let returned = unsafe { sys::rte_flow_push(self.port.id(), QUEUE, &raw mut error) };
-        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))
-    }
-
-    /// Adds what the device has done.
-    pub fn pull(&mut self, completions: &mut Vec<Completion>) -> Result<(), FlowError> {
-        loop {
-            let mut results = [sys::rte_flow_op_result::default(); BATCH];
-            let mut error = sys::rte_flow_error::default();
-            // SAFETY: there is room for so many.
-            let returned = unsafe {
-                sys::rte_flow_pull(self.port.id(), QUEUE, results.as_mut_ptr(), BATCH as u16, &raw mut error)
-            };
-            Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
-            let pulled = (returned as usize).min(BATCH);
-            completions.extend(results[..pulled].iter().filter_map(|result| self.complete(result)));
-            if pulled < BATCH {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Takes note of a completion. One that nobody waits for says nothing.
+    /// Records a result of the device. Returns the completion, unless `give_up` or `abandon` came first.
     fn complete(&mut self, result: &sys::rte_flow_op_result) -> Option<Completion> {
         self.pending = self.pending.saturating_sub(1);
         let (rule, operation) = read_user_data(result.user_data.addr());
@@ -254,7 +125,7 @@ impl FlowQueue {
         let state = self.find(rule)?.state;
         match (operation, state, done) {
             (Operation::Create, State::Creating, true) | (Operation::Destroy, State::Destroying, false) => {
-                self.rules[rule.index as usize].state = State::There;
+                self.rules[rule.index as usize].state = State::Installed;
             }
             (Operation::Create, State::Creating, false) | (Operation::Destroy, State::Destroying, true) => {
                 self.release(rule);
@@ -262,25 +133,6 @@ impl FlowQueue {
             _ => return None,
         }
         Some(Completion { rule, operation, done })
-    }
-
-    /// A completion does not come. A rule that was to be created is taken for one that is there, and one that was to be destroyed
-    /// for one that is not.
-    pub fn give_up(&mut self, rule: RuleId) {
-        match self.find(rule).map(|slot| slot.state) {
-            Some(State::Creating) => self.rules[rule.index as usize].state = State::There,
-            Some(State::Destroying) => self.release(rule),
-            _ => return,
-        }
-        self.pending = self.pending.saturating_sub(1);
-    }
-
-    /// The device has lost a rule, by a reset or at the hands of somebody else: nothing is left to destroy.
-    pub fn abandon(&mut self, rule: RuleId) {
-        self.give_up(rule);
-        if self.find(rule).is_some() {
-            self.release(rule);
-        }
     }
 
     fn release(&mut self, rule: RuleId) {
@@ -298,38 +150,37 @@ impl FlowQueue {
     }
 
     fn lost(&self) -> FlowError {
-        FlowError::Lost { device: self.port.name().to_owned(), said: "it is not in the queue's care".to_owned() }
+        FlowError::Lost {
+            device: self.port.name().to_owned(),
+            said: "the flow queue does not have the rule".to_owned(),
+        }
     }
 
-    /// A table that has room for such a rule.
-    fn table_for(
-        &mut self,
-        attributes: &FlowAttributes,
-        pattern: &[FlowItem],
-        actions: &[FlowAction],
-    ) -> Result<usize, FlowError> {
-        let (mut room, mut vacant) = (FIRST_TABLE, None);
+    /// Finds or makes a table that has room for a rule of this shape. Returns its index.
+    fn table_for(&mut self, attr: &FlowAttr, pattern: &[FlowItem], actions: &[FlowAction]) -> Result<usize, FlowError> {
+        let mut room = FIRST_TABLE_RULES;
+        let mut vacant = None;
         for (at, table) in self.tables.iter().enumerate() {
             match table {
-                Some(table) if table.is_for(attributes, pattern, actions) => {
+                Some(table) if table.is_for(attr, pattern, actions) => {
                     if table.rules < table.room {
                         return Ok(at);
                     }
-                    room = room.max(table.room.saturating_mul(2)).min(RULES);
+                    room = room.max(table.room.saturating_mul(2)).min(MAX_RULES);
                 }
                 Some(_) => {}
                 None => vacant = Some(at),
             }
         }
-        if vacant.is_none() && self.tables.len() == TABLES {
+        if vacant.is_none() && self.tables.len() == MAX_TABLES {
             let empty = |table: &mut Option<TemplateTable>| table.take_if(|table| table.rules == 0).is_some();
-            vacant = (0..TABLES).filter(|at| empty(&mut self.tables[*at])).last();
+            vacant = (0..MAX_TABLES).filter(|at| empty(&mut self.tables[*at])).last();
             if vacant.is_none() {
-                let said = format!("there are {TABLES} tables of other shapes");
+                let said = format!("the queue has {MAX_TABLES} tables of other shapes");
                 return Err(FlowError::NoTemplate { device: self.port.name().to_owned(), said });
             }
         }
-        let table = TemplateTable::new(&self.port, attributes, pattern, actions, room)?;
+        let table = TemplateTable::new(&self.port, attr, pattern, actions, room)?;
         let at = vacant.unwrap_or_else(|| {
             self.tables.push(None);
             self.tables.len() - 1
@@ -338,16 +189,18 @@ impl FlowQueue {
         Ok(at)
     }
 
-    /// Takes all rules out, as far as the device lets go of them.
+    /// Removes all rules, until the device refuses or [`CLEAR_TIMEOUT`] passes.
     fn clear(&mut self) -> Result<(), FlowError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + CLEAR_TIMEOUT;
         let mut completions = Vec::new();
         let mut left: Vec<RuleId> = (0..).zip(&self.rules).map(|(index, slot)| slot.id(index)).collect();
         loop {
             while let Some(rule) = left.pop() {
                 match self.find(rule).map(|slot| slot.state) {
-                    Some(State::There) if self.room() > 0 => drop(self.destroy(rule)),
-                    Some(State::There | State::Creating) => {
+                    Some(State::Installed) if self.room() > 0 => {
+                        let _ = self.destroy(rule); // a rule that the device refuses to remove is reported by `drop`
+                    }
+                    Some(State::Installed | State::Creating) => {
                         left.push(rule);
                         break;
                     }
@@ -360,6 +213,108 @@ impl FlowQueue {
             if left.is_empty() && self.pending == 0 || Instant::now() > deadline {
                 return Ok(());
             }
+        }
+    }
+}
+
+impl rte_rule::FlowQueue for FlowQueue {
+    fn create(&mut self, attr: &FlowAttr, pattern: &[FlowItem], actions: &[FlowAction]) -> Result<RuleId, FlowError> {
+        if self.room() == 0 {
+            return Err(FlowError::Busy { device: self.port.name().to_owned() });
+        }
+        let at = self.table_for(attr, pattern, actions)?;
+        let Some(table) = self.tables[at].as_mut() else { unreachable!("`table_for` returns a table") };
+        self.lowered.lower(pattern, actions);
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.rules.push(Slot { raw: None, generation: 0, table: 0, state: State::Free });
+            self.rules.len() as u32 - 1
+        });
+        let slot = &mut self.rules[index as usize];
+        let id = RuleId { index, generation: slot.generation };
+        let (items, actions) = (self.lowered.items.as_ptr(), self.lowered.actions.as_ptr());
+        let (port, table_ptr, data) = (self.port.id(), table.raw.as_ptr(), user_data(id, Operation::Create));
+        let (postponed, mut error) = (postponed(), sys::rte_flow_error::default());
+        // SAFETY: lent-port and ended-lists; `table_for` found a table whose templates, each of index 0, fit the lists.
+        let raw = unsafe {
+            let (op_attr, error) = (&raw const postponed, &raw mut error);
+            sys::rte_flow_async_create(port, QUEUE, op_attr, table_ptr, items, 0, actions, 0, data, error)
+        };
+        let Some(raw) = NonNull::new(raw) else {
+            self.free.push(index);
+            return Err(refused(self.port.name(), Errno::last(), &error, Some(&self.lowered)));
+        };
+        *slot = Slot { raw: Some(raw), table: at as u16, state: State::Creating, ..*slot };
+        table.rules += 1;
+        self.pending += 1;
+        Ok(id)
+    }
+
+    fn destroy(&mut self, rule: RuleId) -> Result<(), FlowError> {
+        let Some(raw) = self.find(rule).filter(|slot| slot.state == State::Installed).and_then(|slot| slot.raw) else {
+            return Err(self.lost());
+        };
+        if self.room() == 0 {
+            return Err(FlowError::Busy { device: self.port.name().to_owned() });
+        }
+        let (port, data) = (self.port.id(), user_data(rule, Operation::Destroy));
+        let (postponed, mut error) = (postponed(), sys::rte_flow_error::default());
+        // SAFETY: lent-port and live-rule; the slot leaves `State::Installed` below, so the rule is not used again.
+        let returned = unsafe {
+            sys::rte_flow_async_destroy(port, QUEUE, &raw const postponed, raw.as_ptr(), data, &raw mut error)
+        };
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+        self.rules[rule.index as usize].state = State::Destroying;
+        self.pending += 1;
+        Ok(())
+    }
+
+    fn query(&self, rule: RuleId) -> Result<FlowCount, FlowError> {
+        match self.find(rule) {
+            Some(Slot { raw: Some(raw), state: State::Installed, .. }) => count(&self.port, self.port.id(), *raw),
+            _ => Err(self.lost()),
+        }
+    }
+
+    fn pending(&self) -> u32 {
+        self.pending
+    }
+
+    fn push(&mut self) -> Result<(), FlowError> {
+        let mut error = sys::rte_flow_error::default();
+        // SAFETY: lent-port, whose queue `configure` made; `error` leads to a local.
+        let returned = unsafe { sys::rte_flow_push(self.port.id(), QUEUE, &raw mut error) };
+        Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))
+    }
+
+    fn pull(&mut self, completions: &mut Vec<Completion>) -> Result<(), FlowError> {
+        loop {
+            let mut results = [sys::rte_flow_op_result::default(); PULL_BATCH];
+            let (place, room) = (results.as_mut_ptr(), PULL_BATCH as u16);
+            let mut error = sys::rte_flow_error::default();
+            // SAFETY: lent-port, whose queue `configure` made; `results` has room for `PULL_BATCH` results.
+            let returned = unsafe { sys::rte_flow_pull(self.port.id(), QUEUE, place, room, &raw mut error) };
+            Errno::check(returned).map_err(|errno| refused(self.port.name(), errno, &error, None))?;
+            let pulled = (returned as usize).min(PULL_BATCH);
+            completions.extend(results[..pulled].iter().filter_map(|result| self.complete(result)));
+            if pulled < PULL_BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn give_up(&mut self, rule: RuleId) {
+        match self.find(rule).map(|slot| slot.state) {
+            Some(State::Creating) => self.rules[rule.index as usize].state = State::Installed,
+            Some(State::Destroying) => self.release(rule),
+            Some(State::Free | State::Installed) | None => return,
+        }
+        self.pending = self.pending.saturating_sub(1);
+    }
+
+    fn abandon(&mut self, rule: RuleId) {
+        self.give_up(rule);
+        if self.find(rule).is_some() {
+            self.release(rule);
         }
     }
 }
@@ -383,14 +338,14 @@ impl Drop for FlowQueue {
     }
 }
 
-/// Nothing is given to the device before a push.
+/// The attribute of operations that wait in the queue for a push.
 fn postponed() -> sys::rte_flow_op_attr {
     let mut attr = sys::rte_flow_op_attr::default();
     attr.set_postpone(1);
     attr
 }
 
-/// What a completion is known by.
+/// The user data by which a completion names its rule and operation.
 fn user_data(rule: RuleId, operation: Operation) -> *mut std::ffi::c_void {
     let bit = u64::from(operation == Operation::Destroy);
     without_provenance_mut((u64::from(rule.generation) << 32 | u64::from(rule.index) << 1 | bit) as usize)

@@ -1,36 +1,39 @@
 //! Template tables: rules of one shape, which differ in values alone.
 
 use super::lower::Lowered;
-use super::{Direction, FlowAction, FlowAttributes, FlowError, FlowItem, lower, refused};
+use super::{lower, refused};
 use crate::Errno;
 use crate::ethdev::Port;
 use dpdk_sys as sys;
+use rte_rule::{Direction, FlowAction, FlowAttr, FlowError, FlowItem};
 use std::mem::discriminant;
 use std::ptr::{NonNull, null};
 use std::sync::Arc;
 
-/// A table of a device, with its two templates. Empty by the time that it is dropped.
+/// A template table of a device, with its pattern template and its actions template. The drop destroys all three; no rule is in the
+/// table by then.
 pub(super) struct TemplateTable {
     pub(super) raw: NonNull<sys::rte_flow_template_table>,
     pattern_template: NonNull<sys::rte_flow_pattern_template>,
     actions_template: NonNull<sys::rte_flow_actions_template>,
-    attributes: FlowAttributes,
+    attr: FlowAttr,
     pattern: Vec<FlowItem>,
     actions: Vec<FlowAction>,
-    /// Rules that it has room for, and those that it has.
+    /// Number of rules that the table has room for.
     pub(super) room: u32,
+    /// Number of rules in the table.
     pub(super) rules: u32,
     port: Arc<Port>,
 }
 
-// SAFETY: any thread may use a table, one at a time.
+// SAFETY: rte_flow functions may be called on any thread; `&mut` of the queue that owns the table keeps it to one at a time.
 unsafe impl Send for TemplateTable {}
 
 impl TemplateTable {
     /// A table for rules of the shape of this one.
     pub(super) fn new(
         port: &Arc<Port>,
-        attributes: &FlowAttributes,
+        attr: &FlowAttr,
         pattern: &[FlowItem],
         actions: &[FlowAction],
         room: u32,
@@ -44,29 +47,31 @@ impl TemplateTable {
             let why = refused(port.name(), Errno::last(), error, Some(&lowered));
             FlowError::NoTemplate { device: port.name().to_owned(), said: why.to_string() }
         };
-        let of_pattern = pattern_attributes(attributes.direction);
-        // SAFETY: the lists end in an END and live across the calls, with all that they lead to; drivers copy what they keep.
+        let of_pattern = pattern_attributes(attr.direction);
+        // SAFETY: lent-port and ended-lists; drivers copy what they keep.
         let pattern_template = NonNull::new(unsafe {
             sys::rte_flow_pattern_template_create(id, &raw const of_pattern, lowered.items.as_ptr(), &raw mut error)
         });
         let pattern_template = pattern_template.ok_or_else(|| no_template(&error))?;
-        let of_actions = actions_attributes(attributes.direction);
-        // SAFETY: as above.
+        let of_actions = actions_attributes(attr.direction);
+        let (raw_actions, raw_masks) = (lowered.actions.as_ptr(), masks.as_ptr());
+        // SAFETY: lent-port and ended-lists, of which `masks` is a copy without confs; drivers copy what they keep.
         let actions_template = NonNull::new(unsafe {
-            let (actions, masks) = (lowered.actions.as_ptr(), masks.as_ptr());
-            sys::rte_flow_actions_template_create(id, &raw const of_actions, actions, masks, &raw mut error)
+            sys::rte_flow_actions_template_create(id, &raw const of_actions, raw_actions, raw_masks, &raw mut error)
         });
         let Some(actions_template) = actions_template else {
             let refusal = no_template(&error);
             destroy_pattern(port, pattern_template);
             return Err(refusal);
         };
-        let attr = sys::rte_flow_template_table_attr { flow_attr: lower::attributes(attributes), nb_flows: room };
-        let (mut patterns, mut all_actions) = ([pattern_template.as_ptr()], [actions_template.as_ptr()]);
-        // SAFETY: one template of each kind, which live longer than the table.
+        let of_table = sys::rte_flow_template_table_attr { flow_attr: lower::attributes(attr), nb_flows: room };
+        let mut patterns = [pattern_template.as_ptr()];
+        let mut all_actions = [actions_template.as_ptr()];
+        let (first_pattern, first_actions) = (patterns.as_mut_ptr(), all_actions.as_mut_ptr());
+        // SAFETY: lent-port; one template of each kind, which `drop` destroys after the table.
         let table = NonNull::new(unsafe {
-            let (patterns, actions) = (patterns.as_mut_ptr(), all_actions.as_mut_ptr());
-            sys::rte_flow_template_table_create(id, &raw const attr, patterns, 1, actions, 1, &raw mut error)
+            let (error, attr) = (&raw mut error, &raw const of_table);
+            sys::rte_flow_template_table_create(id, attr, first_pattern, 1, first_actions, 1, error)
         });
         let Some(raw) = table else {
             let refusal = no_template(&error);
@@ -74,24 +79,22 @@ impl TemplateTable {
             destroy_pattern(port, pattern_template);
             return Err(refusal);
         };
-        let (attributes, pattern, actions) = (*attributes, pattern.to_vec(), actions.to_vec());
-        let port = port.clone();
         Ok(TemplateTable {
             raw,
             pattern_template,
             actions_template,
-            attributes,
-            pattern,
-            actions,
+            attr: *attr,
+            pattern: pattern.to_vec(),
+            actions: actions.to_vec(),
             room,
             rules: 0,
-            port,
+            port: port.clone(),
         })
     }
 
     /// Whether a rule differs from those in the table by values alone.
-    pub(super) fn is_for(&self, attributes: &FlowAttributes, pattern: &[FlowItem], actions: &[FlowAction]) -> bool {
-        self.attributes == *attributes
+    pub(super) fn is_for(&self, attr: &FlowAttr, pattern: &[FlowItem], actions: &[FlowAction]) -> bool {
+        self.attr == *attr
             && (self.pattern.len(), self.actions.len()) == (pattern.len(), actions.len())
             && self.pattern.iter().zip(pattern).all(|(own, other)| same_item(own, other))
             && self.actions.iter().zip(actions).all(|(own, other)| same_action(own, other))
@@ -101,10 +104,10 @@ impl TemplateTable {
 impl Drop for TemplateTable {
     fn drop(&mut self) {
         let mut error = sys::rte_flow_error::default();
-        // SAFETY: no rule is in the table.
+        // SAFETY: lent-port; the queue drops a table when no rule is in it, or when the device keeps the rules anyway.
         let returned =
             unsafe { sys::rte_flow_template_table_destroy(self.port.id(), self.raw.as_ptr(), &raw mut error) };
-        told(&self.port, returned, &error);
+        warn_if_kept(&self.port, returned, &error);
         destroy_actions(&self.port, self.actions_template);
         destroy_pattern(&self.port, self.pattern_template);
     }
@@ -112,19 +115,19 @@ impl Drop for TemplateTable {
 
 fn destroy_pattern(port: &Port, template: NonNull<sys::rte_flow_pattern_template>) {
     let mut error = sys::rte_flow_error::default();
-    // SAFETY: no table has it.
+    // SAFETY: lent-port; the template is ours, and its table is destroyed or was never made.
     let returned = unsafe { sys::rte_flow_pattern_template_destroy(port.id(), template.as_ptr(), &raw mut error) };
-    told(port, returned, &error);
+    warn_if_kept(port, returned, &error);
 }
 
 fn destroy_actions(port: &Port, template: NonNull<sys::rte_flow_actions_template>) {
     let mut error = sys::rte_flow_error::default();
-    // SAFETY: no table has it.
+    // SAFETY: lent-port; the template is ours, and its table is destroyed or was never made.
     let returned = unsafe { sys::rte_flow_actions_template_destroy(port.id(), template.as_ptr(), &raw mut error) };
-    told(port, returned, &error);
+    warn_if_kept(port, returned, &error);
 }
 
-fn told(port: &Port, returned: i32, error: &sys::rte_flow_error) {
+fn warn_if_kept(port: &Port, returned: i32, error: &sys::rte_flow_error) {
     if let Err(errno) = Errno::check(returned) {
         let error = refused(port.name(), errno, error, None);
         tracing::warn!(%error, "a template stays in its device");
@@ -151,32 +154,41 @@ fn actions_attributes(direction: Direction) -> sys::rte_flow_actions_template_at
     raw
 }
 
+/// Whether two items are of one kind, with one mask.
 fn same_item(one: &FlowItem, other: &FlowItem) -> bool {
-    match (one, other) {
-        (FlowItem::Eth(one), FlowItem::Eth(other)) => one.mask == other.mask,
-        (FlowItem::Vlan(one), FlowItem::Vlan(other)) => one.mask == other.mask,
-        (FlowItem::Ipv4(one), FlowItem::Ipv4(other)) => one.mask == other.mask,
-        (FlowItem::Ipv6(one), FlowItem::Ipv6(other)) => one.mask == other.mask,
-        (FlowItem::Tcp(one), FlowItem::Tcp(other)) => one.mask == other.mask,
-        (FlowItem::Udp(one), FlowItem::Udp(other)) | (FlowItem::Sctp(one), FlowItem::Sctp(other)) => {
-            one.mask == other.mask
-        }
-        (FlowItem::Icmp(one), FlowItem::Icmp(other)) | (FlowItem::Icmp6(one), FlowItem::Icmp6(other)) => {
-            one.mask == other.mask
-        }
-        (FlowItem::Vxlan(one), FlowItem::Vxlan(other)) => one.mask == other.mask,
-        (FlowItem::RepresentedPort(_), FlowItem::RepresentedPort(_)) => true,
-        _ => false,
+    match one {
+        FlowItem::Eth(one) => matches!(other, FlowItem::Eth(other) if one.mask == other.mask),
+        FlowItem::Vlan(one) => matches!(other, FlowItem::Vlan(other) if one.mask == other.mask),
+        FlowItem::Ipv4(one) => matches!(other, FlowItem::Ipv4(other) if one.mask == other.mask),
+        FlowItem::Ipv6(one) => matches!(other, FlowItem::Ipv6(other) if one.mask == other.mask),
+        FlowItem::Tcp(one) => matches!(other, FlowItem::Tcp(other) if one.mask == other.mask),
+        FlowItem::Udp(one) => matches!(other, FlowItem::Udp(other) if one.mask == other.mask),
+        FlowItem::Sctp(one) => matches!(other, FlowItem::Sctp(other) if one.mask == other.mask),
+        FlowItem::Icmp(one) => matches!(other, FlowItem::Icmp(other) if one.mask == other.mask),
+        FlowItem::Icmp6(one) => matches!(other, FlowItem::Icmp6(other) if one.mask == other.mask),
+        FlowItem::Vxlan(one) => matches!(other, FlowItem::Vxlan(other) if one.mask == other.mask),
+        FlowItem::RepresentedPort(_) => matches!(other, FlowItem::RepresentedPort(_)),
     }
 }
 
-/// What an encapsulation puts in front, and what an RSS spreads over, is no value: it is compared as a whole.
+/// Whether two actions differ by values alone. The headers of an encapsulation and the queues of an RSS are no values: they have to
+/// be equal.
 fn same_action(one: &FlowAction, other: &FlowAction) -> bool {
-    match (one, other) {
-        (FlowAction::Set(one), FlowAction::Set(other)) => discriminant(one) == discriminant(other),
-        (FlowAction::Rss(_) | FlowAction::VxlanEncap(_) | FlowAction::RawEncap(_) | FlowAction::RawDecap(_), other) => {
+    match one {
+        FlowAction::Set(one) => matches!(other, FlowAction::Set(other) if discriminant(one) == discriminant(other)),
+        FlowAction::Rss(_) | FlowAction::VxlanEncap(_) | FlowAction::RawEncap(_) | FlowAction::RawDecap(_) => {
             one == other
         }
-        _ => discriminant(one) == discriminant(other),
+        FlowAction::Drop
+        | FlowAction::Count
+        | FlowAction::Mark(_)
+        | FlowAction::Queue(_)
+        | FlowAction::RepresentedPort(_)
+        | FlowAction::Jump(_)
+        | FlowAction::Age { .. }
+        | FlowAction::DecTtl
+        | FlowAction::PopVlan
+        | FlowAction::PushVlan(_)
+        | FlowAction::VxlanDecap => discriminant(one) == discriminant(other),
     }
 }

@@ -72,7 +72,7 @@ fn describe(report: PortReport) -> PortInfo {
         switch: owned(report.path.named().chain(report.drops)),
         name: report.name,
         port_no: report.number,
-        kind: info.kind.to_owned(),
+        kind: info.kind.as_str().to_owned(),
         bridge: report.bridge,
         mac: Mac::from(info.mac).to_string(),
         mtu: info.mtu,

@@ -174,7 +174,7 @@ impl Refuse for port::PortError {
         let error = self;
         let text = error.to_string();
         match error {
-            port::PortError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            port::PortError::Invalid(invalid) => RpcError::invalid(invalid.field, invalid.got, invalid.expected),
             port::PortError::Os { source, .. } => RpcError::from_io(&source, text),
             port::PortError::Other { .. } => RpcError::errno(libc::EIO, text),
         }

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::Log;
-use ::port::{Assignment, Deal, MemoryPort, PortError, PortInfo, PortShard, PortStats, QueueReport, Queues, Wire};
+use ::port::{
+    Assignment, Deal, MemoryPeer, MemoryPort, PortError, PortInfo, PortKind, PortShard, PortStats, QueueReport, Queues,
+};
 use api::config::Call;
 use clock::Cycles;
 use crossbeam::queue::ArrayQueue;
@@ -35,7 +37,7 @@ impl Port for Lane {
     }
 
     fn info(&self) -> PortInfo {
-        PortInfo { kind: "lane", mac: [0; 6], mtu: 1500, link_up: true, rx_queues: 1, tx_queues: 0 }
+        PortInfo { kind: PortKind::Memory, mac: [0; 6], mtu: 1500, link_up: true, rx_queues: 1, tx_queues: 0 }
     }
 
     fn stats(&self) -> Vec<Arc<PortStats>> {
@@ -86,7 +88,7 @@ struct Rig {
     control: Arc<Control>,
     switch: Arc<Switch>,
     lanes: Vec<Arc<ArrayQueue<Packet>>>,
-    sink: Arc<Wire>,
+    sink: Arc<MemoryPeer>,
     pool: Pool,
     watch: Watch,
     /// By source.

@@ -1,10 +1,10 @@
 //! Rules beside the flows that they come from.
 
 use crate::{Refusal, Rule};
-use dpdk::flow::{Direction, FlowAction, FlowItem, SetField};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Key, Mask, Metadata, Miniflow, extract, field};
 use proptest::prelude::*;
+use rte_rule::{Direction, FlowAction, FlowItem, SetField};
 
 /// Ports 1 to 3 of the switch are 11 to 13 of the device.
 fn device_port(port: u32) -> Option<u16> {
@@ -23,7 +23,7 @@ fn refusal(flow: &str, actions: &str) -> String {
 const IPV4: &str = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:02),eth_type(0x0800),ipv4(frag=no)";
 
 #[test]
-fn a_flow_of_a_bridge_is_offloaded() {
+fn a_bridge_flow_becomes_a_transfer_rule() {
     let Rule { pattern, actions, direction } = rule(IPV4, "2").unwrap();
     assert_eq!(direction, Direction::Transfer);
     assert_eq!(pattern[0], FlowItem::RepresentedPort(11));
@@ -38,7 +38,7 @@ fn a_flow_of_a_bridge_is_offloaded() {
 }
 
 #[test]
-fn a_flow_that_is_marked_matches_the_same_where_its_port_receives() {
+fn a_marking_rule_matches_the_same_at_ingress() {
     let FlowMatch { key, mask } = IPV4.parse().unwrap();
     let whole = rule(IPV4, "2").unwrap();
     let Rule { pattern, actions, direction } = Rule::marking(&key, &mask, 77, 3).unwrap();
@@ -73,22 +73,22 @@ fn headers_are_rewritten_in_order() {
 #[test]
 fn what_no_rule_expresses_is_refused_by_its_clause() {
     let arp = refusal("in_port(1),eth_type(0x0806),arp(sip=10.0.0.1)", "2");
-    assert_eq!(arp, "match eth(),eth_type(0x0806),arp(sip=10.0.0.1): there is no item for it");
+    assert_eq!(arp, "match eth(),eth_type(0x0806),arp(sip=10.0.0.1): has no rte_flow item");
     let later = "in_port(1),eth_type(0x0800),ipv4(frag=later)";
     assert!(refusal(later, "2").contains("frag=later"), "{}", refusal(later, "2"));
     assert!(refusal("recirc_id(0x5),in_port(1),eth_type(0x0800)", "2").contains("recirc_id(0x5)"));
     assert!(refusal("ct_state(+est),in_port(1),eth_type(0x0800)", "2").contains("ct_state(+est)"));
-    assert_eq!(refusal("in_port(9),eth_type(0x0800)", "2"), "port 9: it is not of the device");
-    assert_eq!(refusal(IPV4, "8"), "port 8: it is not of the device");
-    assert_eq!(refusal(IPV4, "2,3"), "action 2: hardware has one output a rule");
-    assert_eq!(refusal(IPV4, "meter(1),2"), "action meter(1): hardware does not do it");
+    assert_eq!(refusal("in_port(9),eth_type(0x0800)", "2"), "port 9 is not in this device's switch domain");
+    assert_eq!(refusal(IPV4, "8"), "port 8 is not in this device's switch domain");
+    assert_eq!(refusal(IPV4, "2,3"), "action 2: a rule of rte_flow has one output");
+    assert_eq!(refusal(IPV4, "meter(1),2"), "action meter(1): has no rte_flow equivalent");
     assert_eq!(
         refusal(IPV4, "dec_ttl(le_1(drop)),2"),
         "action dec_ttl(le_1(drop)): the flow does not say that the TTL is above 1"
     );
     assert_eq!(refusal(IPV4, "pop_vlan,2"), "action pop_vlan: the flow does not say that there is a tag");
     let partly = refusal(IPV4, "set(ipv4(src=10.0.0.0/255.0.0.0)),2");
-    assert!(partly.ends_with("hardware sets only whole fields, and not every field"), "{partly}");
+    assert!(partly.ends_with("rte_flow sets only whole fields, and not every field"), "{partly}");
     assert!(refusal(IPV4, "set(tcp(dst=80)),2").ends_with("the flow does not say that it has this header"));
 }
 

@@ -1,43 +1,54 @@
-//! The table before a device that can be full, refuse, hold on, and be reset.
+//! The table over a device that can be full, refuse, hold rules, and be reset.
 
-use crate::device::{Completed, Progress};
+use crate::nic::NicPort;
 use crate::offloader::Config;
-use crate::table::{PATIENCE, Table};
+use crate::table::{COMPLETION_TIMEOUT, Table};
 use crate::{IDLE, Rule, Totals};
 use clock::Cycles;
-use dpdk::Errno;
-use dpdk::flow::{Clause, FlowAction, FlowCount, FlowError, FlowEvent, Operation};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Megaflow, PortNo, Stats};
+use parking_lot::{Mutex, MutexGuard};
+use rte_rule::{
+    Clause, Completion, DeviceInfo, FlowAction, FlowAttr, FlowCount, FlowDevice, FlowError, FlowEvent, FlowEvents,
+    FlowItem, FlowQueue, FlowRule, Operation, RuleId,
+};
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use switch::{HardwareShare, Offer, Placed};
+
+/// A rule with its priority and its counters.
+struct Installed {
+    rule: Rule,
+    priority: u32,
+    count: FlowCount,
+}
 
 #[derive(Default)]
 struct State {
     room: usize,
-    rules: HashMap<u64, (Rule, u32, FlowCount, u64)>,
+    rules: HashMap<u64, Installed>,
     next: u64,
-    /// Rules that were there at a time, at most.
+    /// Largest number of rules at a time.
     most: usize,
     refuses: bool,
-    /// Only the completion says that it does not take a rule.
+    /// Whether refusals come with the completion alone.
     refuses_late: bool,
+    /// Whether removals are refused.
     holds: bool,
-    /// What is said of rules of before a reset: that the device is gone, or that there are no such rules.
+    /// Whether rules of before a reset are reported as of a device that is gone, or as lost.
     says_gone: bool,
-    /// Operations end by completions.
+    /// Whether there is a flow queue.
     queued: bool,
-    /// No completions come.
+    /// Whether completions do not come.
     mute: bool,
-    /// What is to complete.
+    /// Operations without a completion.
     pending: VecDeque<(u64, Operation)>,
-    /// Rules on their way.
-    coming: HashMap<u64, (Rule, u32, u64)>,
+    /// Rules whose insertion is pending.
+    inserting: HashMap<u64, Installed>,
     aged: Vec<u64>,
-    /// Counters that were read.
-    queries: std::cell::Cell<usize>,
+    /// Number of queries.
+    queries: usize,
 }
 
 #[derive(Clone)]
@@ -49,19 +60,19 @@ impl Handle {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 
-    /// Packets come that match the rule of the flow to this station, if it is there.
+    /// Counts packets to this station, if their flow has a rule.
     fn packets(&self, station: usize, packets: u64) {
         let action = FlowAction::RepresentedPort(12);
         let mac = mac(station);
         let mut state = self.state();
-        let hit = state.rules.values_mut().find(|(rule, ..)| {
+        let hit = state.rules.values_mut().find(|Installed { rule, .. }| {
             (rule.actions.contains(&action) || marks(rule))
-                && rule.pattern.iter().any(|item| matches!(item, dpdk::flow::FlowItem::Eth(eth) if eth.spec.dst == mac))
+                && rule.pattern.iter().any(|item| matches!(item, FlowItem::Eth(eth) if eth.spec.dst == mac))
         });
-        if let Some((_, _, count, _)) = hit {
+        if let Some(Installed { count, .. }) = hit {
             let add = |counted: &mut Option<u64>, more| *counted = Some(counted.unwrap_or(0) + more);
             add(&mut count.packets, packets);
             add(&mut count.bytes, packets * 100);
@@ -78,9 +89,51 @@ impl Handle {
 }
 
 impl State {
-    fn insert(&mut self, id: u64, rule: Rule, priority: u32, name: u64) {
-        self.rules.insert(id, (rule, priority, FlowCount { packets: Some(0), bytes: Some(0) }, name));
+    fn install(&mut self, id: u64, rule: Installed) {
+        self.rules.insert(id, rule);
         self.most = self.most.max(self.rules.len());
+    }
+
+    /// Admits a rule, which is returned with its name, or refuses it.
+    fn admit(
+        &mut self,
+        attr: &FlowAttr,
+        pattern: &[FlowItem],
+        actions: &[FlowAction],
+    ) -> Result<(u64, Installed), FlowError> {
+        let device = "fake".to_owned();
+        if self.refuses {
+            return Err(refusal());
+        }
+        if self.rules.len() + self.inserting.len() >= self.room {
+            return Err(FlowError::Full { device, said: String::new() });
+        }
+        let is_same = |other: &Installed| other.rule.pattern == pattern && other.priority == attr.priority;
+        if self.rules.values().any(is_same) {
+            return Err(FlowError::Exists { device, said: String::new() });
+        }
+        self.next += 1;
+        let actions = actions.iter().filter(|action| !matches!(action, FlowAction::Age { .. })).cloned().collect();
+        let rule = Rule { pattern: pattern.to_vec(), actions, direction: attr.direction };
+        let count = FlowCount { packets: Some(0), bytes: Some(0) };
+        Ok((self.next, Installed { rule, priority: attr.priority, count }))
+    }
+
+    fn query(&mut self, rule: u64) -> Result<FlowCount, FlowError> {
+        self.queries += 1;
+        self.rules.get(&rule).map(|installed| installed.count).ok_or_else(|| self.lost())
+    }
+
+    /// Whether a rule may be removed.
+    fn check_removal(&self, rule: u64) -> Result<(), FlowError> {
+        if !self.rules.contains_key(&rule) && !self.inserting.contains_key(&rule) {
+            return Err(self.lost());
+        }
+        if self.holds {
+            let (device, said) = ("fake".to_owned(), "busy".to_owned());
+            return Err(FlowError::Failed { device, clause: Clause::Rule, said });
+        }
+        Ok(())
     }
 
     fn lost(&self) -> FlowError {
@@ -91,109 +144,134 @@ impl State {
     }
 }
 
-#[derive(Default)]
-struct Device(Option<Handle>);
-
-impl Device {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.as_ref().unwrap().state()
-    }
-}
-
 fn refusal() -> FlowError {
     FlowError::Unsupported { device: "fake".to_owned(), clause: Clause::Item(1), said: "no such item".to_owned() }
 }
 
-impl crate::device::Device for Device {
-    type Port = Handle;
-    type Rule = u64;
+/// A port of the device.
+struct Device {
+    handle: Handle,
+    info: DeviceInfo,
+}
 
-    fn attach(&mut self, _: PortNo, port: Handle) {
-        self.0 = Some(port);
+impl FlowDevice for Device {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
     }
 
-    fn detach(&mut self, _: PortNo) {}
-
-    fn is_in_charge(&self, number: PortNo) -> bool {
-        number == 3
+    fn validate(&self, _: &FlowAttr, _: &[FlowItem], _: &[FlowAction]) -> Result<(), FlowError> {
+        let state = self.handle.state();
+        if state.refuses || state.refuses_late { Err(refusal()) } else { Ok(()) }
     }
 
-    fn queues(&self, _: PortNo) -> u16 {
-        2
-    }
-
-    fn place(&mut self, _: PortNo, rule: &Rule, priority: u32, name: u64) -> Result<(u64, Progress), FlowError> {
-        let mut state = self.state();
-        let device = "fake".to_owned();
-        if state.refuses {
+    fn create(
+        &self,
+        attr: &FlowAttr,
+        pattern: &[FlowItem],
+        actions: &[FlowAction],
+    ) -> Result<Box<dyn FlowRule>, FlowError> {
+        let mut state = self.handle.state();
+        if state.refuses_late {
             return Err(refusal());
         }
-        if state.rules.len() + state.coming.len() >= state.room {
-            return Err(FlowError::Full { device, said: String::new() });
-        }
-        if state.rules.values().any(|(other, at, ..)| other.pattern == rule.pattern && *at == priority) {
-            return Err(FlowError::Exists { device, said: String::new() });
-        }
-        state.next += 1;
-        let id = state.next;
-        if state.queued {
-            state.coming.insert(id, (rule.clone(), priority, name));
-            state.pending.push_back((id, Operation::Create));
-            return Ok((id, Progress::Asked));
-        }
-        state.insert(id, rule.clone(), priority, name);
-        Ok((id, Progress::Done))
+        let (id, rule) = state.admit(attr, pattern, actions)?;
+        state.install(id, rule);
+        Ok(Box::new(SingleRule { handle: self.handle.clone(), id }))
     }
 
-    fn remove(&mut self, rule: u64) -> Result<Progress, FlowError> {
+    fn queue(&self) -> Option<Box<dyn FlowQueue>> {
+        let is_there = self.handle.state().queued && self.info.is_transfer_proxy();
+        is_there.then(|| Box::new(self.handle.clone()) as _)
+    }
+
+    fn aged(&self, contexts: &mut Vec<u64>) -> Result<(), FlowError> {
+        contexts.append(&mut self.handle.state().aged);
+        Ok(())
+    }
+
+    fn listen(&self, _: Box<dyn Fn(FlowEvent) + Send + Sync>) -> Result<FlowEvents, FlowError> {
+        Ok(Box::new(()))
+    }
+}
+
+struct SingleRule {
+    handle: Handle,
+    id: u64,
+}
+
+impl std::fmt::Debug for SingleRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SingleRule({})", self.id)
+    }
+}
+
+impl FlowRule for SingleRule {
+    fn query(&self) -> Result<FlowCount, FlowError> {
+        self.handle.state().query(self.id)
+    }
+
+    fn remove(&mut self) -> Result<(), FlowError> {
+        let mut state = self.handle.state();
+        state.check_removal(self.id)?;
+        state.rules.remove(&self.id);
+        Ok(())
+    }
+
+    fn abandon(self: Box<Self>) {}
+}
+
+fn rule_id(id: u64) -> RuleId {
+    RuleId { index: id as u32, generation: 0 }
+}
+
+impl FlowQueue for Handle {
+    fn create(&mut self, attr: &FlowAttr, pattern: &[FlowItem], actions: &[FlowAction]) -> Result<RuleId, FlowError> {
         let mut state = self.state();
-        if !state.rules.contains_key(&rule) && !state.coming.contains_key(&rule) {
-            return Err(state.lost());
-        }
-        if state.holds {
-            let (device, said) = ("fake".to_owned(), "busy".to_owned());
-            return Err(FlowError::Failed { device, clause: Clause::Rule, errno: Errno(libc::EBUSY), said });
-        }
-        if state.queued {
-            state.pending.push_back((rule, Operation::Destroy));
-            return Ok(Progress::Asked);
-        }
-        state.rules.remove(&rule);
-        Ok(Progress::Done)
+        let (id, rule) = state.admit(attr, pattern, actions)?;
+        state.inserting.insert(id, rule);
+        state.pending.push_back((id, Operation::Create));
+        Ok(rule_id(id))
     }
 
-    fn abandon(&mut self, _: u64) {}
-
-    fn count(&self, rule: u64) -> Result<FlowCount, FlowError> {
-        let state = self.state();
-        state.queries.set(state.queries.get() + 1);
-        state.rules.get(&rule).map(|(_, _, count, _)| *count).ok_or_else(|| state.lost())
+    fn destroy(&mut self, rule: RuleId) -> Result<(), FlowError> {
+        let mut state = self.state();
+        state.check_removal(rule.index.into())?;
+        state.pending.push_back((rule.index.into(), Operation::Destroy));
+        Ok(())
     }
 
-    fn explain(&self, _: PortNo, _: &Rule, _: u32) -> FlowError {
-        refusal()
+    fn query(&self, rule: RuleId) -> Result<FlowCount, FlowError> {
+        self.state().query(rule.index.into())
     }
 
-    fn poll(&mut self, completed: &mut Vec<Completed<u64>>) {
+    fn pending(&self) -> u32 {
+        self.state().pending.len() as u32
+    }
+
+    fn push(&mut self) -> Result<(), FlowError> {
+        Ok(())
+    }
+
+    fn pull(&mut self, completions: &mut Vec<Completion>) -> Result<(), FlowError> {
         let mut state = self.state();
         if state.mute {
-            return;
+            return Ok(());
         }
         for (rule, operation) in std::mem::take(&mut state.pending) {
             let done = operation == Operation::Destroy || !state.refuses_late;
-            let coming = state.coming.remove(&rule);
-            match (operation, coming) {
-                (Operation::Create, Some((found, priority, name))) if done => state.insert(rule, found, priority, name),
-                (Operation::Destroy, _) => drop(state.rules.remove(&rule)),
-                _ => {}
+            match (operation, state.inserting.remove(&rule)) {
+                (Operation::Create, Some(installed)) if done => state.install(rule, installed),
+                (Operation::Destroy, _) => _ = state.rules.remove(&rule),
+                (Operation::Create, _) => {}
             }
-            completed.push(Completed { rule, operation, done });
+            completions.push(Completion { rule: rule_id(rule), operation, done });
         }
+        Ok(())
     }
 
-    fn aged(&mut self, names: &mut Vec<u64>) {
-        names.append(&mut self.state().aged);
-    }
+    fn give_up(&mut self, _: RuleId) {}
+
+    fn abandon(&mut self, _: RuleId) {}
 }
 
 fn marks(rule: &Rule) -> bool {
@@ -204,30 +282,40 @@ fn mac(station: usize) -> [u8; 6] {
     [2, 0, 0, 0, (station >> 8) as u8, station as u8]
 }
 
-fn table(device: &Handle) -> Table<Device> {
+fn table(device: &Handle) -> Table {
     table_with(device, Config::default())
 }
 
-fn table_with(device: &Handle, config: Config) -> Table<Device> {
+fn table_with(device: &Handle, config: Config) -> Table {
     let mut table = Table::new(config);
-    (1..=3).for_each(|n| table.add_port(n, device.clone(), 1, n as u16 + 10));
+    for number in 1..=3 {
+        let info = DeviceInfo {
+            name: "fake".to_owned(),
+            port_id: number as u16 + 10,
+            switch_domain: Some(1),
+            transfer_proxy: 13,
+            rx_queues: 2,
+        };
+        let port = Device { handle: device.clone(), info };
+        table.add_port(number, NicPort { device: Arc::new(port), _events: None }, 1);
+    }
     table
 }
 
-impl Table<Device> {
-    /// Offers, and lets the device do what it is asked.
-    fn offer_and_turn(&mut self, offers: impl IntoIterator<Item = Offer>, now: Cycles) {
+impl Table {
+    /// Offers flows, and handles the completions.
+    fn offer_and_poll(&mut self, offers: impl IntoIterator<Item = Offer>, now: Cycles) {
         self.offer(offers.into_iter().map(Box::new).collect(), now);
-        self.turns(now);
+        self.polls(now);
     }
 
-    fn withdraw_and_turn(&mut self, ufid: u128, now: Cycles) {
+    fn withdraw_and_poll(&mut self, ufid: u128, now: Cycles) {
         self.withdraw(ufid, now);
-        self.turns(now);
+        self.polls(now);
     }
 
-    fn turns(&mut self, now: Cycles) {
-        (0..8).for_each(|_| self.turn(now));
+    fn polls(&mut self, now: Cycles) {
+        (0..8).for_each(|_| self.poll(now));
     }
 }
 
@@ -242,7 +330,7 @@ fn offer_from(port: PortNo, station: usize, output: &str, packets: u64, share: &
     Offer { flow, packets, share: share.clone() }
 }
 
-/// Once with a device that does what it is asked at once, and once with one that tells by completions.
+/// Runs a test on a device without a flow queue, and on one with.
 fn both(test: impl Fn(bool)) {
     [false, true].into_iter().for_each(test);
 }
@@ -253,26 +341,26 @@ fn seen(share: &HardwareShare) -> (u64, u64) {
 }
 
 #[test]
-fn what_the_device_counts_is_counted_once() {
+fn packets_counted_by_the_device_are_counted_once() {
     both(|queued| {
         let device = Handle::new(10, queued);
         let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
         assert!(share.is_placed());
         device.packets(1, 5);
-        table.look(Cycles(2));
-        table.look(Cycles(3));
+        table.poll_counters(Cycles(2));
+        table.poll_counters(Cycles(3));
         assert_eq!((seen(&share), share.stats().used), ((5, 500), Cycles(2)));
         // What came since the last look is not lost when the rule goes.
         device.packets(1, 2);
-        table.withdraw_and_turn(2, Cycles(4));
+        table.withdraw_and_poll(2, Cycles(4));
         assert_eq!((seen(&share), share.is_placed(), device.state().rules.len()), ((7, 700), false, 0));
         assert_eq!((table.totals().packets, table.totals().insertions), (7, 1));
     });
 }
 
 #[test]
-fn the_flows_that_see_most_stay_in_a_table_ten_times_too_small() {
+fn the_busiest_flows_stay_in_a_table_ten_times_too_small() {
     both(|queued| {
         const FLOWS: usize = 200;
         let device = Handle::new(FLOWS / 10, queued);
@@ -283,13 +371,13 @@ fn the_flows_that_see_most_stay_in_a_table_ten_times_too_small() {
         let mut software = 0;
         for round in 0..30 {
             let offers = (0..FLOWS).filter(|n| !shares[*n].is_placed());
-            table.offer_and_turn(offers.map(|n| offer(n, "2", packets(n), &shares[n])), Cycles(round));
+            table.offer_and_poll(offers.map(|n| offer(n, "2", packets(n), &shares[n])), Cycles(round));
             software = 0;
             for (n, share) in shares.iter().enumerate() {
                 device.packets(n, packets(n));
                 software += if share.is_placed() { 0 } else { packets(n) };
             }
-            table.look(Cycles(round));
+            table.poll_counters(Cycles(round));
         }
         let best: u64 = (0..FLOWS * 9 / 10).map(packets).sum();
         assert!(software <= best + best / 10, "{software} packets in software, where {best} would do");
@@ -304,14 +392,14 @@ fn a_changed_flow_is_never_without_a_rule() {
         let device = Handle::new(2, queued);
         let (mut table, share) = (table(&device), Arc::default());
         for (round, output) in ["2", "3", "2", "drop"].into_iter().enumerate() {
-            table.offer_and_turn([offer(1, output, 0, &share)], Cycles(round as u64));
+            table.offer_and_poll([offer(1, output, 0, &share)], Cycles(round as u64));
             assert!(share.is_placed());
             assert_eq!(device.state().rules.len(), 1);
         }
         // The new one was there before the old one went.
         assert_eq!(device.state().most, 2);
         let state = device.state();
-        assert!(state.rules.values().all(|(rule, ..)| rule.actions.ends_with(&[FlowAction::Drop])));
+        assert!(state.rules.values().all(|installed| installed.rule.actions.ends_with(&[FlowAction::Drop])));
     });
 }
 
@@ -320,8 +408,8 @@ fn a_changed_flow_without_room_for_both_rules_goes_to_the_workers() {
     both(|queued| {
         let device = Handle::new(1, queued);
         let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_turn([offer(1, "2", 9, &share)], Cycles(1));
-        table.offer_and_turn([offer(1, "3", 0, &share)], Cycles(2));
+        table.offer_and_poll([offer(1, "2", 9, &share)], Cycles(1));
+        table.offer_and_poll([offer(1, "3", 0, &share)], Cycles(2));
         assert!(!share.is_placed() && device.state().rules.is_empty());
     });
 }
@@ -335,109 +423,112 @@ fn reset_and_fill(queued: bool, says_gone: bool) {
     let device = Handle::new(10, queued);
     device.state().says_gone = says_gone;
     let (mut table, share) = (table(&device), Arc::default());
-    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
     device.packets(1, 5);
-    table.look(Cycles(2));
+    table.poll_counters(Cycles(2));
     device.reset();
-    table.look(Cycles(3));
+    table.poll_counters(Cycles(3));
     assert_eq!((share.is_placed(), share.refused(), table.totals().lost), (false, None, 1));
-    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(4));
+    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(4));
     device.packets(1, 3);
-    table.look(Cycles(5));
+    table.poll_counters(Cycles(5));
     assert_eq!((share.is_placed(), seen(&share)), (true, (8, 800)));
 }
 
 #[test]
-fn a_flow_that_leads_elsewhere_is_marked_and_counted_by_the_workers() {
+fn a_flow_to_another_device_is_marked_and_counted_by_the_workers() {
     both(|queued| {
         let device = Handle::new(10, queued);
         let (mut table, share) = (table(&device), Arc::<HardwareShare>::default());
-        table.offer_and_turn([offer(1, "9", 100, &share)], Cycles(1));
+        table.offer_and_poll([offer(1, "9", 100, &share)], Cycles(1));
         assert_eq!(share.placed(), Placed::Partial);
-        assert_eq!(share.refused().unwrap(), "port 9: it is not of the device");
-        let rules: Vec<_> = device.state().rules.values().map(|(rule, ..)| rule.clone()).collect();
+        assert_eq!(share.refused().unwrap(), "port 9 is not in this device's switch domain");
+        let rules: Vec<_> = device.state().rules.values().map(|installed| installed.rule.clone()).collect();
         let mark = FlowAction::Mark(share.mark().unwrap());
         assert_eq!(rules[0].actions, [FlowAction::Count, mark, FlowAction::Rss(vec![0, 1])]);
         device.packets(1, 50);
-        table.look(Cycles(2));
+        table.poll_counters(Cycles(2));
         let Totals { flows, partial, packets, ref refused, .. } = table.totals();
         assert_eq!((flows, partial, packets, seen(&share)), (0, 1, 0, (0, 0)));
         assert_eq!(refused, &HashMap::from([("port", 1)]));
         // Elsewhere is still not of the device: the rule stays.
-        table.offer_and_turn([offer(1, "8", 0, &share)], Cycles(3));
-        assert_eq!((share.placed(), &*share.refused().unwrap()), (Placed::Partial, "port 8: it is not of the device"));
+        table.offer_and_poll([offer(1, "8", 0, &share)], Cycles(3));
+        assert_eq!(
+            (share.placed(), &*share.refused().unwrap()),
+            (Placed::Partial, "port 8 is not in this device's switch domain")
+        );
         assert_eq!(device.state().next, 1);
         // It becomes one that the device does, and back.
-        table.offer_and_turn([offer(1, "2", 0, &share)], Cycles(4));
+        table.offer_and_poll([offer(1, "2", 0, &share)], Cycles(4));
         assert_eq!((share.placed(), share.refused(), device.rules()), (Placed::Full, None, 1));
         device.packets(1, 7);
-        table.look(Cycles(5));
+        table.poll_counters(Cycles(5));
         assert_eq!((table.totals().partial, table.totals().packets, seen(&share)), (0, 7, (7, 700)));
-        table.offer_and_turn([offer(1, "9", 0, &share)], Cycles(6));
+        table.offer_and_poll([offer(1, "9", 0, &share)], Cycles(6));
         assert_eq!((share.placed(), device.rules(), table.totals().partial), (Placed::Partial, 1, 1));
         device.reset();
-        table.look(Cycles(7));
+        table.poll_counters(Cycles(7));
         assert_eq!((share.placed(), share.refused(), table.totals().partial), (Placed::No, None, 0));
-        table.offer_and_turn([offer(1, "9", 100, &share)], Cycles(8));
-        table.withdraw_and_turn(2, Cycles(9));
+        table.offer_and_poll([offer(1, "9", 100, &share)], Cycles(8));
+        table.withdraw_and_poll(2, Cycles(9));
         assert_eq!((share.placed(), device.rules(), table.is_empty()), (Placed::No, 0, true));
     });
 }
 
 #[test]
-fn a_marked_flow_goes_first_when_there_is_no_room() {
+fn marked_flows_are_evicted_first() {
     both(|queued| {
         let device = Handle::new(1, queued);
         let mut table = table(&device);
         let shares: [Arc<HardwareShare>; 2] = Default::default();
-        table.offer_and_turn([offer(0, "2", 50, &shares[0])], Cycles(1));
+        table.offer_and_poll([offer(0, "2", 50, &shares[0])], Cycles(1));
         for turn in 2..6 {
             device.packets(0, 50);
-            table.look(Cycles(turn));
+            table.poll_counters(Cycles(turn));
         }
         // Three times the packets, but a mark does not spare as much.
-        table.offer_and_turn([offer(1, "9", 150, &shares[1])], Cycles(6));
+        table.offer_and_poll([offer(1, "9", 150, &shares[1])], Cycles(6));
         assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
         assert_eq!(shares[1].refused(), None, "it is offered again");
-        table.offer_and_turn([offer(1, "9", 500, &shares[1])], Cycles(7));
+        table.offer_and_poll([offer(1, "9", 500, &shares[1])], Cycles(7));
         assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::No, Placed::Partial]);
         for turn in 8..14 {
             device.packets(1, 500);
-            table.look(Cycles(turn));
+            table.poll_counters(Cycles(turn));
         }
-        table.offer_and_turn([offer(0, "2", 300, &shares[0])], Cycles(14));
+        table.offer_and_poll([offer(0, "2", 300, &shares[0])], Cycles(14));
         assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
     });
 }
 
 #[test]
-fn what_a_device_refuses_is_told_with_its_clause() {
+fn a_refused_rule_names_the_refused_clause() {
     both(|queued| {
         let device = Handle::new(10, queued);
         let (mut table, share) = (table(&device), Arc::default());
         device.state().refuses = true;
-        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
         assert_eq!(share.refused().unwrap(), "fake: item 1 is not supported: no such item");
         let elsewhere = Arc::default();
-        table.offer_and_turn([offer(2, "9", 100, &elsewhere)], Cycles(1));
-        let both = "port 9: it is not of the device; to mark its packets: fake: item 1 is not supported: no such item";
+        table.offer_and_poll([offer(2, "9", 100, &elsewhere)], Cycles(1));
+        let both = "port 9 is not in this device's switch domain; to mark its packets: fake: item 1 is not supported: no such item";
         assert_eq!(elsewhere.refused().unwrap(), both);
         assert_eq!(table.totals().refused, HashMap::from([("device", 1), ("port", 1)]));
     });
 }
 
 #[test]
-fn a_rule_that_a_device_holds_on_to_is_taken_out_later() {
+fn a_refused_removal_is_repeated() {
     both(|queued| {
         let device = Handle::new(10, queued);
         let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
         device.state().holds = true;
-        table.withdraw_and_turn(2, Cycles(2));
+        table.withdraw_and_poll(2, Cycles(2));
         assert_eq!((share.is_placed(), table.totals().leaving), (false, 1));
         device.state().holds = false;
-        table.look(Cycles(3));
-        table.turns(Cycles(3));
+        table.poll_counters(Cycles(3));
+        table.polls(Cycles(3));
         assert_eq!((device.state().rules.len(), table.totals().leaving), (0, 0));
     });
 }
@@ -449,20 +540,20 @@ fn cycles(time: Duration) -> Cycles {
 const TICK: Duration = Duration::from_millis(200);
 
 #[test]
-fn a_completion_that_never_comes_is_not_waited_for() {
+fn an_operation_without_completion_times_out() {
     let device = Handle::new(10, true);
     let (mut table, share) = (table(&device), Arc::default());
     device.state().mute = true;
     let start = Cycles::now();
-    table.offer_and_turn([offer(1, "2", 100, &share)], start);
+    table.offer_and_poll([offer(1, "2", 100, &share)], start);
     assert!(!share.is_placed() && table.is_busy());
-    let late = Cycles::now() + cycles(PATIENCE + TICK);
-    table.turns(late);
+    let late = Cycles::now() + cycles(COMPLETION_TIMEOUT + TICK);
+    table.polls(late);
     assert_eq!(share.refused().unwrap(), "no completion from the device in 1 s");
     // The rule may be there all the same, so it is taken out.
     assert_eq!(device.state().pending, [(1, Operation::Create), (1, Operation::Destroy)]);
     device.state().mute = false;
-    table.turns(late);
+    table.polls(late);
     assert_eq!((share.is_placed(), device.rules(), table.is_busy(), table.is_empty()), (false, 0, false, true));
     let totals = table.totals();
     assert_eq!((totals.lost_completions, totals.flows, totals.refused["completion"]), (1, 0, 1));
@@ -471,31 +562,31 @@ fn a_completion_that_never_comes_is_not_waited_for() {
 }
 
 #[test]
-fn a_rule_that_is_refused_late_is_told_with_its_clause() {
+fn a_rule_refused_by_completion_names_the_refused_clause() {
     let device = Handle::new(10, true);
     let (mut table, share) = (table(&device), Arc::default());
     device.state().refuses_late = true;
-    table.offer_and_turn([offer(1, "2", 100, &share)], Cycles(1));
+    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
     assert_eq!((share.is_placed(), &*share.refused().unwrap()), (false, "fake: item 1 is not supported: no such item"));
     assert!(table.is_empty() && table.ports.values().all(|port| port.rules() == 0));
 }
 
 #[test]
-fn what_becomes_of_a_flow_while_its_rule_is_on_its_way() {
+fn flows_change_and_go_while_their_insertion_is_pending() {
     let device = Handle::new(10, true);
     let (mut table, share) = (table(&device), Arc::default());
     // It goes.
     table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(1));
     table.withdraw(2, Cycles(1));
-    table.turns(Cycles(1));
+    table.polls(Cycles(1));
     assert_eq!((share.is_placed(), device.rules(), table.is_empty()), (false, 0, true));
     // It changes: the last word counts.
     table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(2));
     table.offer(vec![Box::new(offer(1, "3", 0, &share))], Cycles(2));
     table.offer(vec![Box::new(offer(1, "drop", 0, &share))], Cycles(2));
-    table.turns(Cycles(2));
+    table.polls(Cycles(2));
     assert_eq!((share.is_placed(), device.rules()), (true, 1));
-    assert!(device.state().rules.values().all(|(rule, ..)| rule.actions.ends_with(&[FlowAction::Drop])));
+    assert!(device.state().rules.values().all(|installed| installed.rule.actions.ends_with(&[FlowAction::Drop])));
 }
 
 #[test]
@@ -504,36 +595,36 @@ fn idle_flows_go_back_to_the_workers() {
         let device = Handle::new(10, queued);
         let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
         let start = Cycles::now();
-        table.offer_and_turn((0..2).map(|n| offer(n, "2", 100, &shares[n])), start);
+        table.offer_and_poll((0..2).map(|n| offer(n, "2", 100, &shares[n])), start);
         let later = start + cycles(IDLE + IDLE);
         device.packets(1, 7);
         // The device says which has aged; what it has counted before counts, and came before it aged.
         device.state().aged = vec![2, 99];
-        table.event(1, FlowEvent::Aged, later);
-        table.turns(later);
+        table.handle_event(1, FlowEvent::Aged, later);
+        table.polls(later);
         assert_eq!(shares.each_ref().map(|share| share.is_placed()), [true, false]);
         assert_eq!((seen(&shares[1]), shares[1].stats().used), ((7, 700), later - cycles(IDLE)));
         // The other is found without the device's help.
-        table.look(later);
-        table.look(later);
-        table.turns(later);
+        table.poll_counters(later);
+        table.poll_counters(later);
+        table.polls(later);
         assert_eq!((shares[0].is_placed(), device.rules(), table.totals().aged), (false, 0, 2));
     });
 }
 
 #[test]
-fn a_look_costs_no_more_for_idle_flows() {
+fn a_poll_costs_no_more_for_idle_flows() {
     let queries_of_a_look = |idle: usize| {
         let device = Handle::new(100_000, false);
         let mut table = table(&device);
         let shares: Vec<Arc<HardwareShare>> = (0..idle + 50).map(|_| Arc::default()).collect();
-        table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+        table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
         let mut queries = 0;
         for round in 2..6 {
             (0..50).for_each(|station| device.packets(station, 1));
-            let before = device.state().queries.get();
-            table.look(Cycles(round));
-            queries = device.state().queries.get() - before;
+            let before = device.state().queries;
+            table.poll_counters(Cycles(round));
+            queries = device.state().queries - before;
             assert!(shares[..50].iter().all(|share| seen(share).0 == round - 1));
         }
         queries
@@ -546,43 +637,43 @@ fn a_look_costs_no_more_for_idle_flows() {
 }
 
 #[test]
-fn who_asks_gets_every_counter() {
+fn a_poll_of_all_counters_reads_every_counter() {
     let device = Handle::new(100_000, false);
     let mut table = table(&device);
     let shares: Vec<Arc<HardwareShare>> = (0..3000).map(|_| Arc::default()).collect();
-    table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
-    (0..3).for_each(|round| table.look(Cycles(round)));
+    table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    (0..3).for_each(|round| table.poll_counters(Cycles(round)));
     (0..3000).step_by(100).for_each(|station| device.packets(station, 3));
-    table.look_at_all(Cycles(9));
+    table.poll_all_counters(Cycles(9));
     assert!(shares.iter().step_by(100).all(|share| seen(share).0 == 3));
 }
 
 #[test]
-fn a_port_has_so_many_rules_and_no_more() {
+fn rules_of_a_port_are_bounded() {
     both(|queued| {
         let device = Handle::new(100, queued);
         let mut table = table_with(&device, Config { rules_of_a_port: 2, ..Config::default() });
         let shares: [Arc<HardwareShare>; 5] = Default::default();
-        table.offer_and_turn((0..3).map(|n| offer(n, "2", 100 - n as u64, &shares[n])), Cycles(1));
+        table.offer_and_poll((0..3).map(|n| offer(n, "2", 100 - n as u64, &shares[n])), Cycles(1));
         // Another port has its own.
-        table.offer_and_turn([offer_from(3, 3, "2", 50, &shares[3])], Cycles(1));
+        table.offer_and_poll([offer_from(3, 3, "2", 50, &shares[3])], Cycles(1));
         let placed = |shares: &[Arc<HardwareShare>; 5]| shares.each_ref().map(|share| share.is_placed());
         assert_eq!(placed(&shares), [true, true, false, true, false]);
         // One that sees more takes the place of one of the same port.
-        (0..8).for_each(|round| table.look(Cycles(round)));
-        table.offer_and_turn([offer(4, "2", 1000, &shares[4])], Cycles(9));
+        (0..8).for_each(|round| table.poll_counters(Cycles(round)));
+        table.offer_and_poll([offer(4, "2", 1000, &shares[4])], Cycles(9));
         let now = placed(&shares);
         assert_eq!((now[0] ^ now[1], now[3], now[4], table.totals().evictions), (true, true, true, 1));
         // A change needs no credit of its own.
-        table.offer_and_turn([offer(4, "3", 0, &shares[4])], Cycles(9));
+        table.offer_and_poll([offer(4, "3", 0, &shares[4])], Cycles(9));
         assert!(shares[4].is_placed() && device.rules() == 3);
-        (0..5).for_each(|ufid| table.withdraw_and_turn(ufid + 1, Cycles(10)));
+        (0..5).for_each(|ufid| table.withdraw_and_poll(ufid + 1, Cycles(10)));
         assert!(table.ports.values().all(|port| port.rules() == 0) && device.rules() == 0);
     });
 }
 
 #[test]
-fn offers_that_wait_are_bounded() {
+fn waiting_offers_are_bounded() {
     let device = Handle::new(100, true);
     let mut table = table_with(&device, Config { waiting: 3, ..Config::default() });
     let shares: [Arc<HardwareShare>; 10] = Default::default();
@@ -594,54 +685,54 @@ fn offers_that_wait_are_bounded() {
     // The latest word on one that waits takes the place of the one before.
     table.offer(vec![Box::new(offer(0, "2", 1, &shares[0]))], Cycles(1));
     assert_eq!(table.totals().dropped, 7);
-    table.turns(Cycles(1));
+    table.polls(Cycles(1));
     assert_eq!((table.totals().flows, device.rules()), (3, 3));
 }
 
 #[test]
-fn a_reset_is_noticed_when_the_device_tells_of_it() {
+fn a_reported_reset_loses_all_flows_at_once() {
     both(|queued| {
         let device = Handle::new(100, queued);
         let (mut table, shares) = (table(&device), [(); 20].map(|()| Arc::<HardwareShare>::default()));
-        let fill = |table: &mut Table<Device>, now| {
+        let fill = |table: &mut Table, now| {
             let missing = (0..20).filter(|n| !shares[*n].is_placed());
-            table.offer_and_turn(missing.map(|n| offer(n, "2", 100, &shares[n])), now);
+            table.offer_and_poll(missing.map(|n| offer(n, "2", 100, &shares[n])), now);
         };
         fill(&mut table, Cycles(1));
         (0..20).for_each(|station| device.packets(station, 5));
-        table.look(Cycles(2));
+        table.poll_counters(Cycles(2));
         device.reset();
-        table.event(1, FlowEvent::Reset, Cycles(3));
+        table.handle_event(1, FlowEvent::Reset, Cycles(3));
         assert!(table.has_lost && shares.iter().all(|share| !share.is_placed()));
         assert_eq!((table.totals().lost, table.totals().flows), (20, 0));
         fill(&mut table, Cycles(4));
         (0..20).for_each(|station| device.packets(station, 3));
-        table.look(Cycles(5));
+        table.poll_counters(Cycles(5));
         assert!(shares.iter().all(|share| share.is_placed() && seen(share) == (8, 800)));
     });
 }
 
 #[test]
-fn one_rule_that_is_lost_shows_that_others_are() {
+fn one_lost_rule_reveals_a_reset() {
     let device = Handle::new(10_000, false);
     let mut table = table(&device);
     let shares: Vec<Arc<HardwareShare>> = (0..5000).map(|_| Arc::default()).collect();
-    table.offer_and_turn(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
-    (0..3).for_each(|round| table.look(Cycles(round)));
+    table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    (0..3).for_each(|round| table.poll_counters(Cycles(round)));
     device.reset();
-    table.look(Cycles(4));
+    table.poll_counters(Cycles(4));
     assert_eq!((table.totals().lost, table.totals().flows), (5000, 0));
 }
 
 #[test]
-fn nothing_is_held_of_a_port_that_goes() {
+fn nothing_of_a_removed_port_is_held() {
     both(|queued| {
         let device = Handle::new(10, queued);
         let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
-        table.offer_and_turn([offer(0, "2", 9, &shares[0]), offer_from(2, 1, "1", 9, &shares[1])], Cycles(1));
-        let remove = |table: &mut Table<Device>, port| {
+        table.offer_and_poll([offer(0, "2", 9, &shares[0]), offer_from(2, 1, "1", 9, &shares[1])], Cycles(1));
+        let remove = |table: &mut Table, port| {
             while !table.remove_port(port, Cycles(2)) {
-                table.turn(Cycles(2));
+                table.poll(Cycles(2));
             }
             table.detach(port);
         };
@@ -656,12 +747,12 @@ fn nothing_is_held_of_a_port_that_goes() {
 }
 
 #[test]
-fn a_port_goes_though_its_device_says_nothing() {
+fn a_port_is_removed_without_completions() {
     let device = Handle::new(10, true);
     let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
-    table.offer_and_turn([offer(0, "2", 9, &shares[0])], Cycles(1));
+    table.offer_and_poll([offer(0, "2", 9, &shares[0])], Cycles(1));
     device.state().mute = true;
-    table.offer_and_turn([offer(1, "2", 9, &shares[1])], Cycles(1));
+    table.offer_and_poll([offer(1, "2", 9, &shares[1])], Cycles(1));
     assert!(!table.remove_port(1, Cycles(2)));
     table.detach(1);
     assert!(shares.iter().all(|share| !share.is_placed()) && !table.is_busy() && table.is_empty());

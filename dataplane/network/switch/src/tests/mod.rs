@@ -15,7 +15,7 @@ use crate::{BridgeConfig, BridgePort, Mac, PortConfig, PortNo, VlanMode};
 use clock::Cycles;
 use engine::{Engine, IdlePolicy, Source, Waker, WorkerHandle};
 use packet::{Packet, Pool};
-use port::{MemoryPort, Wire};
+use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Net {
     pub(crate) shared: Arc<Shared>,
     pub(crate) datapaths: Vec<Datapath>,
-    pub(crate) wires: Vec<Arc<Wire>>,
+    pub(crate) wires: Vec<Arc<MemoryPeer>>,
     pub(crate) pool: Pool,
     pub(crate) now: Instant,
     turns: usize,
@@ -67,7 +67,7 @@ impl Net {
         self.add(Arc::new(port), config, wire)
     }
 
-    pub(crate) fn add(&mut self, port: Arc<dyn port::Port>, config: BridgePort, wire: Arc<Wire>) -> PortNo {
+    pub(crate) fn add(&mut self, port: Arc<dyn port::Port>, config: BridgePort, wire: Arc<MemoryPeer>) -> PortNo {
         let name = (self.wires.len() + 1).to_string();
         self.wires.push(wire);
         self.plug(&name, port);

@@ -4,7 +4,7 @@ use super::{BROADCAST, Net, any, frame, mac};
 use clock::Cycles;
 use engine::{Source, WorkerHandle};
 use packet::Burst;
-use port::{MemoryPort, Port, PortError, PortInfo, PortShard, PortStats, Wire};
+use port::{MemoryPeer, MemoryPort, Port, PortError, PortInfo, PortShard, PortStats};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +22,7 @@ struct Shard {
 }
 
 impl OneQueue {
-    fn new(owner: usize) -> (OneQueue, Arc<Wire>, Arc<AtomicUsize>) {
+    fn new(owner: usize) -> (OneQueue, Arc<MemoryPeer>, Arc<AtomicUsize>) {
         let ((port, wire), owner) = (MemoryPort::new(256), Arc::new(AtomicUsize::new(owner)));
         (OneQueue { port, owner: owner.clone(), opened: AtomicUsize::new(0) }, wire, owner)
     }

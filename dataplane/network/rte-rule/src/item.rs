@@ -1,6 +1,6 @@
-//! What a rule matches.
+//! Pattern items: the headers and fields that a rule matches.
 
-/// Values to match, and which of their bits count. A mask of zeros matches anything.
+/// The values and the mask of a pattern item. A mask of zeros matches every packet that has the header.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Match<T> {
     /// The values.
@@ -9,7 +9,7 @@ pub struct Match<T> {
     pub mask: T,
 }
 
-/// One layer of a pattern, from the outside in.
+/// One item of a pattern (`rte_flow_item`). A pattern lists its items from the outermost header inwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FlowItem {
     /// Ethernet.
@@ -32,7 +32,7 @@ pub enum FlowItem {
     Icmp6(Match<Icmp>),
     /// VXLAN, by its network identifier of 24 bits.
     Vxlan(Match<u32>),
-    /// What comes from the port that this one represents, or from this one itself.
+    /// Packets from the port that this one represents, or from this one itself.
     RepresentedPort(u16),
 }
 
@@ -43,7 +43,7 @@ pub struct Eth {
     pub dst: [u8; 6],
     /// Source.
     pub src: [u8; 6],
-    /// What follows.
+    /// EtherType or protocol of the header that follows.
     pub ether_type: u16,
     /// A VLAN tag follows, of whatever type.
     pub has_vlan: bool,
@@ -54,7 +54,7 @@ pub struct Eth {
 pub struct Vlan {
     /// Priority, DEI and identifier.
     pub tci: u16,
-    /// What follows.
+    /// EtherType or protocol of the header that follows.
     pub inner_type: u16,
 }
 
@@ -65,7 +65,7 @@ pub struct Ipv4 {
     pub src: [u8; 4],
     /// Destination.
     pub dst: [u8; 4],
-    /// What follows.
+    /// EtherType or protocol of the header that follows.
     pub proto: u8,
     /// Time to live.
     pub ttl: u8,
@@ -82,7 +82,7 @@ pub struct Ipv6 {
     pub src: [u8; 16],
     /// Destination.
     pub dst: [u8; 16],
-    /// What follows.
+    /// EtherType or protocol of the header that follows.
     pub proto: u8,
     /// Hops left.
     pub hop_limit: u8,
