@@ -2,8 +2,8 @@
 
 use crate::{Errno, log};
 use dpdk_sys as sys;
-use std::ffi::{CString, c_char};
-use std::sync::Mutex;
+use parking_lot::Mutex;
+use std::ffi::{CStr, CString, c_char};
 
 /// Where DPDK takes its memory from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +124,7 @@ enum Running {
 impl Eal {
     /// Starts DPDK. Takes hold of no device: [`crate::EthDev::attach`] does.
     pub fn init(config: &EalConfig) -> Result<Eal, EalError> {
-        let mut instance = INSTANCE.lock().expect("no panic under this lock");
+        let mut instance = INSTANCE.lock();
         if instance.is_some() {
             return Err(EalError::AlreadyInitialised);
         }
@@ -152,13 +152,15 @@ impl Eal {
 
     /// The running EAL, if there is one.
     pub fn running() -> Option<Eal> {
-        matches!(*INSTANCE.lock().expect("no panic under this lock"), Some(Running::Yes)).then_some(Eal(()))
+        matches!(*INSTANCE.lock(), Some(Running::Yes)).then_some(Eal(()))
     }
 
     /// DPDK's version in words.
     pub fn version() -> String {
-        // SAFETY: DPDK returns a C string that it keeps.
-        unsafe { std::ffi::CStr::from_ptr(sys::rte_version()) }.to_string_lossy().into_owned()
+        // SAFETY: `rte_version` has no precondition.
+        let version = unsafe { sys::rte_version() };
+        // SAFETY: DPDK returns a static C string.
+        unsafe { CStr::from_ptr(version) }.to_string_lossy().into_owned()
     }
 }
 
@@ -195,13 +197,11 @@ fn options(config: &EalConfig) -> Result<Vec<String>, EalError> {
 
 /// The CPUs that the calling thread may run on.
 fn allowed_cpus() -> Vec<usize> {
-    // SAFETY: an empty set of the size that is passed, which the kernel fills.
-    let set = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set);
-        set
-    };
-    // SAFETY: in bounds of the set.
+    // SAFETY: zeros are a valid set: the empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` has the size that is passed.
+    let _ = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) };
+    // SAFETY: `cpu` is below the size of the set.
     let cpus = (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) });
     cpus.collect()
 }
@@ -215,9 +215,9 @@ fn start(options: &[String]) -> (Result<(), Errno>, String) {
     let mut options: Vec<Vec<u8>> = options.iter().map(owned).collect();
     let mut argv: Vec<*mut c_char> = options.iter_mut().map(|option| option.as_mut_ptr().cast()).collect();
     argv.push(std::ptr::null_mut());
-    ARGUMENTS.lock().expect("no panic under this lock").extend(options);
+    ARGUMENTS.lock().extend(options);
     let argc = argv.len() as i32 - 1;
-    // SAFETY: `argc` C strings that are never freed, and a null, in an array that DPDK permutes and does not keep.
+    // SAFETY: `argv` has `argc` C strings, which `ARGUMENTS` never frees, and a null; DPDK permutes the array and does not keep it.
     let (parsed, said) = log::listen(|| unsafe { sys::rte_eal_init(argc, argv.as_mut_ptr()) });
     (if parsed < 0 { Err(Errno::last()) } else { Ok(()) }, said)
 }

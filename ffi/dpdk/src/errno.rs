@@ -8,13 +8,13 @@ use std::fmt;
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// The number that the calling thread's last failed call left.
+    /// The error number of the calling thread's last failed call.
     pub(crate) fn last() -> Errno {
-        // SAFETY: reads a thread-local integer.
+        // SAFETY: `dpdk_errno` has no precondition: it reads a thread-local integer.
         Errno(unsafe { sys::dpdk_errno() })
     }
 
-    /// The number in what a call returned: negative on failure.
+    /// The error number of a call that returns it negated.
     pub(crate) fn check(returned: i32) -> Result<(), Errno> {
         if returned < 0 { Err(Errno(-returned)) } else { Ok(()) }
     }

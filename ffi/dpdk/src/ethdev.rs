@@ -12,7 +12,8 @@ use dpdk_sys as sys;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// An Ethernet device of DPDK. Dropped, it is stopped and removed, as soon as its queues are gone too.
 pub struct EthDev {
@@ -26,9 +27,9 @@ pub(crate) struct Port {
     id: u16,
     name: String,
     running: bool,
-    /// What it receives into.
+    /// Pool that the running device receives into.
     pool: Option<Mempool>,
-    /// What its flow queue holds, as long as nobody has the queue.
+    /// Size of the flow queue, while no [`crate::flow::FlowQueue`] owns it.
     flow_queue: Mutex<Option<u32>>,
     /// Removed after its last port.
     device: Arc<Device>,
@@ -43,22 +44,21 @@ impl Port {
         &self.name
     }
 
-    /// What its flow queue holds. Whoever takes it has the queue until it is given back.
+    /// Size of the port's flow queue, while no [`crate::flow::FlowQueue`] owns it.
     pub(crate) fn flow_queue(&self) -> MutexGuard<'_, Option<u32>> {
-        self.flow_queue.lock().expect("no panic under this lock")
+        self.flow_queue.lock()
     }
 }
 
 impl Drop for Port {
     fn drop(&mut self) {
-        // SAFETY: no queue is left, so nobody is in the port. Both calls are fine with a device that is stopped or gone.
-        unsafe {
-            if self.running {
-                sys::rte_eth_dev_stop(self.id);
-            }
-            if !attach::give_back(self) {
-                sys::rte_eth_dev_close(self.id);
-            }
+        if self.running {
+            // SAFETY: lent-port; this is the last `Arc`, so no queue is in use. A device that is gone is refused.
+            let _ = unsafe { sys::rte_eth_dev_stop(self.id) };
+        }
+        if !attach::give_back(self) {
+            // SAFETY: lent-port; the port is stopped, and the last `Arc` to it goes.
+            let _ = unsafe { sys::rte_eth_dev_close(self.id) };
         }
     }
 }
@@ -213,7 +213,7 @@ impl EthDev {
 
     pub(crate) fn raw_info(&self) -> Result<sys::rte_eth_dev_info, DeviceError> {
         let mut raw = sys::rte_eth_dev_info::default();
-        // SAFETY: fills `raw`.
+        // SAFETY: lent-port; `raw` has room for the counters.
         self.check("read its information", unsafe { sys::rte_eth_dev_info_get(self.port.id, &raw mut raw) })?;
         Ok(raw)
     }
@@ -221,7 +221,7 @@ impl EthDev {
     /// Its MAC address.
     pub fn mac(&self) -> Result<[u8; 6], DeviceError> {
         let mut mac = sys::rte_ether_addr::default();
-        // SAFETY: fills `mac`.
+        // SAFETY: lent-port; `mac` has room for an address.
         self.check("read its MAC address", unsafe { sys::rte_eth_macaddr_get(self.port.id, &raw mut mac) })?;
         Ok(mac.addr_bytes)
     }
@@ -229,7 +229,7 @@ impl EthDev {
     /// Gives it another MAC address.
     pub fn set_mac(&mut self, mac: [u8; 6]) -> Result<(), DeviceError> {
         let mut raw = sys::rte_ether_addr { addr_bytes: mac };
-        // SAFETY: reads `raw`.
+        // SAFETY: lent-port; `raw` is an address.
         match unsafe { sys::rte_eth_dev_default_mac_addr_set(self.port.id, &raw mut raw) } {
             failed if failed == -libc::EINVAL => {
                 Err(self.invalid("set its MAC address", format!("{mac:02x?}"), "a unicast address that is not zero"))
@@ -241,7 +241,7 @@ impl EthDev {
     /// Its MTU.
     pub fn mtu(&self) -> Result<u16, DeviceError> {
         let mut mtu = 0;
-        // SAFETY: fills `mtu`.
+        // SAFETY: lent-port; `mtu` has room for a number.
         self.check("read its MTU", unsafe { sys::rte_eth_dev_get_mtu(self.port.id, &raw mut mtu) })?;
         Ok(mtu)
     }
@@ -249,7 +249,7 @@ impl EthDev {
     /// Sets its MTU. Some drivers want to be stopped for that.
     pub fn set_mtu(&mut self, mtu: u16) -> Result<(), DeviceError> {
         let info = self.raw_info()?;
-        // SAFETY: plain integers.
+        // SAFETY: lent-port.
         match unsafe { sys::rte_eth_dev_set_mtu(self.port.id, mtu) } {
             failed if failed == -libc::EINVAL => {
                 let expected = format!("{} to {}", info.min_mtu, info.max_mtu);
@@ -262,7 +262,7 @@ impl EthDev {
     /// The link, without waiting for one that is coming up.
     pub fn link(&self) -> Result<Link, DeviceError> {
         let mut link = sys::rte_eth_link::default();
-        // SAFETY: fills `link`.
+        // SAFETY: lent-port; `link` has room for the link.
         self.check("read its link", unsafe { sys::rte_eth_link_get_nowait(self.port.id, &raw mut link) })?;
         let known = ![0, sys::RTE_ETH_SPEED_NUM_UNKNOWN].contains(&link.link_speed);
         Ok(Link {
@@ -274,30 +274,24 @@ impl EthDev {
 
     /// Takes the link up or down.
     pub fn set_link(&mut self, up: bool) -> Result<(), DeviceError> {
-        // SAFETY: plain integers.
-        let returned = unsafe {
-            if up { sys::rte_eth_dev_set_link_up(self.port.id) } else { sys::rte_eth_dev_set_link_down(self.port.id) }
-        };
+        let set_link = if up { sys::rte_eth_dev_set_link_up } else { sys::rte_eth_dev_set_link_down };
+        // SAFETY: lent-port.
+        let returned = unsafe { set_link(self.port.id) };
         self.check("change its link", returned)
     }
 
     /// Receives what is for others, too, or not.
     pub fn set_promiscuous(&mut self, promiscuous: bool) -> Result<(), DeviceError> {
-        // SAFETY: plain integers.
-        let returned = unsafe {
-            if promiscuous {
-                sys::rte_eth_promiscuous_enable(self.port.id)
-            } else {
-                sys::rte_eth_promiscuous_disable(self.port.id)
-            }
-        };
+        let set = if promiscuous { sys::rte_eth_promiscuous_enable } else { sys::rte_eth_promiscuous_disable };
+        // SAFETY: lent-port.
+        let returned = unsafe { set(self.port.id) };
         self.check("change promiscuous mode", returned)
     }
 
     /// Its counters since it was attached or [reset](Self::reset_stats).
     pub fn stats(&self) -> Result<Stats, DeviceError> {
         let mut raw = sys::rte_eth_stats::default();
-        // SAFETY: fills `raw`.
+        // SAFETY: lent-port; `raw` has room for the counters.
         self.check("read its counters", unsafe { sys::rte_eth_stats_get(self.port.id, &raw mut raw) })?;
         Ok(Stats {
             rx_packets: raw.ipackets,
@@ -315,16 +309,15 @@ impl EthDev {
     pub fn extended_stats(&self) -> Result<Vec<(String, u64)>, DeviceError> {
         const WHAT: &str = "read its extended counters";
         let id = self.port.id;
-        // SAFETY: asks for the count.
+        // SAFETY: lent-port; null with no room asks for the count alone.
         let count = unsafe { sys::rte_eth_xstats_get_names(id, std::ptr::null_mut(), 0) };
         self.check(WHAT, count)?;
         let mut names = vec![sys::rte_eth_xstat_name::default(); count as usize];
         let mut values = vec![sys::rte_eth_xstat::default(); count as usize];
-        // SAFETY: both have room for `count`; more is reported and not written.
-        let (named, valued) = unsafe {
-            let named = sys::rte_eth_xstats_get_names(id, names.as_mut_ptr(), count as u32);
-            (named, sys::rte_eth_xstats_get(id, values.as_mut_ptr(), count as u32))
-        };
+        // SAFETY: lent-port; `names` has room for `count`, and more is reported but not written.
+        let named = unsafe { sys::rte_eth_xstats_get_names(id, names.as_mut_ptr(), count as u32) };
+        // SAFETY: lent-port; `values` has room for `count`, and more is reported but not written.
+        let valued = unsafe { sys::rte_eth_xstats_get(id, values.as_mut_ptr(), count as u32) };
         self.check(WHAT, named)?;
         self.check(WHAT, valued)?;
         values.truncate(valued as usize);
@@ -334,13 +327,13 @@ impl EthDev {
 
     /// Sets its counters to zero.
     pub fn reset_stats(&mut self) -> Result<(), DeviceError> {
-        // SAFETY: plain integers.
+        // SAFETY: lent-port.
         self.check("reset its counters", unsafe { sys::rte_eth_stats_reset(self.port.id) })
     }
 
     /// Whether its hardware was taken away.
     pub fn is_gone(&self) -> bool {
-        // SAFETY: plain integers.
+        // SAFETY: lent-port.
         unsafe { sys::rte_eth_dev_is_removed(self.port.id) == 1 }
     }
 
@@ -368,7 +361,7 @@ impl std::fmt::Debug for EthDev {
 /// A port's name.
 fn name(id: u16) -> String {
     let mut name = [0; sys::RTE_ETH_NAME_MAX_LEN as usize];
-    // SAFETY: the room that DPDK asks for.
+    // SAFETY: `name` has the room that DPDK writes, and an unknown port is refused.
     if unsafe { sys::rte_eth_dev_get_name_by_port(id, name.as_mut_ptr()) } < 0 {
         return format!("port {id}");
     }
@@ -388,6 +381,6 @@ pub(crate) unsafe fn text(pointer: *const c_char) -> String {
     if pointer.is_null() {
         return String::new();
     }
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller passes a C string, and it is not null.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }

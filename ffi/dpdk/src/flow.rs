@@ -3,10 +3,7 @@
 //! A [`FlowPort`] is a [`FlowDevice`] over a port of DPDK. The [`FlowRule`]s and the [`FlowQueue`] that it gives keep the port: a
 //! device does not stop while one of its rules lives.
 //!
-//! # Invariant: lent-port
-//!
-//! A value that holds an `Arc<Port>` may pass `port.id()` and `port.proxy()` to DPDK: the port was attached when the `Arc` was made,
-//! and is closed by the drop of the last `Arc` alone. The transfer proxy is a port of the same device, which outlives its ports.
+//! The transfer proxy is covered by lent-port (see the crate): it is a port of the same device, which outlives its ports.
 //!
 //! # Invariant: ended-lists
 //!

@@ -30,8 +30,10 @@ pub(crate) fn known() -> u32 {
 
 #[cold]
 fn register(lcore: &Registration) -> u32 {
-    // SAFETY: a packet or a queue is at hand, so the EAL is up. A thread that gets no lcore keeps working without.
-    let id = unsafe { if sys::rte_thread_register() == 0 { sys::dpdk_lcore_id() } else { ANY } };
+    // SAFETY: the EAL is up: the callers have a pool or a queue. A thread that gets no lcore works without.
+    let is_registered = unsafe { sys::rte_thread_register() } == 0;
+    // SAFETY: `dpdk_lcore_id` has no precondition: it reads a thread-local integer.
+    let id = if is_registered { unsafe { sys::dpdk_lcore_id() } } else { ANY };
     if id == ANY {
         tracing::warn!("no DPDK lcore left for this thread: its packets come and go without a cache");
     }
@@ -46,20 +48,20 @@ impl Drop for Registration {
         if id < sys::RTE_MAX_LCORE
             && let Some(_eal) = Eal::running()
         {
-            // SAFETY: the EAL is up and this thread is registered; nobody else uses its caches.
-            unsafe {
-                sys::rte_mempool_walk(Some(flush), (&raw const id).cast_mut().cast());
-                sys::rte_thread_unregister();
-            }
+            // SAFETY: the EAL is up, and `flush` takes a pointer to an lcore number, which lives across the call.
+            unsafe { sys::rte_mempool_walk(Some(flush), (&raw const id).cast_mut().cast()) };
+            // SAFETY: the EAL is up, and `register` registered this thread.
+            unsafe { sys::rte_thread_unregister() };
         }
     }
 }
 
 /// Empties one lcore's cache of a pool, so that its buffers do not wait for the next thread of that number.
 unsafe extern "C" fn flush(pool: *mut sys::rte_mempool, id: *mut std::ffi::c_void) {
-    // SAFETY: `drop` passes an lcore number, whose thread runs this; DPDK passes a pool that lives.
-    unsafe {
-        let cache = sys::rte_mempool_default_cache(pool, *id.cast::<u32>());
-        sys::rte_mempool_cache_flush(cache, pool);
-    }
+    // SAFETY: `Registration::drop` passes a pointer to an lcore number.
+    let id = unsafe { *id.cast::<u32>() };
+    // SAFETY: DPDK passes a pool that lives, and the number is below the number of lcores.
+    let cache = unsafe { sys::rte_mempool_default_cache(pool, id) };
+    // SAFETY: the cache is null or of that pool, and the calling thread's own.
+    unsafe { sys::rte_mempool_cache_flush(cache, pool) };
 }

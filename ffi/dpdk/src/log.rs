@@ -9,7 +9,7 @@ use std::ptr::null_mut;
 const SAID_LIMIT: usize = 1024;
 
 thread_local! {
-    /// What DPDK has complained of on this thread, while somebody listens.
+    /// What DPDK has complained of on this thread, while [`listen`] runs.
     static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -23,20 +23,19 @@ pub(crate) fn listen<T>(call: impl FnOnce() -> T) -> (T, String) {
 /// Sends DPDK's log to us. Called once, before the EAL starts.
 pub(crate) fn redirect() {
     let functions = sys::cookie_io_functions_t { write: Some(write), ..Default::default() };
-    // SAFETY: the cookie is not used, and the mode is a C string; the stream stays open for as long as the process.
-    unsafe {
-        let stream = sys::fopencookie(null_mut(), c"w".as_ptr(), functions);
-        if !stream.is_null() {
-            sys::rte_openlog_stream(stream);
-        }
+    // SAFETY: `write` does not use the cookie, and the mode is a C string.
+    let stream = unsafe { sys::fopencookie(null_mut(), c"w".as_ptr(), functions) };
+    if !stream.is_null() {
+        // SAFETY: the stream is open, and is never closed.
+        let _ = unsafe { sys::rte_openlog_stream(stream) };
     }
 }
 
 /// stdio's write function: whole messages, as DPDK flushes after each.
 unsafe extern "C" fn write(_cookie: *mut c_void, bytes: *const c_char, len: usize) -> sys::__ssize_t {
-    // SAFETY: stdio lends `len` bytes.
+    // SAFETY: stdio passes `len` readable bytes, for the time of the call.
     let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
-    // SAFETY: reads a thread-local integer.
+    // SAFETY: `rte_log_cur_msg_loglevel` has no precondition: it reads a thread-local integer.
     let level = unsafe { sys::rte_log_cur_msg_loglevel() } as u32;
     // A panic must not cross into C; a subscriber that panics loses a line.
     let _ = std::panic::catch_unwind(|| {

@@ -80,7 +80,7 @@ impl Mempool {
         }
         let node = node.map_or(sys::SOCKET_ID_ANY, |node| node as i32);
         let room = packet::HEADROOM + packet::DATA_ROOM;
-        // SAFETY: the EAL is up, the name is a C string.
+        // SAFETY: the EAL is up: the caller has an `Eal`. The name is a C string.
         let (pool, said) =
             log::listen(|| unsafe { sys::rte_pktmbuf_pool_create(c_name.as_ptr(), buffers, CACHE, 0, room, node) });
         match NonNull::new(pool) {
@@ -118,9 +118,9 @@ struct Owned {
     eal: ManuallyDrop<Eal>,
 }
 
-// SAFETY: DPDK's pools are made for many threads: each works on its own cache, and the rest is a lock-free ring.
+// SAFETY: DPDK's pools may be used by any thread: each works on the cache of its own lcore, and the rest is a lock-free ring.
 unsafe impl Send for Owned {}
-// SAFETY: as above.
+// SAFETY: concurrent use is what `Send` allows: caches of different lcores and a lock-free ring.
 unsafe impl Sync for Owned {}
 
 impl Drop for Owned {
@@ -130,11 +130,10 @@ impl Drop for Owned {
             tracing::warn!(away, "a DPDK packet pool stays: packets of it are still somewhere");
             return;
         }
-        // SAFETY: no packet leads into the pool and no handle is left; the EAL is let go once, after it.
-        unsafe {
-            sys::rte_mempool_free(self.pool.as_ptr());
-            ManuallyDrop::drop(&mut self.eal);
-        }
+        // SAFETY: live-pool; all buffers are in the pool, and the last handle goes.
+        unsafe { sys::rte_mempool_free(self.pool.as_ptr()) };
+        // SAFETY: dropped here alone, and not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.eal) };
     }
 }
 
@@ -143,12 +142,12 @@ impl Allocate for Owned {
     fn take(&self, burst: &mut Burst, count: usize) -> usize {
         let count = count.min(burst.remaining_capacity());
         let mut mbufs = [null_mut::<c_void>(); packet::BURST];
-        // SAFETY: the pool is alive, and `count` is at most a burst.
+        // SAFETY: live-pool; `count` is at most a burst, and the lcore is the calling thread's.
         if !unsafe { get_bulk(self.pool.as_ptr(), lcore::current(), &mut mbufs[..count]) } {
             return 0;
         }
         for mbuf in &mbufs[..count] {
-            // SAFETY: a buffer that the pool gave is ours alone, with the constant fields set.
+            // SAFETY: `get_bulk` gave us the buffer just now.
             burst.push(unsafe { reset(mbuf.cast()) });
         }
         count
@@ -156,9 +155,11 @@ impl Allocate for Owned {
 
     fn free_count(&self) -> usize {
         let pool = self.pool.as_ptr();
-        // SAFETY: the pool is alive.
-        let shared = unsafe { ops(pool).get_count.map_or(0, |get_count| get_count(pool)) };
-        // SAFETY: the pool is alive. Of other threads' caches only the length is read.
+        // SAFETY: live-pool.
+        let ops = unsafe { ops(pool) };
+        // SAFETY: live-pool; the function is the pool's own.
+        let shared = ops.get_count.map_or(0, |get_count| unsafe { get_count(pool) });
+        // SAFETY: live-pool; of the caches of other threads only the length is read.
         let caches = (0..sys::RTE_MAX_LCORE).filter_map(|lcore| unsafe { Cache::of(pool, lcore) });
         // Acquire: whoever gave the last buffer back has let go of the pool.
         let cached: u32 = caches.map(|cache| cache.len().load(Ordering::Acquire)).sum();
@@ -166,7 +167,7 @@ impl Allocate for Owned {
     }
 
     fn capacity(&self) -> usize {
-        // SAFETY: the pool is alive; the field does not change.
+        // SAFETY: live-pool; the field does not change.
         unsafe { (*self.pool.as_ptr()).size as usize }
     }
 }
@@ -177,18 +178,17 @@ impl Allocate for Owned {
 /// The caller owns `mbuf`, which came from a pool just now.
 #[inline(always)]
 unsafe fn reset(mbuf: *mut Mbuf) -> Packet {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let header = &mut *mbuf;
-        header.data_off = packet::HEADROOM;
-        header.port = u16::MAX;
-        header.ol_flags = 0;
-        header.packet_type = 0;
-        header.pkt_len = 0;
-        header.data_len = 0;
-        header.tx_offload = 0;
-        Packet::from_raw(NonNull::from(header))
-    }
+    // SAFETY: the caller owns the buffer, whose header is initialised.
+    let header = unsafe { &mut *mbuf };
+    header.data_off = packet::HEADROOM;
+    header.port = u16::MAX;
+    header.ol_flags = 0;
+    header.packet_type = 0;
+    header.pkt_len = 0;
+    header.data_len = 0;
+    header.tx_offload = 0;
+    // SAFETY: the caller gives the buffer away, which is a chain of one segment.
+    unsafe { Packet::from_raw(NonNull::from(header)) }
 }
 
 /// The functions of the pool's driver.
@@ -197,10 +197,13 @@ unsafe fn reset(mbuf: *mut Mbuf) -> Packet {
 /// `pool` is alive.
 #[inline(always)]
 unsafe fn ops<'a>(pool: *mut sys::rte_mempool) -> &'a sys::rte_mempool_ops {
-    // SAFETY: the table does not change once pools exist, and the index is good.
-    unsafe {
-        &*(&raw const sys::rte_mempool_ops_table.ops).cast::<sys::rte_mempool_ops>().add((*pool).ops_index as usize)
-    }
+    // SAFETY: the caller has the pool alive; the field does not change.
+    let index = unsafe { (*pool).ops_index } as usize;
+    let table = &raw const sys::rte_mempool_ops_table.ops;
+    // SAFETY: DPDK keeps the index of a pool within the table.
+    let ops = unsafe { table.cast::<sys::rte_mempool_ops>().add(index) };
+    // SAFETY: the entry was registered before the pool was made, and does not change.
+    unsafe { &*ops }
 }
 
 /// One thread's cache of a pool.
@@ -214,25 +217,34 @@ impl Cache {
     /// `pool` is alive, and `lcore` is the calling thread.
     #[inline(always)]
     unsafe fn of(pool: *mut sys::rte_mempool, lcore: u32) -> Option<Cache> {
-        // SAFETY: a pool with caches has one for each lcore.
-        unsafe {
-            let cached = lcore < sys::RTE_MAX_LCORE && (*pool).cache_size != 0;
-            cached.then(|| Cache(NonNull::new_unchecked((*pool).local_cache.add(lcore as usize))))
+        // SAFETY: the caller has the pool alive; the field does not change.
+        if lcore >= sys::RTE_MAX_LCORE || unsafe { (*pool).cache_size } == 0 {
+            return None;
         }
+        // SAFETY: the caller has the pool alive; the field does not change.
+        let caches = unsafe { (*pool).local_cache };
+        // SAFETY: a pool with a cache size has a cache for each lcore.
+        let cache = unsafe { caches.add(lcore as usize) };
+        // SAFETY: it leads into an array.
+        Some(Cache(unsafe { NonNull::new_unchecked(cache) }))
     }
 
     /// Buffers in it. Written by its thread alone; reports read it.
     #[inline(always)]
     fn len(&self) -> &AtomicU32 {
-        // SAFETY: the cache lives as long as its pool; C writes it as a plain integer on the same thread.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.0.as_ptr()).len) }
+        // SAFETY: the cache lives as long as its pool, which the maker of `self` has alive.
+        let len = unsafe { &raw mut (*self.0.as_ptr()).len };
+        // SAFETY: aligned and live; C writes it as a plain integer on the thread of the cache alone.
+        unsafe { AtomicU32::from_ptr(len) }
     }
 
     /// Where buffer `index` is.
     #[inline(always)]
     fn at(&self, index: usize) -> *mut *mut c_void {
-        // SAFETY: callers stay below twice the largest cache.
-        unsafe { (&raw mut (*self.0.as_ptr()).objs).cast::<*mut c_void>().add(index) }
+        // SAFETY: the cache lives as long as its pool, which the maker of `self` has alive.
+        let objects = unsafe { &raw mut (*self.0.as_ptr()).objs };
+        // SAFETY: the callers stay within the array: below twice the largest cache.
+        unsafe { objects.cast::<*mut c_void>().add(index) }
     }
 }
 
@@ -243,16 +255,19 @@ impl Cache {
 #[inline]
 unsafe fn get_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &mut [*mut c_void]) -> bool {
     let dequeue = |to: *mut *mut c_void, count: usize| {
-        // SAFETY: `to` has room for `count` pointers.
-        unsafe { ops(pool).dequeue.is_some_and(|dequeue| dequeue(pool, to, count as u32) == 0) }
+        // SAFETY: the caller has the pool alive.
+        let ops = unsafe { ops(pool) };
+        // SAFETY: the function is the pool's own, and `to` has room for `count` pointers.
+        ops.dequeue.is_some_and(|dequeue| unsafe { dequeue(pool, to, count as u32) } == 0)
     };
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller has the pool alive and passes its own lcore.
     let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else {
         return dequeue(objects.as_mut_ptr(), objects.len());
     };
     let mut len = cache.len().load(Ordering::Relaxed) as usize;
     if len < objects.len() {
-        // SAFETY: a plain field. With it the cache has room: for twice the largest size, and both counts are less than a burst.
+        // The cache has room for that: for twice the largest size, and both counts are less than a burst.
+        // SAFETY: the cache lives as long as its pool; the field does not change.
         let refill = unsafe { (*cache.0.as_ptr()).size } as usize + objects.len() - len;
         if dequeue(cache.at(len), refill) {
             len += refill;
@@ -263,7 +278,7 @@ unsafe fn get_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &mut [*mut 
         }
     }
     len -= objects.len();
-    // SAFETY: the cache has as many behind `len`.
+    // SAFETY: the cache has as many pointers behind `len`, which only this thread uses.
     objects.copy_from_slice(unsafe { std::slice::from_raw_parts(cache.at(len), objects.len()) });
     cache.len().store(len as u32, Ordering::Relaxed);
     true
@@ -277,21 +292,25 @@ unsafe fn get_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &mut [*mut 
 unsafe fn put_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &[*mut c_void]) {
     let count = objects.len() as u32;
     let enqueue = |from: *const *mut c_void, count: u32| {
-        // SAFETY: `from` has `count` objects of the pool, which has room for all that it ever gave.
-        unsafe { ops(pool).enqueue.map(|enqueue| enqueue(pool, from, count)) };
+        // SAFETY: the caller has the pool alive.
+        let ops = unsafe { ops(pool) };
+        if let Some(enqueue) = ops.enqueue {
+            // SAFETY: the function is the pool's own; `from` has `count` objects of the pool, which has room for all of them.
+            let _ = unsafe { enqueue(pool, from, count) };
+        }
     };
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller has the pool alive and passes its own lcore.
     let Some(cache) = (unsafe { Cache::of(pool, lcore) }) else {
         enqueue(objects.as_ptr(), count);
         return;
     };
     let mut len = cache.len().load(Ordering::Relaxed);
-    // SAFETY: a plain field.
+    // SAFETY: the cache lives as long as its pool; the field does not change.
     if len + count > unsafe { (*cache.0.as_ptr()).flushthresh } {
         enqueue(cache.at(0), len);
         len = 0;
     }
-    // SAFETY: in bounds: the threshold is below the cache's room, and above a burst.
+    // SAFETY: within the cache, whose room is above the threshold by more than a burst; only this thread uses it.
     unsafe { std::ptr::copy_nonoverlapping(objects.as_ptr(), cache.at(len as usize), objects.len()) };
     // Release: a report that sees the buffers home sees this thread done with the pool.
     cache.len().store(len + count, Ordering::Release);
@@ -303,20 +322,29 @@ unsafe fn put_bulk(pool: *mut sys::rte_mempool, lcore: u32, objects: &[*mut c_vo
 /// The caller owns the segments, at least one and at most a burst, and they came from one DPDK pool.
 unsafe fn free_segments(segments: &[NonNull<Mbuf>]) {
     const ATTACHED: u64 = sys::RTE_MBUF_F_EXTERNAL | sys::RTE_MBUF_F_INDIRECT;
-    // SAFETY: the caller owns the segments; a pointer to one is what the pool keeps.
-    unsafe {
-        let is_plain = |header: &Mbuf| header.refcnt == 1 && header.ol_flags & ATTACHED == 0;
-        if !segments.iter().all(|segment| is_plain(segment.as_ref())) {
-            return segments.iter().for_each(|segment| sys::rte_pktmbuf_free_seg(segment.as_ptr().cast()));
-        }
+    let is_plain = |segment: &NonNull<Mbuf>| {
+        // SAFETY: the caller owns the segments.
+        let header = unsafe { segment.as_ref() };
+        header.refcnt == 1 && header.ol_flags & ATTACHED == 0
+    };
+    if !segments.iter().all(is_plain) {
         for segment in segments {
-            // What DPDK expects of a free buffer.
-            let header = &mut *segment.as_ptr();
-            header.next = None;
-            header.nb_segs = 1;
+            // SAFETY: the caller owns the segment, and gives it away.
+            unsafe { sys::rte_pktmbuf_free_seg(segment.as_ptr().cast()) };
         }
-        let pool = (*segments[0].as_ptr().cast::<sys::rte_mbuf>()).pool;
-        let objects = std::slice::from_raw_parts(segments.as_ptr().cast::<*mut c_void>(), segments.len());
-        put_bulk(pool, lcore::known(), objects);
+        return;
     }
+    for segment in segments {
+        // What DPDK expects of a free buffer.
+        // SAFETY: the caller owns the segments, each once.
+        let header = unsafe { &mut *segment.as_ptr() };
+        header.next = None;
+        header.nb_segs = 1;
+    }
+    // SAFETY: the caller owns the segment, which is an `rte_mbuf`.
+    let pool = unsafe { (*segments[0].as_ptr().cast::<sys::rte_mbuf>()).pool };
+    // SAFETY: a `NonNull` is a pointer, and the slice outlives its view.
+    let objects = unsafe { std::slice::from_raw_parts(segments.as_ptr().cast::<*mut c_void>(), segments.len()) };
+    // SAFETY: packets keep their pool alive; the caller owns the segments, which came from it, and the lcore is this thread's.
+    unsafe { put_bulk(pool, lcore::known(), objects) };
 }

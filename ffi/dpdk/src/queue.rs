@@ -64,25 +64,40 @@ impl TxCapabilities {
     }
 }
 
-// SAFETY: DPDK wants one thread at a time at a queue, not always the same; `&mut` and no `Sync` see to it.
+// SAFETY: DPDK wants one thread at a time at a queue, not always the same one: `&mut` and no `Sync` see to it.
 unsafe impl Send for RxQueue {}
-// SAFETY: as above.
+// SAFETY: DPDK wants one thread at a time at a queue, not always the same one: `&mut` and no `Sync` see to it.
 unsafe impl Send for TxQueue {}
 
 /// The device's entry points, which DPDK exchanges when the device stops or goes.
 fn ops(port: u16) -> *const sys::rte_eth_fp_ops {
-    // SAFETY: a port number is in bounds of the table.
-    unsafe { (&raw const sys::rte_eth_fp_ops).cast::<sys::rte_eth_fp_ops>().add(usize::from(port)) }
+    let table = &raw const sys::rte_eth_fp_ops;
+    // SAFETY: the table has an entry for each port.
+    unsafe { table.cast::<sys::rte_eth_fp_ops>().add(usize::from(port)) }
 }
 
-/// The callbacks that somebody, `dpdk-pdump` for one, put on a queue.
+/// The callbacks of a queue, which another program may have added, such as `dpdk-pdump`.
 ///
 /// # Safety
-/// The device runs and has the queue.
+/// running-queue holds for `queue`.
 #[inline(always)]
 unsafe fn callbacks(queues: sys::rte_ethdev_qdata, queue: usize) -> *mut c_void {
-    // SAFETY: as the caller promises; another thread may be writing.
-    unsafe { AtomicPtr::from_ptr(queues.clbk.add(queue)).load(Ordering::Relaxed) }
+    // SAFETY: the caller's running-queue: the device has a pointer to callbacks for each queue.
+    let place = unsafe { queues.clbk.add(queue) };
+    // SAFETY: aligned and live; another thread may write it, as an atomic.
+    unsafe { AtomicPtr::from_ptr(place) }.load(Ordering::Relaxed)
+}
+
+/// The data of a queue.
+///
+/// # Safety
+/// running-queue holds for `queue`.
+#[inline(always)]
+unsafe fn data(queues: sys::rte_ethdev_qdata, queue: usize) -> *mut c_void {
+    // SAFETY: the caller's running-queue: the device has a pointer to data for each queue.
+    let place = unsafe { queues.data.add(queue) };
+    // SAFETY: written before the device started, and not changed while it runs.
+    unsafe { *place }
 }
 
 impl RxQueue {
@@ -102,19 +117,25 @@ impl RxQueue {
         lcore::current();
         let (len, room) = (burst.len(), burst.remaining_capacity() as u16);
         let queue = usize::from(self.id);
-        // SAFETY: the device runs, so the queue's data is there. It writes at most `room` packets, each owned by us from then
-        // on, behind those that are in the burst; a packet is a pointer to its first segment.
-        unsafe {
-            let packets = burst.as_mut_ptr().add(len).cast::<*mut sys::rte_mbuf>();
-            let Some(rx_pkt_burst) = (*self.ops).rx_pkt_burst else { return 0 };
-            let mut received = rx_pkt_burst(*(*self.ops).rxq.data.add(queue), packets, room);
-            let callbacks = callbacks((*self.ops).rxq, queue);
-            if !callbacks.is_null() {
-                received = sys::rte_eth_call_rx_callbacks(self.port.id(), self.id, packets, received, room, callbacks);
-            }
-            burst.set_len(len + usize::from(received));
-            usize::from(received)
+        // SAFETY: `len` is the length of the burst, so this is within its array.
+        let packets = unsafe { burst.as_mut_ptr().add(len) }.cast::<*mut sys::rte_mbuf>();
+        // SAFETY: running-queue; the entry changes only when the device stops.
+        let ops = unsafe { &*self.ops };
+        let Some(rx_pkt_burst) = ops.rx_pkt_burst else { return 0 };
+        // SAFETY: running-queue.
+        let data = unsafe { data(ops.rxq, queue) };
+        // SAFETY: running-queue; the burst has room for `room` packets, which are pointers to their first segments.
+        let mut received = unsafe { rx_pkt_burst(data, packets, room) };
+        // SAFETY: running-queue.
+        let callbacks = unsafe { callbacks(ops.rxq, queue) };
+        if !callbacks.is_null() {
+            let (port, id) = (self.port.id(), self.id);
+            // SAFETY: running-queue; `packets` has `received` packets and room for `room`, and the callbacks are of this queue.
+            received = unsafe { sys::rte_eth_call_rx_callbacks(port, id, packets, received, room, callbacks) };
         }
+        // SAFETY: the driver wrote `received` packets, at most `room`, behind the burst's own, and gave them to us.
+        unsafe { burst.set_len(len + usize::from(received)) };
+        usize::from(received)
     }
 }
 
@@ -141,17 +162,21 @@ impl TxQueue {
         let queue = usize::from(self.id);
         let packets = burst.as_mut_ptr().cast::<*mut sys::rte_mbuf>();
         let mut count = burst.len() as u16;
-        // SAFETY: the device runs, so the queue's data is there. What a callback keeps and what the device says it sent belong
-        // to them, and are forgotten.
-        let sent = unsafe {
-            let callbacks = callbacks((*self.ops).txq, queue);
-            if !callbacks.is_null() {
-                count = sys::rte_eth_call_tx_callbacks(self.port.id(), self.id, packets, count, callbacks);
-                burst.set_len(usize::from(count));
-            }
-            let Some(tx_pkt_burst) = (*self.ops).tx_pkt_burst else { return 0 };
-            usize::from(tx_pkt_burst(*(*self.ops).txq.data.add(queue), packets, count))
-        };
+        // SAFETY: running-queue; the entry changes only when the device stops.
+        let ops = unsafe { &*self.ops };
+        // SAFETY: running-queue.
+        let callbacks = unsafe { callbacks(ops.txq, queue) };
+        if !callbacks.is_null() {
+            // SAFETY: running-queue; `packets` has `count` packets, and the callbacks are of this queue.
+            count = unsafe { sys::rte_eth_call_tx_callbacks(self.port.id(), self.id, packets, count, callbacks) };
+            // SAFETY: the callbacks left `count` packets at the front, and own the others.
+            unsafe { burst.set_len(usize::from(count)) };
+        }
+        let Some(tx_pkt_burst) = ops.tx_pkt_burst else { return 0 };
+        // SAFETY: running-queue.
+        let data = unsafe { data(ops.txq, queue) };
+        // SAFETY: running-queue; `packets` has `count` packets, of which the device owns those that it sends.
+        let sent = usize::from(unsafe { tx_pkt_burst(data, packets, count) });
         forget_front(burst, sent);
         sent
     }
@@ -164,11 +189,13 @@ impl TxQueue {
             return burst.len();
         }
         let packets = burst.as_mut_ptr().cast::<*mut sys::rte_mbuf>();
-        // SAFETY: as in `send`, but the packets stay ours: the device writes checksum fields in them.
-        unsafe {
-            let Some(tx_pkt_prepare) = (*self.ops).tx_pkt_prepare else { return burst.len() };
-            usize::from(tx_pkt_prepare(*(*self.ops).txq.data.add(usize::from(self.id)), packets, burst.len() as u16))
-        }
+        // SAFETY: running-queue; the entry changes only when the device stops.
+        let ops = unsafe { &*self.ops };
+        let Some(tx_pkt_prepare) = ops.tx_pkt_prepare else { return burst.len() };
+        // SAFETY: running-queue.
+        let data = unsafe { data(ops.txq, usize::from(self.id)) };
+        // SAFETY: running-queue; `packets` has the packets of the burst, which stay ours: the device writes checksum fields.
+        usize::from(unsafe { tx_pkt_prepare(data, packets, burst.len() as u16) })
     }
 }
 
@@ -188,10 +215,11 @@ impl std::fmt::Debug for TxQueue {
 #[inline(always)]
 fn forget_front(burst: &mut Burst, count: usize) {
     let left = burst.len() - count;
-    // SAFETY: the rest moves to the front, within the burst; what it overwrites or leaves behind has another owner.
-    unsafe {
-        burst.set_len(left);
-        let packets = burst.as_mut_ptr();
-        std::ptr::copy(packets.add(count), packets, left);
-    }
+    // SAFETY: `left` is at most the length; the packets in front have another owner.
+    unsafe { burst.set_len(left) };
+    let packets = burst.as_mut_ptr();
+    // SAFETY: `count` is at most the length of before, so this is within the burst's array.
+    let rest = unsafe { packets.add(count) };
+    // SAFETY: both ranges are within the array; what is overwritten has another owner.
+    unsafe { std::ptr::copy(rest, packets, left) };
 }

@@ -3,9 +3,10 @@
 use super::{EthDev, Port, name};
 use crate::{Eal, Errno, log};
 use dpdk_sys as sys;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 /// Why a device could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ struct Unclaimed {
 /// Keeps a stopped port for whoever asks for it by its name, as long as somebody has another one of its device. Returns false for
 /// the last: it goes with the device.
 pub(super) fn give_back(port: &Port) -> bool {
-    let mut unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+    let mut unclaimed = UNCLAIMED.lock();
     let is_shared = Arc::strong_count(&port.device) > 1;
     if is_shared {
         unclaimed.insert(port.name.clone(), Unclaimed { port: port.id, device: Arc::downgrade(&port.device) });
@@ -80,7 +81,7 @@ pub(super) struct Device {
 impl Drop for Device {
     fn drop(&mut self) {
         let this: *const Device = self;
-        UNCLAIMED.lock().expect("no panic under this lock").retain(|_, found| found.device.as_ptr() != this);
+        UNCLAIMED.lock().retain(|_, found| found.device.as_ptr() != this);
         let (removed, said) = log::listen(|| self.args.remove());
         if let Err(errno) = removed {
             tracing::warn!(device = ?self.args.text, %errno, said, "DPDK did not remove a device: its name stays taken");
@@ -93,7 +94,7 @@ impl EthDev {
     /// other one by its own name ([`siblings`](Self::siblings)), as long as somebody has a port of the device.
     pub fn attach(eal: &Eal, devargs: &str) -> Result<EthDev, AttachError> {
         let owned = || devargs.to_owned();
-        let mut unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+        let mut unclaimed = UNCLAIMED.lock();
         if let Some(device) = unclaimed.get(devargs).and_then(|found| found.device.upgrade())
             && let Some(found) = unclaimed.remove(devargs)
         {
@@ -105,7 +106,7 @@ impl EthDev {
         if !parsed.ports().is_empty() {
             return Err(AttachError::Exists { devargs: owned() });
         }
-        // SAFETY: a C string.
+        // SAFETY: `text` is a C string, and the EAL is up: the caller has an `Eal`.
         let (returned, said) = log::listen(|| unsafe { sys::rte_dev_probe(parsed.text.as_ptr()) });
         match returned {
             0.. => (),
@@ -127,7 +128,7 @@ impl EthDev {
 
     /// The names of the ports of its device that nobody has attached.
     pub fn siblings(&self) -> Vec<String> {
-        let unclaimed = UNCLAIMED.lock().expect("no panic under this lock");
+        let unclaimed = UNCLAIMED.lock();
         let of_device = |found: &&Unclaimed| found.device.as_ptr() == Arc::as_ptr(&self.port().device);
         unclaimed.iter().filter(|(_, found)| of_device(found)).map(|(name, _)| name.clone()).collect()
     }
@@ -135,7 +136,7 @@ impl EthDev {
 
 /// All ports of a port's device. Devargs name representors only where they ask for them.
 fn siblings(of: u16) -> impl Iterator<Item = u16> {
-    // SAFETY: plain integers.
+    // SAFETY: the caller has port `of` attached, and any number may be given to start from.
     let next = move |start| unsafe { sys::rte_eth_find_next_sibling(start, of) };
     let first = next(0);
     let is_port = |port: &u16| u32::from(*port) < sys::RTE_MAX_ETHPORTS;
@@ -151,7 +152,7 @@ struct DevArgs {
 impl DevArgs {
     fn parse(text: CString) -> Option<DevArgs> {
         let mut raw = sys::rte_devargs::default();
-        // SAFETY: a C string; `raw` is zeroed, as DPDK wants it.
+        // SAFETY: `text` is a C string, and `raw` is zeroed, as DPDK wants it.
         let (returned, _said) = log::listen(|| unsafe { sys::rte_devargs_parse(&raw mut raw, text.as_ptr()) });
         (returned == 0).then_some(DevArgs { text, raw })
     }
@@ -160,36 +161,37 @@ impl DevArgs {
     fn ports(&self) -> Vec<u16> {
         let mut ports = Vec::new();
         let mut iterator = sys::rte_dev_iterator::default();
-        // SAFETY: a C string that lives on; the iterator is used to its end, which frees what it holds.
-        unsafe {
-            if sys::rte_eth_iterator_init(&raw mut iterator, self.text.as_ptr()) != 0 {
+        // SAFETY: `iterator` is zeroed, and `text` is a C string that outlives it.
+        if unsafe { sys::rte_eth_iterator_init(&raw mut iterator, self.text.as_ptr()) } != 0 {
+            return ports;
+        }
+        loop {
+            // SAFETY: the iterator is initialised; the call that returns no port frees what it holds, and is the last.
+            let port = unsafe { sys::rte_eth_iterator_next(&raw mut iterator) };
+            if u32::from(port) >= sys::RTE_MAX_ETHPORTS {
                 return ports;
             }
-            loop {
-                let port = sys::rte_eth_iterator_next(&raw mut iterator);
-                if u32::from(port) >= sys::RTE_MAX_ETHPORTS {
-                    return ports;
-                }
-                ports.push(port);
-            }
+            ports.push(port);
         }
     }
 
     /// Takes the device off its bus. By name: DPDK's own record of it may have moved.
     fn remove(&self) -> Result<(), Errno> {
-        // SAFETY: the bus is set where parsing succeeded, and both names are C strings.
-        Errno::check(unsafe { sys::rte_eal_hotplug_remove(sys::rte_bus_name(self.raw.bus), self.raw.name.as_ptr()) })
+        // SAFETY: `parse` succeeded, so `bus` leads to a bus, which is never freed.
+        let bus = unsafe { sys::rte_bus_name(self.raw.bus) };
+        // SAFETY: both names are C strings.
+        Errno::check(unsafe { sys::rte_eal_hotplug_remove(bus, self.raw.name.as_ptr()) })
     }
 }
 
-// SAFETY: what DPDK allocated for it is its own.
+// SAFETY: what DPDK allocated for it has no other user and no thread of its own.
 unsafe impl Send for DevArgs {}
-// SAFETY: as above, and nothing changes it.
+// SAFETY: shared use reads alone: only the drop changes it.
 unsafe impl Sync for DevArgs {}
 
 impl Drop for DevArgs {
     fn drop(&mut self) {
-        // SAFETY: parsed by DPDK, which allocated parts.
+        // SAFETY: `parse` succeeded, so DPDK allocated the parts that this frees; nothing uses them afterwards.
         unsafe { sys::rte_devargs_reset(&raw mut self.raw) };
     }
 }

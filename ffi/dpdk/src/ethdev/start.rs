@@ -98,31 +98,26 @@ impl EthDev {
         *self.port.flow_queue() = flow::configure(self.port.id);
         let (mut rx, mut tx) = (config.rx_descriptors, config.tx_descriptors);
         let id = self.port.id;
-        // SAFETY: changes the two numbers to what the driver can.
+        // SAFETY: lent-port; both pointers lead to locals.
         self.step("adjust descriptors", || unsafe {
             sys::rte_eth_dev_adjust_nb_rx_tx_desc(id, &raw mut rx, &raw mut tx)
         })?;
+        // SAFETY: lent-port.
+        let socket = unsafe { sys::rte_eth_dev_socket_id(id) } as u32;
         for queue in 0..config.rx_queues {
-            // SAFETY: the pool lives until the device is stopped; no configuration means the driver's own.
+            // SAFETY: lent-port and live-pool: the port keeps the pool until it is stopped. Null means the driver's configuration.
             self.step(format!("set up receive queue {queue} of {rx} descriptors"), || unsafe {
-                sys::rte_eth_rx_queue_setup(
-                    id,
-                    queue,
-                    rx,
-                    sys::rte_eth_dev_socket_id(id) as u32,
-                    null(),
-                    config.pool.as_ptr(),
-                )
+                sys::rte_eth_rx_queue_setup(id, queue, rx, socket, null(), config.pool.as_ptr())
             })?;
         }
         for queue in 0..config.tx_queues {
-            // SAFETY: no configuration means the driver's own.
+            // SAFETY: lent-port; null means the driver's configuration.
             self.step(format!("set up send queue {queue} of {tx} descriptors"), || unsafe {
-                sys::rte_eth_tx_queue_setup(id, queue, tx, sys::rte_eth_dev_socket_id(id) as u32, null())
+                sys::rte_eth_tx_queue_setup(id, queue, tx, socket, null())
             })?;
         }
         self.idle_port("start")?.pool = Some(config.pool.clone());
-        // SAFETY: the device is configured.
+        // SAFETY: lent-port; an unconfigured device is refused.
         self.step("start", || unsafe { sys::rte_eth_dev_start(id) })?;
         self.idle_port("start")?.running = true;
         if let Err(error) = self.set_promiscuous(config.promiscuous) {
@@ -139,7 +134,7 @@ impl EthDev {
     pub fn stop(&mut self) -> Result<(), DeviceError> {
         let port = self.idle_port("stop")?;
         if port.running {
-            // SAFETY: no queue is left, so nobody is in the device.
+            // SAFETY: lent-port; `idle_port` found no queue in use, so no thread is in the device.
             let returned = unsafe { sys::rte_eth_dev_stop(port.id) };
             port.running = returned < 0;
             self.check("stop", returned)?;
@@ -175,7 +170,7 @@ impl EthDev {
             conf.rx_adv_conf.rss_conf.rss_hf = hashes;
         }
         let step = format!("configure {} receive and {} send queues", config.rx_queues, config.tx_queues);
-        // SAFETY: reads `conf`.
+        // SAFETY: lent-port; `conf` outlives the call.
         self.step(step, || unsafe {
             sys::rte_eth_dev_configure(self.port.id, config.rx_queues, config.tx_queues, &raw const conf)
         })
