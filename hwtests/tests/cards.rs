@@ -92,7 +92,7 @@ fn a_port_of_the_card_goes_and_comes_back() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn a_card_without_room_leaves_flows_to_the_workers() -> Result<()> {
-    let Some(card) = Card::with_trouble(",exact=0,masked=1")? else { return Ok(()) };
+    let Some(card) = Card::with_faults(",exact=0,masked=1")? else { return Ok(()) };
     card.ping_until("a flow without room", |card| Ok(card.offloaded("full")? > 0))?;
     ensure!(card.offloaded("flows")? <= 1);
     card.ping(200)
@@ -111,7 +111,7 @@ fn a_port_has_no_more_rules_than_it_may() -> Result<()> {
 #[ignore = "needs root"]
 fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Result<()> {
     // Validate says that it is fine.
-    let Some(card) = Card::with_trouble(",refuse-create=represented_port")? else { return Ok(()) };
+    let Some(card) = Card::with_faults(",refuse-create=represented_port")? else { return Ok(()) };
     card.ping_until("a refusal with its flow and clause", |card| {
         let is_told =
             |(flow, reason): &(String, String)| flow.contains("in_port(1)") && reason.contains("refused on demand");
@@ -125,7 +125,7 @@ fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Res
 #[test]
 #[ignore = "needs root"]
 fn a_card_that_never_answers_is_told_with_the_flow() -> Result<()> {
-    let Some(card) = Card::with_trouble(",lose-completion=1")? else { return Ok(()) };
+    let Some(card) = Card::with_faults(",lose-completion=1")? else { return Ok(()) };
     card.ping_until("a flow whose rule nobody heard of", |card| {
         let is_told = |(flow, reason): &(String, String)| {
             flow.contains("in_port(1)") && reason.starts_with("no completion from the device")
@@ -139,7 +139,7 @@ fn a_card_that_never_answers_is_told_with_the_flow() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn a_card_that_is_reset_is_filled_again() -> Result<()> {
-    let Some(card) = Card::with_trouble(",reset-after=1500")? else { return Ok(()) };
+    let Some(card) = Card::with_faults(",reset-after=1500")? else { return Ok(()) };
     card.ping_until("a loss", |card| Ok(card.offloaded("lost")? > 0))?;
     card.ping_until("both directions in the card again", Card::is_offloaded)
 }

@@ -9,10 +9,10 @@ pub use start::{EthDevConfig, Queues, StartError};
 use crate::{Errno, Mempool};
 use attach::Device;
 use dpdk_sys as sys;
+use parking_lot::{Mutex, MutexGuard};
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
-use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 
 /// An Ethernet device of DPDK. Dropped, it is stopped and removed, as soon as its queues are gone too.

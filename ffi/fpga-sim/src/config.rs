@@ -3,55 +3,55 @@
 use crate::pipeline::{Faults, Limits};
 use std::time::Duration;
 
-/// What the arguments ask for.
+/// The device's arguments.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// What the physical port is over; nothing is a port without a cable.
+    /// The device below the physical port; without one the port has no cable.
     pub wire: Option<Backend>,
-    /// What the guest functions are over; each gets a representor port.
+    /// The devices below the guest functions, each of which gets a representor port.
     pub functions: Vec<Backend>,
-    /// Sizes.
+    /// Sizes of the device.
     pub limits: Limits,
-    /// Troubles on demand.
-    pub troubles: Troubles,
+    /// Faults injected from the start.
+    pub faults: FaultInjection,
 }
 
-/// Another Ethernet device: one that is there already, or one to be made of these arguments.
+/// Another Ethernet device: one that exists already, or one to be made with these arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Its name.
+    /// Name of the device.
     pub name: String,
-    /// Its arguments.
+    /// Arguments for its driver.
     pub args: String,
 }
 
-/// Troubles that real devices have.
+/// Faults of real devices, injected on demand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Troubles {
-    /// Those of the pipeline.
-    pub faults: Faults,
-    /// An insertion takes so long: the call, or until its completion can be pulled.
+pub struct FaultInjection {
+    /// Faults of the pipeline.
+    pub pipeline: Faults,
+    /// Duration of an insertion: of the call, or until its completion can be pulled.
     pub insert_delay: Duration,
     /// Items and actions, by their names in rte_flow, that are refused in validate and create.
     pub refuse: Vec<String>,
-    /// The same, but validate, templates and tables say that they are fine.
+    /// Items and actions that are refused in create alone: validate, templates and tables accept them.
     pub refuse_create: Vec<String>,
-    /// After so many packets from now on the device is reset, once: it forgets its rules and tells the application.
+    /// Number of packets from now on after which the device is reset, once: it forgets its rules and notifies the application.
     pub reset_after: Option<u64>,
-    /// Of so many completions of flow queues the last never comes, though what it is of is done.
+    /// Of this number of completions of flow queues the last is lost, though its operation is done.
     pub lose_completion: Option<u64>,
 }
 
-impl Troubles {
-    /// Changes one. Nothing if there is none of that name.
+impl FaultInjection {
+    /// Changes one fault. `None` if there is none of that name.
     fn set(&mut self, key: &str, value: &str) -> Option<Result<(), &'static str>> {
         let number = || value.parse::<u32>().map_err(|_| "a number, 0 for none");
         let every = || number().map(|number| (number > 0).then_some(u64::from(number)));
         let names = || value.split(':').filter(|name| !name.is_empty()).map(str::to_uppercase).collect();
         Some(match key {
-            "table-full" => number().map(|number| self.faults.full = number > 0),
-            "counter-delay-ms" => number().map(|ms| self.faults.counter_delay = Duration::from_millis(ms.into())),
-            "abort-after" => every().map(|actions| self.faults.abort_after = actions),
+            "table-full" => number().map(|number| self.pipeline.full = number > 0),
+            "counter-delay-ms" => number().map(|ms| self.pipeline.counter_delay = Duration::from_millis(ms.into())),
+            "abort-after" => every().map(|actions| self.pipeline.abort_after = actions),
             "insert-delay-us" => number().map(|us| self.insert_delay = Duration::from_micros(us.into())),
             "refuse" => {
                 self.refuse = names();
@@ -72,29 +72,30 @@ impl Troubles {
         !self.refuse.is_empty() || !self.refuse_create.is_empty()
     }
 
-    /// What a device is told while it runs, `insert-delay-us=100,refuse=GENEVE`. Returns the troubles then, and whether it is to
-    /// be reset now.
-    pub fn changed(&self, changes: &str) -> Result<(Troubles, bool), InvalidArgument> {
-        let (mut troubles, mut reset) = (self.clone(), false);
+    /// Applies changes such as `insert-delay-us=100,refuse=GENEVE`. Returns the faults afterwards, and whether the device is to be
+    /// reset now.
+    pub fn changed(&self, changes: &str) -> Result<(FaultInjection, bool), InvalidArgument> {
+        let mut faults = self.clone();
+        let mut reset = false;
         for argument in split(changes)? {
             let invalid = |expected| InvalidArgument { argument: argument.to_owned(), expected };
-            let (key, value) = argument.split_once('=').ok_or_else(|| invalid(TROUBLES))?;
+            let (key, value) = argument.split_once('=').ok_or_else(|| invalid(FAULTS))?;
             match (key, value) {
                 ("reset", "1") => reset = true,
                 ("reset", _) => return Err(invalid("reset=1")),
-                _ => troubles.set(key, value).ok_or_else(|| invalid(TROUBLES))?.map_err(invalid)?,
+                _ => faults.set(key, value).ok_or_else(|| invalid(FAULTS))?.map_err(invalid)?,
             }
         }
-        Ok((troubles, reset))
+        Ok((faults, reset))
     }
 
-    /// As they are written.
+    /// The faults as arguments.
     pub fn shown(&self) -> [(&'static str, String); 8] {
         let number = |number: Option<u64>| number.unwrap_or(0).to_string();
         [
-            ("table-full", u8::from(self.faults.full).to_string()),
-            ("counter-delay-ms", self.faults.counter_delay.as_millis().to_string()),
-            ("abort-after", number(self.faults.abort_after)),
+            ("table-full", u8::from(self.pipeline.full).to_string()),
+            ("counter-delay-ms", self.pipeline.counter_delay.as_millis().to_string()),
+            ("abort-after", number(self.pipeline.abort_after)),
             ("insert-delay-us", self.insert_delay.as_micros().to_string()),
             ("refuse", self.refuse.join(":")),
             ("refuse-create", self.refuse_create.join(":")),
@@ -104,12 +105,12 @@ impl Troubles {
     }
 }
 
-/// Arguments that make no sense.
+/// An argument that is not accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidArgument {
     /// The argument.
     pub argument: String,
-    /// What is accepted.
+    /// The accepted values.
     pub expected: &'static str,
 }
 
@@ -120,9 +121,9 @@ impl std::fmt::Display for InvalidArgument {
 }
 
 const KEYS: &str = "wire=(DEVICE), function=(DEVICE), exact=RULES, exact-formats=N, masked=RULES, groups=N, priorities=N or a \
-                    trouble: table-full, counter-delay-ms, abort-after, insert-delay-us, refuse, refuse-create, reset-after, \
+                    fault: table-full, counter-delay-ms, abort-after, insert-delay-us, refuse, refuse-create, reset-after, \
                     lose-completion";
-const TROUBLES: &str = "table-full=1, counter-delay-ms=N, abort-after=ACTIONS, insert-delay-us=N, refuse=NAME:NAME, \
+const FAULTS: &str = "table-full=1, counter-delay-ms=N, abort-after=ACTIONS, insert-delay-us=N, refuse=NAME:NAME, \
                         refuse-create=NAME:NAME, reset-after=PACKETS, lose-completion=N or reset=1; 0 or no name ends one";
 
 /// Functions that a device has at most.
@@ -149,7 +150,7 @@ impl Config {
                 "masked" => limits.masked = number()? as usize,
                 "groups" => limits.groups = number()?.max(1),
                 "priorities" => limits.priorities = number()?.max(1),
-                _ => config.troubles.set(key, value).ok_or_else(|| invalid(KEYS))?.map_err(invalid)?,
+                _ => config.faults.set(key, value).ok_or_else(|| invalid(KEYS))?.map_err(invalid)?,
             }
         }
         Ok(config)
@@ -200,25 +201,25 @@ mod tests {
         assert_eq!(config.wire, Some(device("net_pcap0", "rx_pcap=a,tx_pcap=b")));
         assert_eq!(config.functions, [device("net_ring0", ""), device("net_null1", "")]);
         assert_eq!((config.limits.exact, config.limits.masked), (10, Limits::default().masked));
-        assert_eq!(config.troubles.refuse, ["GENEVE", "AGE"]);
+        assert_eq!(config.faults.refuse, ["GENEVE", "AGE"]);
         assert_eq!(Config::parse(""), Ok(Config::default()));
     }
 
     #[test]
-    fn troubles_come_and_go() {
-        let troubles = Config::parse("table-full=1,refuse=geneve,lose-completion=3").unwrap().troubles;
-        let (changed, reset) = troubles.changed("refuse=,abort-after=2,lose-completion=0,reset=1").unwrap();
-        let faults = Faults { full: true, abort_after: Some(2), ..Faults::default() };
-        assert_eq!((&changed, reset), (&Troubles { faults, ..Troubles::default() }, true));
+    fn faults_are_injected_and_ended() {
+        let faults = Config::parse("table-full=1,refuse=geneve,lose-completion=3").unwrap().faults;
+        let (changed, reset) = faults.changed("refuse=,abort-after=2,lose-completion=0,reset=1").unwrap();
+        let pipeline = Faults { full: true, abort_after: Some(2), ..Faults::default() };
+        assert_eq!((&changed, reset), (&FaultInjection { pipeline, ..FaultInjection::default() }, true));
         let shown: Vec<String> = changed.shown().iter().map(|(key, value)| format!("{key}={value}")).collect();
-        assert_eq!(Troubles::default().changed(&shown.join(",")), Ok((changed, false)));
+        assert_eq!(FaultInjection::default().changed(&shown.join(",")), Ok((changed, false)));
         for bad in ["exact=5", "table-full", "abort-after=x", "reset=2"] {
-            assert_eq!(troubles.changed(bad).unwrap_err().argument, bad);
+            assert_eq!(faults.changed(bad).unwrap_err().argument, bad);
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_name() {
+    fn invalid_arguments_are_refused_by_name() {
         for bad in ["exact=many", "wire=(net_ring0", "wire=()", "wire=)(", "speed=100G", "exact", "wire=a,wire=b"] {
             let error = Config::parse(bad).unwrap_err();
             assert!(bad.contains(error.argument.as_str()), "{bad}: {error}");

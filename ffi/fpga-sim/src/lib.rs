@@ -1,4 +1,4 @@
-//! `librte_net_fpgasim.so`: a driver for DPDK 22.11 that is a model of an FPGA network card with a switch in it. Any DPDK program
+//! `librte_net_fpgasim.so`: a driver for DPDK 22.11 that is a model of an FPGA NIC with an embedded switch. Any DPDK program
 //! loads it:
 //!
 //! ```text
@@ -11,7 +11,7 @@
 //! they look like there, what is counted, and what happens when the device misbehaves.
 //!
 //! - [`pipeline`]: tables, matches, actions, counters and ages. Bytes in, bytes out; safe code, no DPDK.
-//! - [`config`]: the device's arguments, sizes and troubles.
+//! - [`config`]: the device's arguments, sizes and injected faults.
 //! - `translate` (feature `dpdk`): a pattern and actions of rte_flow to a rule, or the clause that is refused, and why.
 //! - `pmd` (feature `dpdk`): what DPDK calls: registration, ports, queues, flow operations.
 //!
@@ -46,7 +46,7 @@
 //! A packet that missed in a later group than 0, left a VXLAN tunnel before it missed, or was aborted in the middle has restore
 //! data: the group, and the tunnel's headers. The device knows those of the last 65536 such packets.
 //!
-//! # Troubles
+//! # Fault injection
 //! By argument, and while the device runs by telemetry (`/fpgasim/trouble,net_fpgasim0,table-full=1,insert-delay-us=50`); 0 or
 //! no name ends one: `table-full=1`; `insert-delay-us`, before `rte_flow_create` returns, or a completion comes; `refuse` and
 //! `refuse-create` by names of items and actions; `counter-delay-ms`; `reset-after` packets, `reset=1` at once;
@@ -66,7 +66,9 @@ pub mod config;
 pub mod pipeline;
 #[cfg(feature = "dpdk")]
 #[allow(unsafe_code)] // is called by DPDK and calls it
+#[deny(clippy::multiple_unsafe_ops_per_block)]
 mod pmd;
 #[cfg(feature = "dpdk")]
 #[allow(unsafe_code)] // reads the structures that applications hand to rte_flow
+#[deny(clippy::multiple_unsafe_ops_per_block)]
 mod translate;

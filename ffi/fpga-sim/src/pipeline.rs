@@ -24,11 +24,11 @@ mod walk;
 
 pub use action::{Action, End, Rss};
 pub use conntrack::{Connection, Direction, Kind as TcpKind, Last, MAX_SCALE, MAX_WINDOW, Sender, State, judged};
-pub use edit::{Frame, Unfit};
+pub use edit::{EditFailed, Frame};
 pub use key::{Key, Layer, Pattern};
 pub use meter::{Meter, Rate, Seen};
 pub use restore::{Restore, Tunnel};
-pub use rule::{Age, Blank, Counters, Entry, Rule, Tally};
+pub use rule::{Age, Counters, Entry, Rule, RuleTemplate, Tally};
 pub use shared::{Shared, SharedActions, SharedKind};
 pub use table::RuleId;
 
@@ -99,12 +99,12 @@ pub struct Limits {
     pub priorities: u32,
 }
 
-/// Troubles of the pipeline.
+/// Faults of the pipeline, injected on demand.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// No rule finds room.
+    /// Whether all tables are full.
     pub full: bool,
-    /// Counters are brought up to date so often; zero: with each packet.
+    /// Time between two updates of the counters; zero: with each packet.
     pub counter_delay: Duration,
     /// A packet of the wire or of a function for which transfer rules have done so many actions, and would do one more, leaves
     /// them: it comes to the host as it was received, and no rule on its way has counted it.
@@ -117,31 +117,31 @@ impl Default for Limits {
     }
 }
 
-/// A rule was not taken.
+/// The reason why a rule was not inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
-    /// One of the same pattern and priority is there.
+    /// A rule of the same pattern and priority exists.
     Exists,
     /// The exact-match table has no room, nor has the masked table.
     ExactFull,
     /// The masked table has no room.
     MaskedFull,
-    /// What it shares with other rules is not there.
+    /// A shared action of the rule does not exist.
     NotShared,
     /// The application's table has as many rules as it was to have, or is closed.
     TableFull,
 }
 
-/// Rules have it.
+/// The error of an object that rules still use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InUse;
 
-/// How a port receives what no ingress rule wants.
+/// The way in which a port receives packets that no ingress rule matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PortMode {
-    /// It drops it.
+    /// Whether the port drops them.
     pub isolated: bool,
-    /// It spreads it; without, all comes to queue 0.
+    /// RSS over the queues of the port; without, all packets come to queue 0.
     pub rss: Option<Rss>,
 }
 
@@ -150,9 +150,9 @@ pub struct PortMode {
 pub struct Totals {
     /// Packets that a transfer rule disposed of without the host.
     pub offloaded: u64,
-    /// Packets that came to the host, as no transfer rule wanted them.
+    /// Packets that came to the host, as no transfer rule matched them.
     pub missed: u64,
-    /// Packets that could not be changed as a rule wants it.
+    /// Packets dropped as they could not be edited as a rule demands.
     pub unfit: u64,
     /// Packets that came to the host from the middle of the transfer rules, which are among those missed.
     pub aborted: u64,
@@ -213,17 +213,17 @@ impl Pipeline {
         }
     }
 
-    /// Its sizes.
+    /// Sizes of the device.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Has it such troubles from now on.
+    /// Injects these faults from now on.
     pub fn set_faults(&mut self, faults: Faults) {
         self.faults = faults;
     }
 
-    /// Its totals.
+    /// Totals of the device.
     pub fn totals(&self) -> Totals {
         self.totals
     }
@@ -253,7 +253,7 @@ impl Pipeline {
         priority: u32,
     ) -> Result<Kind, InsertError> {
         let same =
-            |id| self.rules.get(id).is_some_and(|there| there.blank.priority == priority && there.value == *value);
+            |id| self.rules.get(id).is_some_and(|there| there.template.priority == priority && there.value == *value);
         if format.is_some_and(|format| format.rules.find(hash).any(same)) {
             return Err(InsertError::Exists);
         }
@@ -269,21 +269,21 @@ impl Pipeline {
         }
     }
 
-    /// Puts a rule in.
+    /// Inserts a rule.
     pub fn insert(&mut self, rule: Rule, now: Duration) -> Result<RuleId, InsertError> {
         let Rule { owner, domain, group, priority, pattern, actions, counts, age } = rule;
         let format = self.formats.hold(domain, group, &pattern);
         let id = self.reserve_ids(1).start;
-        let blank = Blank { owner, table: None, format, priority };
-        let mut entry = blank.fill(*pattern.value(), actions, counts, age);
-        self.aim(&mut entry);
+        let template = RuleTemplate { owner, table: None, format, priority };
+        let mut entry = template.fill(*pattern.value(), actions, counts, age);
+        self.set_ct_direction(&mut entry);
         self.prepare(&mut entry);
         let inserted = self.insert_filled(id, entry, now);
         self.formats.release(format);
         inserted.map(|()| id)
     }
 
-    /// Numbers for rules to come.
+    /// Reserves numbers for rules.
     pub fn reserve_ids(&mut self, count: u64) -> Range<RuleId> {
         let first = self.last_id + 1;
         self.last_id += count;
@@ -303,7 +303,7 @@ impl Pipeline {
         (self.tables.len() - 1) as TableId
     }
 
-    /// Closes a table that has no rules. Says whether it has none.
+    /// Closes a table without rules. Returns whether it has none.
     pub fn close_table(&mut self, table: TableId) -> bool {
         let Some(place) = self.tables.get_mut(table as usize) else { return true };
         if place.as_ref().is_some_and(|table| table.used > 0) {
@@ -324,33 +324,34 @@ impl Pipeline {
         }
     }
 
-    /// What rules of a table have in common that have this one of its patterns.
-    pub fn blank(&self, table: TableId, pattern: usize) -> Option<Blank> {
+    /// The template of a table's rules with this one of its patterns.
+    pub fn rule_template(&self, table: TableId, pattern: usize) -> Option<RuleTemplate> {
         let of = self.tables.get(table as usize)?.as_ref()?;
-        Some(Blank { owner: of.owner, table: Some(table), format: *of.formats.get(pattern)?, priority: of.priority })
+        let format = *of.formats.get(pattern)?;
+        Some(RuleTemplate { owner: of.owner, table: Some(table), format, priority: of.priority })
     }
 
-    /// Has a rule's packets be judged as those of the direction that its connection says now.
-    pub fn aim(&self, entry: &mut Entry) {
+    /// Sets the direction in which a rule's packets pass its connection: the one that the connection has now.
+    pub fn set_ct_direction(&self, entry: &mut Entry) {
         entry.direction = self.shared.direction(&entry.actions);
     }
 
-    /// Gets a rule ready to be put in. Looks at where it will be: the memory's delays overlap when many are prepared in a row.
+    /// Prepares the insertion of a rule. Touches its place in memory, so that the delays of many such calls overlap.
     pub fn prepare(&self, entry: &mut Entry) -> u64 {
-        let Some(format) = self.formats.get(entry.blank.format) else { return 0 };
+        let Some(format) = self.formats.get(entry.template.format) else { return 0 };
         entry.hash = format.hash(&entry.value);
         format.rules.peek(entry.hash)
     }
 
-    /// The same for a rule that is to be taken out.
+    /// Prepares the removal of a rule in the same way.
     pub fn prepare_removal(&self, id: RuleId) -> u64 {
-        let rule = self.rules.get(id).and_then(|entry| Some((self.formats.get(entry.blank.format)?, entry.hash)));
+        let rule = self.rules.get(id).and_then(|entry| Some((self.formats.get(entry.template.format)?, entry.hash)));
         rule.map_or(0, |(format, hash)| format.rules.peek(hash))
     }
 
-    /// Puts a rule in that is prepared, under a number of its own.
+    /// Inserts a prepared rule under this number.
     pub fn insert_filled(&mut self, id: RuleId, mut entry: Box<Entry>, now: Duration) -> Result<(), InsertError> {
-        let Blank { table, format, priority, .. } = entry.blank;
+        let RuleTemplate { table, format, priority, .. } = entry.template;
         if table.is_some_and(|table| self.table(table).is_none_or(|table| table.used >= table.limit)) {
             return Err(InsertError::TableFull);
         }
@@ -386,10 +387,10 @@ impl Pipeline {
         self.tables.get_mut(id as usize)?.as_mut()
     }
 
-    /// Takes a rule out; says whether it was there.
+    /// Removes a rule. Returns whether it existed.
     pub fn remove(&mut self, id: RuleId) -> bool {
         let Some(entry) = self.rules.remove(id) else { return false };
-        let Blank { owner, table, format: format_id, .. } = entry.blank;
+        let RuleTemplate { owner, table, format: format_id, .. } = entry.template;
         if let Some(format) = self.formats.get_mut(format_id) {
             format.rules.remove(entry.hash, id);
             match entry.kind {
@@ -427,12 +428,14 @@ impl Pipeline {
     /// Makes an action that rules can share. Returns its number.
     pub fn share(&mut self, owner: u16, action: Shared) -> RuleId {
         let id = self.reserve_ids(1).start;
-        action.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
+        if let Some(deadline) = action.deadline() {
+            self.deadlines.add(deadline, id);
+        }
         self.shared.0.insert(id, Sharing { owner, users: 0, action });
         id
     }
 
-    /// Takes a shared action away. Says whether it was there, unless rules have it.
+    /// Removes a shared action that no rule uses. Returns whether it existed.
     pub fn unshare(&mut self, id: RuleId) -> Result<bool, InUse> {
         match self.shared.0.get(&id) {
             None => return Ok(false),
@@ -511,7 +514,7 @@ impl Pipeline {
 
     /// Takes out the rules that were put in through a port.
     pub fn remove_of(&mut self, owner: u16) {
-        for id in self.rules.ids(|entry| entry.blank.owner == owner) {
+        for id in self.rules.ids(|entry| entry.template.owner == owner) {
             self.remove(id);
         }
     }
@@ -562,7 +565,7 @@ impl Pipeline {
         let mut owners = Vec::new();
         while let Some(id) = self.deadlines.next(now) {
             let (owner, deadline, aged) = match (self.rules.get_mut(id), self.shared.0.get_mut(&id)) {
-                (Some(entry), _) => (entry.blank.owner, entry.deadline(), &mut entry.aged),
+                (Some(entry), _) => (entry.template.owner, entry.deadline(), &mut entry.aged),
                 (None, Some(Sharing { owner, action, .. })) => {
                     let deadline = action.deadline();
                     let Shared::Age { aged, .. } = action else { continue };

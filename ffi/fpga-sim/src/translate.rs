@@ -4,12 +4,14 @@ mod action;
 mod conntrack;
 mod encap;
 mod item;
+mod lent;
 mod template;
 mod value;
 
 pub(crate) use action::check_known;
 pub(crate) use conntrack::{connection, direction, show_connection};
 pub(crate) use item::LEFT_TUNNEL;
+pub(crate) use lent::LentAction;
 pub(crate) use template::{Actions, Pattern, Table};
 pub(crate) use value::RSS_TYPES;
 
@@ -17,20 +19,21 @@ use crate::pipeline::{Action, Age, Domain, Limits, Rate, Rss, Rule, RuleId, Shar
 use action::{ActionsTemplate, Plan};
 use dpdk_sys as sys;
 use item::Mode;
+use lent::{LentItem, list};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_void};
 use std::ptr::null;
 use std::sync::Arc;
 
-/// What of the device and of the port a translation depends on.
+/// The properties of the device and of the port that a translation depends on.
 pub(crate) struct Context<'a> {
-    /// The port that was asked.
+    /// The port that the application called.
     pub port: u16,
     /// The ports of the device.
     pub ports: &'a [u16],
     /// Receive queues of the port.
     pub rx_queues: u16,
-    /// How the port spreads what no rule wants.
+    /// RSS of packets that no rule matches.
     pub rss: Option<&'a Rss>,
     /// Sizes of the device.
     pub limits: &'a Limits,
@@ -76,7 +79,7 @@ impl Context<'_> {
 pub(crate) struct Refusal {
     pub errno: i32,
     pub kind: sys::rte_flow_error_type,
-    /// What of the application's is meant: an item, an action, a part of one, or the attributes.
+    /// The refused item, action or attributes, or a part of one.
     pub cause: *const c_void,
     pub message: &'static CStr,
 }
@@ -96,37 +99,34 @@ impl Refusal {
 /// Translates a rule.
 ///
 /// # Safety
-/// `attributes` is null or leads to attributes; `pattern` and `actions` are null or lead to lists that end in an END, and what
-/// their parts lead to is there and of the type that rte_flow gives it.
+/// `attributes` is null or leads to attributes; `pattern` and `actions` are null or lead to lists that end in an END, for whose
+/// elements lent-rule holds (see [`lent`]).
 pub(crate) unsafe fn rule(
     context: &Context,
     attributes: *const sys::rte_flow_attr,
     pattern: *const sys::rte_flow_item,
     actions: *const sys::rte_flow_action,
 ) -> Result<Rule, Refusal> {
-    // SAFETY: as the caller promises.
-    let (attributes, pattern, actions) =
-        unsafe { (attributes.as_ref(), list(pattern, is_last_item), list(actions, is_last_action)) };
+    // SAFETY: the caller passes null or attributes.
+    let attributes = unsafe { attributes.as_ref() };
+    // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+    let pattern = unsafe { list::<LentItem>(pattern) };
+    // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+    let actions = unsafe { list::<LentAction>(actions) };
     let missing = |kind, message| Refusal::invalid(kind, null::<c_void>(), message);
     let attributes = attributes.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ATTR, c"no attributes"))?;
     let pattern = pattern.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ITEM_NUM, c"no pattern"))?;
     let actions = actions.ok_or_else(|| missing(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, c"no actions"))?;
     let domain = domain(context, attributes)?;
-    // SAFETY: as the caller promises.
-    let template = unsafe { item::pattern(context, attributes.transfer() != 0, pattern, Mode::Rule)? };
+    let template = item::pattern(context, attributes.transfer() != 0, pattern, Mode::Rule)?;
     template.check_group(attributes.group, Some(pattern))?;
     let fixed = template.fixed(context.port, attributes);
-    // SAFETY: as the caller promises; the items are those of the template.
-    let value = unsafe { template.values(&fixed, context.ports, pattern.as_ptr())? };
+    let value = template.values(&fixed, context.ports, pattern)?;
     action::check_list(context, actions)?;
     let order = action::admit(domain, &template.seen, action::kinds_of(context, actions), Some(actions))?;
-    // SAFETY: as the caller promises; the actions are those of the list.
-    let (plan, done) = unsafe {
-        let values = ActionsTemplate::read(context, actions, None)?;
-        let plan = Plan::new(attributes.group, &order, &values, Some(actions))?;
-        let done = plan.values(context, actions.as_ptr())?;
-        (plan, done)
-    };
+    let values = ActionsTemplate::read(context, actions, None)?;
+    let plan = Plan::new(attributes.group, &order, &values, Some(actions))?;
+    let done = plan.values(context, actions)?;
     Ok(Rule {
         owner: context.port,
         domain,
@@ -139,25 +139,17 @@ pub(crate) unsafe fn rule(
     })
 }
 
-/// Queues to spread over, as an ingress rule of the port would.
-///
-/// # Safety
-/// `action` leads to an RSS action.
-pub(crate) unsafe fn rss(context: &Context, action: &sys::rte_flow_action) -> Result<Arc<Rss>, Refusal> {
-    // SAFETY: as the caller promises.
-    match unsafe { value::value(context, action)? } {
+/// The queues of an RSS action in an ingress rule of the port.
+pub(crate) fn rss(context: &Context, action: &LentAction) -> Result<Arc<Rss>, Refusal> {
+    match value::value(context, action)? {
         Action::Spread(rss) => Ok(rss),
         _ => Err(value::unsupported(action, c"not RSS")),
     }
 }
 
-/// When something ages.
-///
-/// # Safety
-/// `action` leads to an AGE action.
-pub(crate) unsafe fn age(action: &sys::rte_flow_action) -> Result<Age, Refusal> {
-    // SAFETY: as the caller promises.
-    unsafe { value::age_of(action, None) }
+/// The age of an AGE action.
+pub(crate) fn age(action: &LentAction) -> Result<Age, Refusal> {
+    value::age_of(action, None)
 }
 
 fn domain(context: &Context, attributes: &sys::rte_flow_attr) -> Result<Domain, Refusal> {
@@ -182,40 +174,6 @@ fn domain(context: &Context, attributes: &sys::rte_flow_attr) -> Result<Domain, 
             Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ATTR, attributes, message))
         }
     }
-}
-
-fn is_last_item(item: &sys::rte_flow_item) -> bool {
-    item.type_ == sys::RTE_FLOW_ITEM_TYPE_END
-}
-
-fn is_last_action(action: &sys::rte_flow_action) -> bool {
-    action.type_ == sys::RTE_FLOW_ACTION_TYPE_END
-}
-
-/// A list without its end; nothing if there is none.
-///
-/// # Safety
-/// `first` is null or leads to a list that ends in an element that `is_last`.
-unsafe fn list<'a, T>(first: *const T, is_last: fn(&T) -> bool) -> Option<&'a [T]> {
-    if first.is_null() {
-        return None;
-    }
-    let mut len = 0;
-    // SAFETY: as the caller promises; none after the last is looked at.
-    while !is_last(unsafe { &*first.add(len) }) {
-        len += 1;
-    }
-    // SAFETY: as above.
-    Some(unsafe { std::slice::from_raw_parts(first, len) })
-}
-
-/// A copy of the bytes behind a pointer.
-///
-/// # Safety
-/// `from` is null or leads to `len` bytes.
-unsafe fn copy(from: *const c_void, len: usize) -> Option<Vec<u8>> {
-    // SAFETY: as the caller promises.
-    (!from.is_null()).then(|| unsafe { std::slice::from_raw_parts(from.cast::<u8>(), len) }.to_vec())
 }
 
 #[cfg(test)]

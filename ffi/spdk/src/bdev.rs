@@ -5,14 +5,15 @@ use crate::channel::{Channel, MAX_IO};
 use crate::descriptor::Descriptor;
 use block::limits::{MAX_BLOCK_SIZE, MAX_DISK_BYTES, MIN_BLOCK_SIZE};
 use block::{Bdev, BlockChannel, BlockError, Geometry, Identity};
+use parking_lot::Mutex;
 use spdk_sys as sys;
 use std::ffi::{CString, c_void};
 use std::io;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use uuid::Uuid;
 
-/// A block device of SPDK's.
+/// A block device of SPDK.
 #[derive(Debug)]
 pub struct SpdkBdev {
     spdk: Arc<Spdk>,
@@ -41,7 +42,7 @@ impl Bdev for SpdkBdev {
     }
 
     fn geometry(&self) -> Geometry {
-        *self.geometry.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.geometry.lock()
     }
 
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError> {
@@ -51,7 +52,7 @@ impl Bdev for SpdkBdev {
 
     fn rescan(&self) -> Result<bool, BlockError> {
         let (uuid, new) = look(&self.spdk, &self.name, self.read_only)?;
-        let mut geometry = self.geometry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut geometry = self.geometry.lock();
         if uuid != self.identity.uuid || new.block_size != geometry.block_size {
             return Err(invalid("name", self.identity.name.clone(), "the same device as when it was opened"));
         }
@@ -59,11 +60,11 @@ impl Bdev for SpdkBdev {
     }
 }
 
-/// What a device is now.
+/// Reads the identity and the geometry of a device.
 fn look(spdk: &Spdk, name: &CString, read_only: bool) -> Result<(Uuid, Geometry), BlockError> {
     let own_name = name.clone();
     let look = move || -> io::Result<_> {
-        // SAFETY: on the library's thread; the callback wants nothing.
+        // SAFETY: `Spdk::call` runs this within an SPDK thread; `ignore` does not use its context.
         let device = unsafe { Descriptor::open(&own_name, false, ignore, null_mut())? };
         Ok(describe(&device, read_only))
     };
@@ -73,17 +74,22 @@ fn look(spdk: &Spdk, name: &CString, read_only: bool) -> Result<(Uuid, Geometry)
 
 fn describe(device: &Descriptor, read_only: bool) -> Result<(Uuid, Geometry), BlockError> {
     let bdev = device.bdev();
-    // SAFETY: the device is open.
-    let (block_size, physical, metadata, write_unit, write_cache, uuid) = unsafe {
-        (
-            sys::spdk_bdev_get_block_size(bdev),
-            sys::spdk_bdev_get_physical_block_size(bdev),
-            sys::spdk_bdev_get_md_size(bdev),
-            sys::spdk_bdev_get_write_unit_size(bdev),
-            sys::spdk_bdev_has_write_cache(bdev),
-            Uuid::from_bytes((*sys::spdk_bdev_get_uuid(bdev)).u.raw),
-        )
-    };
+    // SAFETY: open-device.
+    let block_size = unsafe { sys::spdk_bdev_get_block_size(bdev) };
+    // SAFETY: open-device.
+    let physical = unsafe { sys::spdk_bdev_get_physical_block_size(bdev) };
+    // SAFETY: open-device.
+    let metadata = unsafe { sys::spdk_bdev_get_md_size(bdev) };
+    // SAFETY: open-device.
+    let write_unit = unsafe { sys::spdk_bdev_get_write_unit_size(bdev) };
+    // SAFETY: open-device.
+    let write_cache = unsafe { sys::spdk_bdev_has_write_cache(bdev) };
+    // SAFETY: open-device.
+    let uuid = unsafe { sys::spdk_bdev_get_uuid(bdev) };
+    // SAFETY: a device has a UUID, which stays as long as the device.
+    let uuid = unsafe { &(*uuid).u };
+    // SAFETY: any bytes are a valid UUID.
+    let uuid = Uuid::from_bytes(unsafe { uuid.raw });
     if !block_size.is_power_of_two() || !(MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size) {
         return Err(invalid("block size", block_size, "a power of two from 512 to 65536"));
     }

@@ -1,4 +1,4 @@
-//! One worker's way into a block device of SPDK's.
+//! One worker's channel to a block device of SPDK.
 
 use crate::descriptor::Descriptor;
 use crate::library::{Spdk, errno};
@@ -14,36 +14,39 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Requests that SPDK has at a time: a bit each.
+/// Largest number of requests in SPDK: a bit each.
 const DEPTH: usize = u64::BITS as usize;
-/// Bytes of a piece of memory that a device may reach, and how many a channel has.
+/// Bytes of a piece of memory that a device may reach.
 const PIECE: usize = 64 << 10;
+/// Number of pieces of a channel.
 const PIECES: usize = 64;
-/// Bytes that one read or write may move, and the pieces it takes.
+/// Largest read or write in bytes.
 pub(crate) const MAX_IO: usize = 1 << 20;
 const PIECES_OF_ONE: usize = MAX_IO / PIECE;
-/// SPDK's pollers run at least this often, on a worker that sleeps too.
+/// Longest time between two runs of SPDK's pollers, on a sleeping worker too.
 const IDLE_POLL: Duration = Duration::from_millis(10);
 
-/// What SPDK's callbacks tell the channel, all of them from within its own polls and submissions.
+/// The results of SPDK's callbacks, all of which come from within the channel's own polls and submissions.
 #[derive(Default)]
-struct News {
-    /// Slots whose request has ended, and those of them whose request failed.
+struct CallbackResults {
+    /// Slots whose request has ended.
     ended: Cell<u64>,
+    /// Slots among them whose request failed.
     failed: Cell<u64>,
+    /// Whether the device was removed.
     removed: Cell<bool>,
 }
 
-/// A place for a request that SPDK has.
+/// A slot for a request in SPDK.
 struct Slot {
-    news: *const News,
+    results: *const CallbackResults,
     bit: u64,
     request: Option<BlockRequest>,
-    /// SPDK reads the list until the request has ended.
+    /// The pieces of the request; SPDK reads the list until the request has ended.
     pieces: ArrayVec<libc::iovec, PIECES_OF_ONE>,
 }
 
-/// The device, open in the channel's thread.
+/// The device, open within the channel's thread.
 struct Device {
     channel: NonNull<sys::spdk_io_channel>,
     descriptor: Descriptor,
@@ -53,7 +56,7 @@ struct Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: obtained when the device was opened, and nothing is under way in it.
+        // SAFETY: open-device; `Channel::close` drops the device within its thread, when no request is in SPDK.
         unsafe { sys::spdk_put_io_channel(self.channel.as_ptr()) };
     }
 }
@@ -63,57 +66,57 @@ struct Memory(NonNull<u8>);
 
 impl Memory {
     fn allocate(len: usize) -> Option<Memory> {
-        // SAFETY: the third argument has to be null.
+        // SAFETY: the third argument is null, as it has to be.
         NonNull::new(unsafe { sys::spdk_dma_malloc(len, 4096, null_mut()) }.cast()).map(Memory)
     }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated there, and no request uses it any more.
+        // SAFETY: `allocate` allocated it, and the channel drops it after its requests have ended.
         unsafe { sys::spdk_dma_free(self.0.as_ptr().cast()) };
     }
 }
 
 /// A channel: an SPDK thread with the device open in it. Fields are dropped in this order.
 pub(crate) struct Channel {
-    /// `None` once it was removed.
+    /// `None` after the removal of the device.
     device: Option<Device>,
     thread: Thread,
-    /// What waits for a slot, for memory or for SPDK.
+    /// Requests that wait for a slot, for memory or for SPDK.
     waiting: RequestQueue,
     slots: Box<[Slot]>,
-    /// Slots that SPDK has.
+    /// Slots whose requests are in SPDK.
     busy: u64,
     free_pieces: ArrayVec<NonNull<u8>, PIECES>,
-    news: Box<News>,
+    results: Box<CallbackResults>,
     polled: Cycles,
     _memory: Memory,
     _spdk: Arc<Spdk>,
 }
 
-// SAFETY: what the pointers lead to belongs to the channel, and SPDK's callbacks run only when it polls its thread or submits.
+// SAFETY: the pointers lead to what the channel owns, and SPDK's callbacks run only while the channel polls its thread or submits.
 unsafe impl Send for Channel {}
 
 impl Channel {
     pub(crate) fn open(spdk: &Arc<Spdk>, name: &CStr, write: bool) -> io::Result<Box<Channel>> {
         let no_memory = || errno(-libc::ENOMEM);
         let memory = Memory::allocate(PIECES * PIECE).ok_or_else(no_memory)?;
-        // SAFETY: each piece lies inside.
+        // SAFETY: `piece` is below `PIECES`, so this is within the allocated memory.
         let free_pieces = (0..PIECES).map(|piece| unsafe { memory.0.add(piece * PIECE) }).collect();
-        let news = Box::new(News::default());
-        let slot = |n| Slot { news: &raw const *news, bit: 1_u64 << n, request: None, pieces: ArrayVec::new() };
+        let results = Box::new(CallbackResults::default());
+        let slot = |n| Slot { results: &raw const *results, bit: 1_u64 << n, request: None, pieces: ArrayVec::new() };
         let slots = (0..DEPTH).map(slot).collect();
         let thread = Thread::create(name).ok_or_else(no_memory)?;
-        let context = (&raw const *news).cast_mut().cast();
+        let context = (&raw const *results).cast_mut().cast();
         let device = thread.enter(|| {
-            // SAFETY: within the channel's thread; `news` is what `event` wants, and dropped after the device.
+            // SAFETY: within the channel's thread, as the drop; `context` is what `event` expects, and is dropped after the device.
             let descriptor = unsafe { Descriptor::open(name, write, event, context)? };
-            // SAFETY: the descriptor is open.
-            let (channel, block_size) = unsafe {
-                let channel = NonNull::new(sys::spdk_bdev_get_io_channel(descriptor.as_ptr())).ok_or_else(no_memory)?;
-                (channel, sys::spdk_bdev_get_block_size(descriptor.bdev()).into())
-            };
+            // SAFETY: open-device.
+            let channel = unsafe { sys::spdk_bdev_get_io_channel(descriptor.as_ptr()) };
+            let channel = NonNull::new(channel).ok_or_else(no_memory)?;
+            // SAFETY: open-device.
+            let block_size = unsafe { sys::spdk_bdev_get_block_size(descriptor.bdev()) }.into();
             let flushes = write && descriptor.supports(sys::SPDK_BDEV_IO_TYPE_FLUSH);
             io::Result::Ok(Device { channel, descriptor, block_size, flushes })
         })?;
@@ -124,15 +127,15 @@ impl Channel {
             slots,
             busy: 0,
             free_pieces,
-            news,
+            results,
             polled: Cycles(0),
             _memory: memory,
             _spdk: spdk.clone(),
         }))
     }
 
-    /// Gives SPDK what waits, as much as it takes.
-    fn advance(&mut self, done: &mut Completions) {
+    /// Submits waiting requests, as many as SPDK takes.
+    fn submit_waiting(&mut self, done: &mut Completions) {
         while let Some(request) = self.waiting.pop() {
             if let Some(request) = self.start(request, done) {
                 return self.waiting.push_front(request);
@@ -142,7 +145,7 @@ impl Channel {
 
     /// Starts a request, or ends it where that is not possible. Returns it where it has to wait.
     fn start(&mut self, request: BlockRequest, done: &mut Completions) -> Option<BlockRequest> {
-        let Some(device) = self.device.as_ref().filter(|_| !self.news.removed.get()) else {
+        let Some(device) = self.device.as_ref().filter(|_| !self.results.removed.get()) else {
             request.complete(done, Status::IoError);
             return None;
         };
@@ -187,9 +190,9 @@ impl Channel {
         None
     }
 
-    /// Gives back what has ended.
-    fn finish(&mut self, done: &mut Completions) -> usize {
-        let (ended, failed) = (self.news.ended.take(), self.news.failed.take());
+    /// Completes the requests that have ended.
+    fn complete_ended(&mut self, done: &mut Completions) -> usize {
+        let (ended, failed) = (self.results.ended.take(), self.results.failed.take());
         self.busy &= !ended;
         let mut left = ended;
         while left != 0 {
@@ -206,7 +209,7 @@ impl Channel {
         ended.count_ones() as usize
     }
 
-    /// Lets the device go; nothing is under way in it.
+    /// Closes the device; no request is in SPDK.
     #[cold]
     fn close(&mut self) {
         let device = self.device.take();
@@ -215,7 +218,7 @@ impl Channel {
 }
 
 impl Slot {
-    /// Asks SPDK for what the request says. Returns 0, or a negative errno and nothing was asked.
+    /// Submits the request to SPDK. Returns 0, or a negative errno of a request that SPDK did not take.
     #[inline]
     fn submit(&mut self, device: &Device, request: &BlockRequest) -> c_int {
         let context = (&raw mut *self).cast();
@@ -223,34 +226,35 @@ impl Slot {
         let (descriptor, channel) = (device.descriptor.as_ptr(), device.channel.as_ptr());
         let (pieces, count) = (self.pieces.as_mut_ptr().cast(), self.pieces.len() as c_int);
         let ended = Some(ended as unsafe extern "C" fn(_, _, _));
-        // SAFETY: within the channel's thread, where the device is open; pieces and slot stay where they are, and the memory that
-        // the pieces lead to is nobody else's, until the callback.
-        unsafe {
-            match request.op {
-                Op::Read => {
-                    sys::spdk_bdev_readv_blocks(descriptor, channel, pieces, count, first, blocks, ended, context)
-                }
-                Op::Write => {
-                    sys::spdk_bdev_writev_blocks(descriptor, channel, pieces, count, first, blocks, ended, context)
-                }
-                Op::Compare => -libc::ENOTSUP,
-                Op::Flush => {
-                    let all = device.descriptor.num_blocks();
-                    sys::spdk_bdev_flush_blocks(descriptor, channel, 0, all, ended, context)
-                }
-                Op::Discard => sys::spdk_bdev_unmap_blocks(descriptor, channel, first, blocks, ended, context),
-                Op::WriteZeroes { .. } => {
-                    sys::spdk_bdev_write_zeroes_blocks(descriptor, channel, first, blocks, ended, context)
-                }
+        match request.op {
+            // SAFETY: open-device, within the channel's thread. Slot, pieces and their memory stay and are not used until `ended`.
+            Op::Read => unsafe {
+                sys::spdk_bdev_readv_blocks(descriptor, channel, pieces, count, first, blocks, ended, context)
+            },
+            // SAFETY: open-device, within the channel's thread. Slot, pieces and their memory stay and are not used until `ended`.
+            Op::Write => unsafe {
+                sys::spdk_bdev_writev_blocks(descriptor, channel, pieces, count, first, blocks, ended, context)
+            },
+            Op::Compare => -libc::ENOTSUP,
+            Op::Flush => {
+                let all = device.descriptor.num_blocks();
+                // SAFETY: open-device, within the channel's thread. The slot stays until `ended`.
+                unsafe { sys::spdk_bdev_flush_blocks(descriptor, channel, 0, all, ended, context) }
             }
+            // SAFETY: open-device, within the channel's thread. The slot stays until `ended`.
+            Op::Discard => unsafe { sys::spdk_bdev_unmap_blocks(descriptor, channel, first, blocks, ended, context) },
+            // SAFETY: open-device, within the channel's thread. The slot stays until `ended`.
+            Op::WriteZeroes { .. } => unsafe {
+                sys::spdk_bdev_write_zeroes_blocks(descriptor, channel, first, blocks, ended, context)
+            },
         }
     }
 
-    /// Moves the data of a write to the slot's memory, or that of a read from there.
+    /// Copies the data of a write to the slot's memory, or that of a read from there.
     fn copy(&self, request: &BlockRequest) {
         let mut offset = 0;
         for piece in &self.pieces {
-            // SAFETY: the slot's alone while SPDK does not have it.
+            // SAFETY: a piece of this slot, which SPDK does not use now: the request is not submitted yet, or has ended.
             let bytes = unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast(), piece.iov_len) };
             let buffers = &request.buffers;
             let copied =
@@ -265,42 +269,46 @@ impl Slot {
     }
 }
 
-/// SPDK has ended a request.
+/// The callback of a request.
 unsafe extern "C" fn ended(io: *mut sys::spdk_bdev_io, success: bool, slot: *mut c_void) {
     let slot = slot.cast::<Slot>();
-    // SAFETY: what was given when the request was started: the slot and its channel stay until it has ended.
-    let (news, bit) = unsafe { (&*(*slot).news, (*slot).bit) };
-    news.ended.set(news.ended.get() | bit);
+    // SAFETY: `Slot::submit` passed the slot, which its channel keeps until the request has ended.
+    let bit = unsafe { (*slot).bit };
+    // SAFETY: `Slot::submit` passed the slot, which its channel keeps until the request has ended.
+    let results = unsafe { (*slot).results };
+    // SAFETY: the channel drops the results after its slots' requests have ended.
+    let results = unsafe { &*results };
+    results.ended.set(results.ended.get() | bit);
     if !success {
-        news.failed.set(news.failed.get() | bit);
+        results.failed.set(results.failed.get() | bit);
     }
-    // SAFETY: given back once.
+    // SAFETY: SPDK passes the I/O once, for the callback to free.
     unsafe { sys::spdk_bdev_free_io(io) };
 }
 
-/// Something happened to the device. A resize is seen with the next request, and by the control side's rescan.
-unsafe extern "C" fn event(event: sys::spdk_bdev_event_type, _: *mut sys::spdk_bdev, news: *mut c_void) {
+/// The callback of an event of the device. A resize is seen with the next request, and by the control plane's rescan.
+unsafe extern "C" fn event(event: sys::spdk_bdev_event_type, _: *mut sys::spdk_bdev, results: *mut c_void) {
     if event == sys::SPDK_BDEV_EVENT_REMOVE {
-        // SAFETY: what was given when the device was opened: it stays until it is closed.
-        unsafe { &*news.cast::<News>() }.removed.set(true);
+        // SAFETY: `Channel::open` passed the results, which the channel drops after the device.
+        unsafe { &*results.cast::<CallbackResults>() }.removed.set(true);
     }
 }
 
 impl BlockChannel for Channel {
     fn submit(&mut self, request: BlockRequest, done: &mut Completions) {
         self.waiting.push(request);
-        self.advance(done);
+        self.submit_waiting(done);
     }
 
     fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
         self.polled = now;
         self.thread.poll();
-        let finished = self.finish(done);
-        if self.news.removed.get() && self.busy == 0 && self.device.is_some() {
+        let finished = self.complete_ended(done);
+        if self.results.removed.get() && self.busy == 0 && self.device.is_some() {
             self.close();
         }
         if !self.waiting.is_empty() {
-            self.advance(done);
+            self.submit_waiting(done);
         }
         finished
     }
@@ -315,12 +323,12 @@ impl BlockChannel for Channel {
 }
 
 impl Drop for Channel {
-    /// Waits for what SPDK has: until then it uses the channel's memory.
+    /// Waits for the requests in SPDK, which use the channel's memory.
     fn drop(&mut self) {
         let mut done = Completions::with_capacity(DEPTH);
         while self.busy != 0 {
             self.thread.poll();
-            self.finish(&mut done);
+            self.complete_ended(&mut done);
         }
         self.close();
     }

@@ -17,9 +17,20 @@
 //! Errors: `SpdkError` for the library, `BlockError` for a disk, with SPDK's errno.
 //!
 //! This crate is compiled, and run against a stand-in in its tests. It has never been run with SPDK itself.
+//!
+//! # Invariant: open-device
+//!
+//! The pointer of a `Descriptor` is open, and with it the device that it leads to, from `Descriptor::open` to the drop. Both happen
+//! within the same SPDK thread, and so do all operations on the device's channel.
+//!
+//! # Invariant: live-thread
+//!
+//! The pointer of a `Thread` leads to an SPDK thread that only the drop of the `Thread` destroys. `Thread` is not `Sync`, so one
+//! thread of the system uses it at a time.
 
 #![cfg(feature = "spdk")]
-#![allow(unsafe_code)] // calls into a C library; each block says why it is sound
+#![allow(unsafe_code)] // calls into a C library; each block names the precondition and who guarantees it
+#![deny(clippy::multiple_unsafe_ops_per_block)]
 
 mod bdev;
 mod channel;

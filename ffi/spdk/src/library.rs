@@ -1,43 +1,44 @@
 //! SPDK itself, once in a process.
 
 use crate::thread::Thread;
+use parking_lot::Mutex;
 use spdk_sys as sys;
 use std::cell::Cell;
 use std::ffi::{CString, c_int, c_void};
 use std::io;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// An idle library is polled this often: for keep-alives, resets and devices that come and go.
-const PAUSE: Duration = Duration::from_millis(1);
+/// Time between two polls of an idle library, for keep-alives, resets and devices that come and go.
+const IDLE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Who initialises DPDK, which a process has once.
+/// The owner of DPDK's environment, which is initialised once in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EalOwner {
-    /// SPDK does, as it starts.
+    /// SPDK initialises DPDK as it starts.
     Spdk,
-    /// The process has done so, and ends it after SPDK. SPDK must be built over the same DPDK (`--with-dpdk`).
+    /// The process has initialised DPDK, and ends it after SPDK. SPDK must be built over the same DPDK (`--with-dpdk`).
     Process,
 }
 
-/// How the library is started.
+/// The configuration of the library.
 #[derive(Clone, Debug)]
 pub struct SpdkConfig {
-    /// What SPDK's `save_config` writes: the block devices to make.
+    /// Configuration of the block devices, as SPDK's `save_config` writes it.
     pub json: String,
-    /// The processor of its thread.
+    /// Processor of the library's thread.
     pub cpu: usize,
-    /// Who initialises DPDK.
+    /// The owner of DPDK's environment.
     pub eal: EalOwner,
 }
 
-/// Why the library did not start.
+/// The reason why the library did not start.
 #[derive(Debug, thiserror::Error)]
 #[error("SPDK: {what}: {source}")]
 pub struct SpdkError {
-    /// What failed.
+    /// The step that failed.
     pub what: &'static str,
     /// SPDK's errno.
     pub source: io::Error,
@@ -49,14 +50,14 @@ impl SpdkError {
     }
 }
 
-/// The error in what a call returned: a negative errno.
+/// The error of a call that returned a negative errno.
 pub(crate) fn errno(returned: c_int) -> io::Error {
     io::Error::from_raw_os_error(returned.saturating_neg())
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The library, up and running on a thread of its own.
+/// The running library, on a thread of its own.
 #[derive(Debug)]
 pub struct Spdk {
     jobs: Mutex<Option<Sender<Job>>>,
@@ -64,7 +65,7 @@ pub struct Spdk {
 }
 
 impl Spdk {
-    /// Starts it, and waits until its block devices are there. May be called once in a process.
+    /// Starts the library, and waits until its block devices exist. May be called once in a process.
     pub fn start(config: SpdkConfig) -> Result<Arc<Spdk>, SpdkError> {
         let (jobs, waiting) = channel();
         let (started, result) = sync_channel(1);
@@ -78,13 +79,15 @@ impl Spdk {
         Ok(Arc::new(spdk))
     }
 
-    /// Does something on the library's thread, and waits for it. An error where that thread has ended.
+    /// Runs a function on the library's thread, and waits for it. Fails where that thread has ended.
     pub(crate) fn call<R: Send + 'static>(&self, what: impl FnOnce() -> R + Send + 'static) -> io::Result<R> {
         let ended = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         let (reply, result) = sync_channel(1);
-        let job: Job = Box::new(move || drop(reply.send(what())));
-        if let Some(jobs) = &*self.jobs.lock().unwrap_or_else(PoisonError::into_inner) {
-            drop(jobs.send(job)); // a thread that ended drops the job, and with it `reply`
+        let job: Job = Box::new(move || {
+            let _ = reply.send(what()); // the caller waits for it
+        });
+        if let Some(jobs) = &*self.jobs.lock() {
+            let _ = jobs.send(job); // a thread that ended drops the job, and with it `reply`
         }
         result.recv().map_err(ended)
     }
@@ -92,24 +95,32 @@ impl Spdk {
 
 impl Drop for Spdk {
     fn drop(&mut self) {
-        *self.jobs.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
-        self.thread.take().map(JoinHandle::join);
+        *self.jobs.get_mut() = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join(); // a panic of the thread was reported by the panic hook
+        }
     }
 }
 
-/// The library's thread: starts it, does what it is given, ends it.
+/// The main function of the library's thread: starts the library, runs jobs, ends the library.
 fn run(config: &SpdkConfig, started: &SyncSender<Result<(), SpdkError>>, jobs: &Receiver<Job>) {
     let environment = match Environment::start(config) {
         Ok(environment) => environment,
-        Err(error) => return drop(started.send(Err(error))),
+        Err(error) => {
+            let _ = started.send(Err(error)); // `Spdk::start` waits for it
+            return;
+        }
     };
     let application = match Application::start(&config.json) {
         Ok(application) => application,
-        Err(error) => return drop(started.send(Err(error))),
+        Err(error) => {
+            let _ = started.send(Err(error)); // `Spdk::start` waits for it
+            return;
+        }
     };
-    drop(started.send(Ok(())));
+    let _ = started.send(Ok(())); // `Spdk::start` waits for it
     loop {
-        let pause = if application.thread.poll() { Duration::ZERO } else { PAUSE };
+        let pause = if application.thread.poll() { Duration::ZERO } else { IDLE_PAUSE };
         match jobs.recv_timeout(pause) {
             Ok(job) => application.thread.enter(job),
             Err(RecvTimeoutError::Timeout) => {}
@@ -127,18 +138,19 @@ impl Environment {
     fn start(config: &SpdkConfig) -> Result<Environment, SpdkError> {
         let cpus = CString::new(format!("[{}]", config.cpu)).expect("digits");
         let mut options = sys::spdk_env_opts { opts_size: size_of::<sys::spdk_env_opts>(), ..Default::default() };
-        // SAFETY: the options and the strings in them live across the calls.
-        let returned = unsafe {
-            sys::spdk_env_opts_init(&raw mut options);
-            (options.name, options.core_mask) = (c"sluice".as_ptr(), cpus.as_ptr());
-            match config.eal {
-                EalOwner::Spdk => sys::spdk_env_init(&raw const options),
-                EalOwner::Process => sys::spdk_env_dpdk_post_init(false),
-            }
+        // SAFETY: `opts_size` says how much of `options` may be written.
+        unsafe { sys::spdk_env_opts_init(&raw mut options) };
+        options.name = c"sluice".as_ptr();
+        options.core_mask = cpus.as_ptr();
+        let returned = match config.eal {
+            // SAFETY: the options and the strings in them outlive the call; `Spdk::start` is called once in a process.
+            EalOwner::Spdk => unsafe { sys::spdk_env_init(&raw const options) },
+            // SAFETY: `EalOwner::Process` says that the process has initialised DPDK.
+            EalOwner::Process => unsafe { sys::spdk_env_dpdk_post_init(false) },
         };
         SpdkError::check("environment", returned)?;
         let environment = Environment(config.eal);
-        // SAFETY: once in a process, before any thread of SPDK's; each is polled by whoever makes it, so nobody is to be told.
+        // SAFETY: called once, before any SPDK thread is made. Without a callback the makers of threads poll them.
         let returned = unsafe { sys::spdk_thread_lib_init(None, 0) };
         SpdkError::check("threads", returned)?;
         Ok(environment)
@@ -147,14 +159,14 @@ impl Environment {
 
 impl Drop for Environment {
     fn drop(&mut self) {
-        // SAFETY: the last of SPDK's threads and of its memory is gone: who has one has the library.
-        unsafe {
-            sys::spdk_thread_lib_fini();
-            match self.0 {
-                EalOwner::Spdk => sys::spdk_env_fini(),
-                EalOwner::Process => sys::spdk_env_dpdk_post_fini(),
-            }
-        }
+        // SAFETY: no SPDK thread is left: `run` has dropped the application, and a channel keeps the library.
+        unsafe { sys::spdk_thread_lib_fini() };
+        let end = match self.0 {
+            EalOwner::Spdk => sys::spdk_env_fini,
+            EalOwner::Process => sys::spdk_env_dpdk_post_fini,
+        };
+        // SAFETY: the counterpart of the call in `start`; no memory of SPDK is left, as a channel keeps the library.
+        unsafe { end() };
     }
 }
 
@@ -167,13 +179,13 @@ impl Application {
     fn start(json: &str) -> Result<Application, SpdkError> {
         let no_memory = || SpdkError { what: "thread", source: errno(-libc::ENOMEM) };
         let thread = Thread::create(c"sluice").ok_or_else(no_memory)?;
-        // SAFETY: the callback gets the place that lives until it was called.
+        // SAFETY: within an SPDK thread; `wait` passes a place that lives until `ended` was called.
         let returned = wait(&thread, |result| unsafe { sys::spdk_subsystem_init(Some(ended), result) });
         SpdkError::check("subsystems", returned)?;
         let application = Application { thread };
         if !json.trim().is_empty() {
             let (text, size) = (json.as_ptr().cast_mut().cast(), json.len() as isize);
-            // SAFETY: the text is copied; the callback as above.
+            // SAFETY: within an SPDK thread; the text is copied, and `wait` passes a place that lives until `ended` was called.
             let load = |result| unsafe { sys::spdk_subsystem_load_config(text, size, Some(ended), result, true) };
             SpdkError::check("configuration", wait(&application.thread, load))?;
         }
@@ -183,12 +195,12 @@ impl Application {
 
 impl Drop for Application {
     fn drop(&mut self) {
-        // SAFETY: the callback gets the place that lives until it was called.
+        // SAFETY: within an SPDK thread; `wait` passes a place that lives until `finished` was called.
         wait(&self.thread, |result| unsafe { sys::spdk_subsystem_fini(Some(finished), result) });
     }
 }
 
-/// Starts something as `thread`, with the place that its callback is to be given, and polls until that was called.
+/// Calls `start` within `thread`, with the argument of its callback, and polls until the callback was called.
 fn wait(thread: &Thread, start: impl FnOnce(*mut c_void)) -> c_int {
     let result: Cell<Option<c_int>> = Cell::new(None);
     thread.enter(|| start(result.as_ptr().cast()));
@@ -197,13 +209,13 @@ fn wait(thread: &Thread, start: impl FnOnce(*mut c_void)) -> c_int {
             return result;
         }
         if !thread.poll() {
-            std::thread::sleep(PAUSE);
+            std::thread::sleep(IDLE_PAUSE);
         }
     }
 }
 
 extern "C" fn ended(result: c_int, place: *mut c_void) {
-    // SAFETY: the place that `wait` gave; it reads it only between the polls that call this.
+    // SAFETY: `wait` passed the place, and reads it only between the polls that call this.
     unsafe { place.cast::<Option<c_int>>().write(Some(result)) };
 }
 

@@ -49,7 +49,7 @@ impl Card {
     }
 
     /// The model with these arguments besides. Nothing, with a word, where the tests run with a card.
-    pub(crate) fn with_trouble(arguments: &str) -> Result<Option<Card>> {
+    pub(crate) fn with_faults(arguments: &str) -> Result<Option<Card>> {
         if env::var_os("SLUICE_TEST_CARD").is_some() {
             println!("left out: no card has {arguments:?} on demand");
             return Ok(None);

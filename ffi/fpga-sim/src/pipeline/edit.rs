@@ -53,7 +53,7 @@ impl Frame for Vec<u8> {
 
 /// The packet could not be changed as a rule wants it: no room in front, or not as long as what is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unfit;
+pub struct EditFailed;
 
 /// Makes a packet what it was when its bytes were these; all changes are to them, or in front of them.
 pub(super) fn restore(frame: &mut impl Frame, bytes: &[u8]) {
@@ -67,11 +67,11 @@ pub(super) fn restore(frame: &mut impl Frame, bytes: &[u8]) {
     }
 }
 
-pub(super) fn push_vlan(frame: &mut impl Frame, tpid: u16) -> Result<(), Unfit> {
+pub(super) fn push_vlan(frame: &mut impl Frame, tpid: u16) -> Result<(), EditFailed> {
     let vlans = parse(frame.bytes()).1.vlans;
     let tci = if vlans > 0 { be16(frame.bytes(), ETH_LEN) } else { None };
     if frame.bytes().len() < ETH_LEN || !frame.grow_front(VLAN_LEN) {
-        return Err(Unfit);
+        return Err(EditFailed);
     }
     let bytes = frame.bytes_mut();
     bytes.copy_within(VLAN_LEN..VLAN_LEN + MACS, 0);
@@ -80,12 +80,12 @@ pub(super) fn push_vlan(frame: &mut impl Frame, tpid: u16) -> Result<(), Unfit> 
     Ok(())
 }
 
-pub(super) fn pop_vlan(frame: &mut impl Frame) -> Result<(), Unfit> {
+pub(super) fn pop_vlan(frame: &mut impl Frame) -> Result<(), EditFailed> {
     if parse(frame.bytes()).1.vlans == 0 {
         return Ok(());
     }
     frame.bytes_mut().copy_within(..MACS, VLAN_LEN);
-    if frame.shrink_front(VLAN_LEN) { Ok(()) } else { Err(Unfit) }
+    if frame.shrink_front(VLAN_LEN) { Ok(()) } else { Err(EditFailed) }
 }
 
 /// Puts `bits` of the front tag's control information where `mask` has ones.
@@ -145,9 +145,9 @@ pub(super) fn set_ttl(bytes: &mut [u8], ttl: u8) {
 }
 
 /// Puts headers in front, and what depends on the packet's length into them.
-pub(super) fn encapsulate(frame: &mut impl Frame, front: &[u8]) -> Result<(), Unfit> {
+pub(super) fn encapsulate(frame: &mut impl Frame, front: &[u8]) -> Result<(), EditFailed> {
     if !frame.grow_front(front.len()) {
-        return Err(Unfit);
+        return Err(EditFailed);
     }
     let total = frame.total_len();
     let bytes = frame.bytes_mut();
@@ -155,7 +155,7 @@ pub(super) fn encapsulate(frame: &mut impl Frame, front: &[u8]) -> Result<(), Un
     // The headers in front alone: what they carry has its lengths.
     let headers = parse(front).1;
     let Some((version, l3)) = headers.l3 else { return Ok(()) };
-    let length = |from: usize| u16::try_from(total - from).map_err(|_| Unfit).map(u16::to_be_bytes);
+    let length = |from: usize| u16::try_from(total - from).map_err(|_| EditFailed).map(u16::to_be_bytes);
     if version == 4 {
         bytes[l3 + 2..l3 + 4].copy_from_slice(&length(l3)?);
         bytes[l3 + 10..l3 + 12].fill(0);
@@ -173,13 +173,13 @@ pub(super) fn encapsulate(frame: &mut impl Frame, front: &[u8]) -> Result<(), Un
     Ok(())
 }
 
-pub(super) fn decapsulate(frame: &mut impl Frame) -> Result<(), Unfit> {
-    let inner = parse(frame.bytes()).1.inner.ok_or(Unfit)?;
+pub(super) fn decapsulate(frame: &mut impl Frame) -> Result<(), EditFailed> {
+    let inner = parse(frame.bytes()).1.inner.ok_or(EditFailed)?;
     strip_front(frame, inner)
 }
 
-pub(super) fn strip_front(frame: &mut impl Frame, count: usize) -> Result<(), Unfit> {
-    if frame.shrink_front(count) { Ok(()) } else { Err(Unfit) }
+pub(super) fn strip_front(frame: &mut impl Frame, count: usize) -> Result<(), EditFailed> {
+    if frame.shrink_front(count) { Ok(()) } else { Err(EditFailed) }
 }
 
 /// Adjusts the transport checksum for bytes that it covers; its pseudo-header among them, if `pseudo_v6` in ICMPv6 too.

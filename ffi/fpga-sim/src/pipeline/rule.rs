@@ -82,24 +82,25 @@ impl Tally {
     }
 
     pub(super) fn reset(&mut self) {
-        (self.counters, self.shown.0) = Default::default();
+        self.counters = Counters::default();
+        self.shown.0 = Counters::default();
     }
 }
 
-/// A rule of a table without its values.
+/// The common part of the rules of a table: all but their values.
 #[derive(Clone, Copy, Debug)]
-pub struct Blank {
+pub struct RuleTemplate {
     pub(super) owner: u16,
     pub(super) table: Option<TableId>,
     pub(super) format: FormatId,
     pub(super) priority: u32,
 }
 
-impl Blank {
-    /// The rule with its values, which are zero where the pattern of the table does not look.
+impl RuleTemplate {
+    /// Makes a rule with these values, which are zero where the pattern of the table does not match.
     pub fn fill(self, value: Key, actions: Arc<[Action]>, counts: bool, age: Option<Age>) -> Box<Entry> {
         Box::new(Entry {
-            blank: self,
+            template: self,
             value,
             hash: 0,
             actions,
@@ -121,11 +122,11 @@ pub(super) enum Kind {
     Masked,
 }
 
-/// A rule in the device, or on its way there.
+/// A rule in the device, or one whose insertion is pending.
 pub struct Entry {
-    pub(super) blank: Blank,
+    pub(super) template: RuleTemplate,
     pub(super) value: Key,
-    /// Of the value, as its format has it.
+    /// Hash of the value by its format.
     pub(super) hash: u64,
     pub(super) actions: Arc<[Action]>,
     /// Whether it counts.
@@ -133,9 +134,9 @@ pub struct Entry {
     /// Whether it ages.
     pub age: Option<Age>,
     pub(super) kind: Kind,
-    /// Of its packets in the connection that judges them.
+    /// Direction of the rule's packets in the connection that checks them.
     pub(super) direction: Direction,
-    /// It has aged, and is listed as such.
+    /// Whether the rule has aged and is listed as aged.
     pub(super) aged: bool,
     pub(super) tally: Tally,
     pub(super) last_hit: Duration,
@@ -152,7 +153,7 @@ impl Entry {
         self.last_hit = now;
     }
 
-    /// When it ages if no packet comes.
+    /// Time at which the rule ages if no packet comes.
     pub(super) fn deadline(&self) -> Option<Duration> {
         self.age.map(|age| self.last_hit + age.timeout)
     }

@@ -130,14 +130,14 @@ impl Format {
     fn lookup<'a>(&self, key: &Key, rule: impl Fn(RuleId) -> Option<&'a Entry> + Copy) -> Option<(u32, RuleId)> {
         let rules = self.rules.find(self.hash(key)).filter_map(|id| Some((rule(id)?, id)));
         let matching = rules.filter(|(rule, _)| self.matches(&rule.value, key));
-        matching.map(|(rule, id)| (rule.blank.priority, id)).min()
+        matching.map(|(rule, id)| (rule.template.priority, id)).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::Blank;
+    use crate::pipeline::RuleTemplate;
     use crate::pipeline::key::{Layer, field};
     use proptest::prelude::*;
 
@@ -188,8 +188,8 @@ mod tests {
                         let hash = formats.get(format).unwrap().hash(pattern.value());
                         formats.get_mut(format).unwrap().rules.insert(hash, id);
                         formats.release(format);
-                        let blank = Blank { owner: 0, table: None, format, priority };
-                        rules.insert(id, (blank.fill(*pattern.value(), [].into(), false, None), pattern));
+                        let template = RuleTemplate { owner: 0, table: None, format, priority };
+                        rules.insert(id, (template.fill(*pattern.value(), [].into(), false, None), pattern));
                     }
                     Step::Remove(index) if !rules.is_empty() => {
                         let id = *rules.keys().nth(index % rules.len()).unwrap();
@@ -201,7 +201,7 @@ mod tests {
                         let mut key = Key::default();
                         key.set(Layer::Outer, field::IPV4_SRC, &packet);
                         let matching = rules.iter().filter(|(_, (_, pattern))| key.masked(pattern.mask()) == *pattern.value());
-                        let best = matching.map(|(&id, (rule, _))| (rule.blank.priority, id)).min().map(|(_, id)| id);
+                        let best = matching.map(|(&id, (rule, _))| (rule.template.priority, id)).min().map(|(_, id)| id);
                         let rule = |id| rules.get(&id).map(|(rule, _)| rule.as_ref());
                         prop_assert_eq!(formats.lookup(GROUP.0, GROUP.1, &key, rule), best);
                         prop_assert_eq!(formats.lookup(GROUP.0, 0, &key, rule), None);

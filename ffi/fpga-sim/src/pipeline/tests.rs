@@ -248,12 +248,12 @@ fn a_table_takes_as_many_rules_as_it_is_opened_for() {
     let mut pattern = Pattern::default();
     pattern.want(Layer::Outer, field::IPV4_DST, &[0; 4], &[0xff; 4]);
     let table = pipeline.open_table(7, (Domain::Transfer, 0, 3), &[pattern], 2);
-    let blank = pipeline.blank(table, 0).unwrap();
-    assert!(pipeline.blank(table, 1).is_none());
+    let template = pipeline.rule_template(table, 0).unwrap();
+    assert!(pipeline.rule_template(table, 1).is_none());
     let filled = |address: u8| {
         let mut value = Key::default();
         value.set(Layer::Outer, field::IPV4_DST, &[10, 0, 0, address]);
-        blank.fill(value, [Action::ToRepresented(1)].into(), true, None)
+        template.fill(value, [Action::ToRepresented(1)].into(), true, None)
     };
     let put = |pipeline: &mut Pipeline, id, mut entry: Box<Entry>| {
         pipeline.prepare(&mut entry);
@@ -269,7 +269,7 @@ fn a_table_takes_as_many_rules_as_it_is_opened_for() {
     assert!(!pipeline.close_table(table));
     pipeline.remove_of(7);
     assert_eq!(pipeline.rule_counts(), (0, 0));
-    assert!(pipeline.close_table(table) && pipeline.blank(table, 0).is_none());
+    assert!(pipeline.close_table(table) && pipeline.rule_template(table, 0).is_none());
     assert_eq!(put(&mut pipeline, ids[3], filled(2)), Err(InsertError::TableFull), "the table is closed");
 }
 

@@ -1,9 +1,9 @@
-//! A packet's way through the rules.
+//! A packet's metadata through the rules.
 
 use super::key::{field, source};
 use super::{
-    Action, Destination, Domain, Frame, Key, Layer, Pipeline, Restore, Shared, SharedKind, Source, Tunnel, Unfit, edit,
-    key, parse, toeplitz,
+    Action, Destination, Domain, EditFailed, Frame, Key, Layer, Pipeline, Restore, Shared, SharedKind, Source, Tunnel,
+    edit, key, parse, toeplitz,
 };
 use std::time::Duration;
 
@@ -12,33 +12,33 @@ enum Walk {
     Fate(Action),
     /// In this group.
     Miss(u32),
-    Unfit,
+    EditFailed,
     /// There was one action more to do than the fault lets be done.
     Aborted,
 }
 
-/// What goes with a packet on its way.
-struct Way {
+/// The metadata of a packet in the pipeline.
+struct Metadata {
     from: Source,
     mark: Option<u32>,
-    /// What a rule took it out of.
+    /// The tunnel from which a rule took the packet.
     tunnel: Option<Tunnel>,
 }
 
 impl Pipeline {
-    /// Takes a packet to where it goes.
+    /// Applies the rules to a packet. Returns the destination.
     pub fn process(&mut self, frame: &mut impl Frame, from: Source, now: Duration) -> Destination {
-        let mut way = Way { from, mark: None, tunnel: None };
+        let mut metadata = Metadata { from, mark: None, tunnel: None };
         if let Source::Representor(port) = from {
-            match self.walk(Domain::Egress(port), frame, &mut way, now) {
+            match self.walk(Domain::Egress(port), frame, &mut metadata, now) {
                 Walk::Fate(Action::Drop) => return Destination::Nowhere,
-                Walk::Unfit => return self.unfit(),
+                Walk::EditFailed => return self.drop_edit_failed(),
                 _ => {}
             }
         }
         let aborts = self.faults.abort_after.is_some() && matches!(from, Source::Represented(_));
         let received = aborts.then(|| frame.bytes().to_vec());
-        let (port, restore) = match self.walk(Domain::Transfer, frame, &mut way, now) {
+        let (port, restore) = match self.walk(Domain::Transfer, frame, &mut metadata, now) {
             Walk::Fate(Action::ToRepresentor(port)) => (port, None),
             Walk::Fate(Action::ToRepresented(port)) => {
                 self.totals.offloaded += 1;
@@ -48,7 +48,7 @@ impl Pipeline {
                 self.totals.offloaded += 1;
                 return Destination::Nowhere;
             }
-            Walk::Unfit => return self.unfit(),
+            Walk::EditFailed => return self.drop_edit_failed(),
             end @ (Walk::Miss(_) | Walk::Aborted) => {
                 let port = match from {
                     Source::Representor(port) => return Destination::Represented(port),
@@ -57,29 +57,30 @@ impl Pipeline {
                 self.totals.missed += 1;
                 if let (Walk::Aborted, Some(received)) = (&end, received) {
                     self.totals.aborted += 1;
-                    (way.mark, way.tunnel) = (None, None);
+                    metadata.mark = None;
+                    metadata.tunnel = None;
                     edit::restore(frame, &received);
                 }
-                let begun = !matches!(end, Walk::Miss(0)) || way.tunnel.is_some();
+                let begun = !matches!(end, Walk::Miss(0)) || metadata.tunnel.is_some();
                 let group = if let Walk::Miss(group) = end { group } else { 0 };
-                (port, begun.then_some(Restore { group, tunnel: way.tunnel }))
+                (port, begun.then_some(Restore { group, tunnel: metadata.tunnel }))
             }
         };
-        self.receive(port, frame, (way, restore), now)
+        self.receive(port, frame, (metadata, restore), now)
     }
 
-    /// Has the host receive a packet, as the port's rules say.
+    /// Applies the ingress rules of a port to a packet for the host.
     fn receive(
         &mut self,
         port: u16,
         frame: &mut impl Frame,
-        (mut way, mut restore): (Way, Option<Restore>),
+        (mut metadata, mut restore): (Metadata, Option<Restore>),
         now: Duration,
     ) -> Destination {
         let mode = self.modes.get(&port).cloned().unwrap_or_default();
-        let rss = match self.walk(Domain::Ingress(port), frame, &mut way, now) {
+        let rss = match self.walk(Domain::Ingress(port), frame, &mut metadata, now) {
             Walk::Fate(Action::Queue(queue)) => {
-                return Destination::Host { port, queue, mark: way.mark, hash: None, restore };
+                return Destination::Host { port, queue, mark: metadata.mark, hash: None, restore };
             }
             Walk::Fate(Action::Spread(rss)) => Some((*rss).clone()),
             Walk::Fate(Action::Shared(_, id)) => match self.shared.get_mut(id) {
@@ -87,10 +88,10 @@ impl Pipeline {
                 _ => None,
             },
             Walk::Fate(_) => return Destination::Nowhere,
-            Walk::Unfit => return self.unfit(),
+            Walk::EditFailed => return self.drop_edit_failed(),
             Walk::Miss(_) | Walk::Aborted if mode.isolated => return Destination::Nowhere,
             Walk::Miss(group @ 1..) => {
-                restore = Some(Restore { group, tunnel: way.tunnel });
+                restore = Some(Restore { group, tunnel: metadata.tunnel });
                 mode.rss
             }
             Walk::Miss(0) | Walk::Aborted => mode.rss,
@@ -101,26 +102,28 @@ impl Pipeline {
             (Some(rss), None) => rss.queues.first().copied(),
             (None, _) => None,
         };
-        Destination::Host { port, queue: queue.unwrap_or(0), mark: way.mark, hash, restore }
+        Destination::Host { port, queue: queue.unwrap_or(0), mark: metadata.mark, hash, restore }
     }
 
-    fn unfit(&mut self) -> Destination {
+    fn drop_edit_failed(&mut self) -> Destination {
         self.totals.unfit += 1;
         Destination::Nowhere
     }
 
-    /// Has the rules of a domain act on a packet, and count it if it gets to an end.
-    fn walk(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way, now: Duration) -> Walk {
+    /// Applies the rules of a domain to a packet, which they count unless it is aborted.
+    fn walk(&mut self, domain: Domain, frame: &mut impl Frame, metadata: &mut Metadata, now: Duration) -> Walk {
         self.met.clear();
-        let end = self.follow(domain, frame, way, now);
+        let end = self.follow(domain, frame, metadata, now);
         if !matches!(end, Walk::Aborted) {
             for at in 0..self.met.len() {
                 let (id, bytes) = self.met[at];
                 let Some(entry) = self.rules.get_mut(id) else { continue };
                 entry.count(bytes, now, self.faults.counter_delay);
                 if std::mem::take(&mut entry.aged) {
-                    self.aged.entry(entry.blank.owner).or_default().remove(&id);
-                    entry.deadline().into_iter().for_each(|deadline| self.deadlines.add(deadline, id));
+                    self.aged.entry(entry.template.owner).or_default().remove(&id);
+                    if let Some(deadline) = entry.deadline() {
+                        self.deadlines.add(deadline, id);
+                    }
                 }
                 let actions = entry.actions.clone();
                 actions.iter().filter_map(Action::shared).for_each(|(_, id)| self.hit_shared(id, bytes, now));
@@ -129,9 +132,9 @@ impl Pipeline {
         end
     }
 
-    /// Group after group, until a rule says where the packet goes or none wants it.
-    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, way: &mut Way, now: Duration) -> Walk {
-        let aborts = domain == Domain::Transfer && matches!(way.from, Source::Represented(_));
+    /// Applies group after group, until a rule has a fate for the packet or none matches.
+    fn follow(&mut self, domain: Domain, frame: &mut impl Frame, metadata: &mut Metadata, now: Duration) -> Walk {
+        let aborts = domain == Domain::Transfer && matches!(metadata.from, Source::Represented(_));
         let mut left = self.faults.abort_after.filter(|_| aborts).unwrap_or(u64::MAX);
         let mut group = 0;
         let mut judged = 0;
@@ -139,7 +142,7 @@ impl Pipeline {
             if !self.formats.has_group(domain, group) {
                 return Walk::Miss(group);
             }
-            let key = key_of(frame.bytes(), way, judged);
+            let key = key_of(frame.bytes(), metadata, judged);
             let best = self.formats.lookup(domain, group, &key, |id| self.rules.get(id));
             let Some((id, entry)) = best.and_then(|id| Some((id, self.rules.get(id)?))) else {
                 return Walk::Miss(group);
@@ -162,9 +165,9 @@ impl Pipeline {
                 if let Action::Shared(SharedKind::Conntrack, connection) = action {
                     judged = self.shared.judge(*connection, entry.direction, frame);
                 }
-                match apply(action, frame, way) {
+                match apply(action, frame, metadata) {
                     Ok(()) => {}
-                    Err(Unfit) => return Walk::Unfit,
+                    Err(EditFailed) => return Walk::EditFailed,
                 }
                 fate = action.is_fate().then(|| action.clone());
             }
@@ -179,24 +182,24 @@ impl Pipeline {
     }
 }
 
-fn key_of(bytes: &[u8], way: &Way, judged: u8) -> Key {
+fn key_of(bytes: &[u8], metadata: &Metadata, judged: u8) -> Key {
     let mut key = parse::parse(bytes).0;
-    let (kind, port) = match way.from {
+    let (kind, port) = match metadata.from {
         Source::Represented(port) => (source::REPRESENTED, port),
         Source::Representor(port) => (source::REPRESENTOR, port),
     };
     key.set(Layer::Outer, field::SOURCE, &[kind]);
     key.set(Layer::Outer, field::SOURCE_PORT, &port.to_be_bytes());
     key.set(Layer::Outer, field::CONNTRACK, &[judged]);
-    if way.tunnel.is_some() {
+    if metadata.tunnel.is_some() {
         key.set(Layer::Outer, field::LEFT_TUNNEL, &[key::tunnel::VXLAN]);
     }
     key
 }
 
-fn apply(action: &Action, frame: &mut impl Frame, way: &mut Way) -> Result<(), Unfit> {
+fn apply(action: &Action, frame: &mut impl Frame, metadata: &mut Metadata) -> Result<(), EditFailed> {
     match action {
-        Action::Mark(id) => way.mark = Some(*id),
+        Action::Mark(id) => metadata.mark = Some(*id),
         Action::PushVlan { tpid } => edit::push_vlan(frame, *tpid)?,
         Action::PopVlan => edit::pop_vlan(frame)?,
         Action::SetVlanId(id) => edit::set_vlan(frame.bytes_mut(), *id, 0x0fff),
@@ -207,14 +210,15 @@ fn apply(action: &Action, frame: &mut impl Frame, way: &mut Way) -> Result<(), U
         Action::SetPort(end, port) => edit::set_port(frame.bytes_mut(), *end, *port),
         Action::SetTtl(ttl) => edit::set_ttl(frame.bytes_mut(), *ttl),
         Action::DecrementTtl => {
-            let ttl = edit::ttl(frame.bytes());
-            ttl.into_iter().for_each(|ttl| edit::set_ttl(frame.bytes_mut(), ttl.saturating_sub(1)));
+            if let Some(ttl) = edit::ttl(frame.bytes()) {
+                edit::set_ttl(frame.bytes_mut(), ttl.saturating_sub(1));
+            }
         }
         Action::Encapsulate(front) => edit::encapsulate(frame, front)?,
         Action::DecapsulateVxlan => {
             let tunnel = Tunnel::of(frame.bytes());
             edit::decapsulate(frame)?;
-            way.tunnel = tunnel;
+            metadata.tunnel = tunnel;
         }
         Action::StripFront(count) => edit::strip_front(frame, *count)?,
         Action::Drop

@@ -1,4 +1,9 @@
-//! What a port is over: another Ethernet device, with one queue each way, hidden from the application.
+//! The Ethernet device below a port, with one queue each way, hidden from the application.
+//!
+//! # Invariant: owned-backend
+//!
+//! `Backend::id` is a port that DPDK has and that has our owner, from `attach` to the drop. Where the process ends, ethdev may have
+//! closed it before; it refuses the number then.
 
 use super::mbuf::Mbuf;
 use crate::config;
@@ -29,7 +34,7 @@ impl Backend {
         let name = CString::new(config.name.as_str()).map_err(|_| "a name with a zero in it".to_owned())?;
         let args = CString::new(config.args.as_str()).map_err(|_| "arguments with a zero in them".to_owned())?;
         let id = port_by_name(&name).map_or_else(|| create(&name, &args), Ok)?;
-        // SAFETY: the port is there; the owner is copied.
+        // SAFETY: `owner` outlives the call, which copies it; an unknown port is refused.
         match unsafe { sys::rte_eth_dev_owner_set(id, owner) } {
             0 => Ok(Backend {
                 id,
@@ -40,40 +45,47 @@ impl Backend {
                 tx_bytes: 0,
                 tx_dropped: 0,
             }),
-            error => Err(format!("{}: owned by somebody else (error {})", config.name, -error)),
+            error => Err(format!("{}: has another owner (error {})", config.name, -error)),
         }
     }
 
-    /// Starts it, to receive into `pool`.
+    /// Starts the device, which receives into `pool`: a pool of packets.
     pub(super) fn start(&mut self, pool: *mut sys::rte_mempool) -> Result<(), i32> {
         let check = |returned: i32| if returned < 0 { Err(returned) } else { Ok(()) };
         let conf = sys::rte_eth_conf::default();
         let (mut rx, mut tx) = (DESCRIPTORS, DESCRIPTORS);
-        // SAFETY: the port is there and ours; `pool` is the application's pool of packets.
-        unsafe {
-            check(sys::rte_eth_dev_configure(self.id, 1, 1, &raw const conf))?;
-            check(sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.id, &raw mut rx, &raw mut tx))?;
-            let node = sys::rte_eth_dev_socket_id(self.id) as u32;
-            check(sys::rte_eth_rx_queue_setup(self.id, 0, rx, node, std::ptr::null(), pool))?;
-            check(sys::rte_eth_tx_queue_setup(self.id, 0, tx, node, std::ptr::null()))?;
-            check(sys::rte_eth_dev_start(self.id))?;
-            // A device that cannot has no addresses to filter by.
-            sys::rte_eth_promiscuous_enable(self.id);
-        }
+        // SAFETY: owned-backend; `conf` outlives the call.
+        check(unsafe { sys::rte_eth_dev_configure(self.id, 1, 1, &raw const conf) })?;
+        // SAFETY: owned-backend; both pointers lead to locals.
+        check(unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.id, &raw mut rx, &raw mut tx) })?;
+        // SAFETY: owned-backend.
+        let node = unsafe { sys::rte_eth_dev_socket_id(self.id) } as u32;
+        // SAFETY: owned-backend; the application keeps `pool` until it has stopped the port, which stops this.
+        check(unsafe { sys::rte_eth_rx_queue_setup(self.id, 0, rx, node, std::ptr::null(), pool) })?;
+        // SAFETY: owned-backend; null means the driver's configuration.
+        check(unsafe { sys::rte_eth_tx_queue_setup(self.id, 0, tx, node, std::ptr::null()) })?;
+        // SAFETY: owned-backend.
+        check(unsafe { sys::rte_eth_dev_start(self.id) })?;
+        // SAFETY: owned-backend. A driver without this filters by no addresses.
+        let _ = unsafe { sys::rte_eth_promiscuous_enable(self.id) };
         self.running = true;
         Ok(())
     }
 
     pub(super) fn stop(&mut self) {
         if std::mem::take(&mut self.running) {
-            // SAFETY: the port is ours.
-            unsafe { sys::rte_eth_dev_stop(self.id) };
+            // SAFETY: owned-backend; `&mut` keeps its queues from being polled.
+            let _ = unsafe { sys::rte_eth_dev_stop(self.id) };
         }
     }
 
-    fn ops(&self) -> *const sys::rte_eth_fp_ops {
-        // SAFETY: a port number is in bounds of the table.
-        unsafe { (&raw const sys::rte_eth_fp_ops).cast::<sys::rte_eth_fp_ops>().add(usize::from(self.id)) }
+    /// The entry points of the running device.
+    fn ops(&self) -> &sys::rte_eth_fp_ops {
+        let table = &raw const sys::rte_eth_fp_ops;
+        // SAFETY: the table has an entry for each port.
+        let ops = unsafe { table.cast::<sys::rte_eth_fp_ops>().add(usize::from(self.id)) };
+        // SAFETY: the entry changes only when the device starts or stops, which takes `&mut self`.
+        unsafe { &*ops }
     }
 
     /// What it has received, a burst at most.
@@ -83,13 +95,14 @@ impl Backend {
         }
         let mut raw = [null_mut(); BURST];
         let ops = self.ops();
-        // SAFETY: the device runs, so the queue's data is there; it writes at most as many packets as there is room for, and
-        // they are ours from then on.
-        let packets: Vec<Mbuf> = unsafe {
-            let Some(rx_pkt_burst) = (*ops).rx_pkt_burst else { return Vec::new() };
-            let count = rx_pkt_burst(*(*ops).rxq.data, raw.as_mut_ptr(), BURST as u16);
-            raw[..usize::from(count)].iter().filter_map(|&raw| Mbuf::from_raw(raw)).collect()
-        };
+        let Some(rx_pkt_burst) = ops.rx_pkt_burst else { return Vec::new() };
+        // SAFETY: the device runs, so the data of queue 0 is there.
+        let queue = unsafe { *ops.rxq.data };
+        // SAFETY: the entry point of this queue, which `&mut self` keeps to one thread; `raw` has room for a burst.
+        let count = unsafe { rx_pkt_burst(queue, raw.as_mut_ptr(), BURST as u16) };
+        // SAFETY: the driver wrote `count` packets and gave them to us.
+        let packet = |&raw: &*mut sys::rte_mbuf| unsafe { Mbuf::from_raw(raw) };
+        let packets: Vec<Mbuf> = raw[..usize::from(count)].iter().filter_map(packet).collect();
         self.rx_packets += packets.len() as u64;
         self.rx_bytes += packets.iter().map(|packet| packet.total_len() as u64).sum::<u64>();
         packets
@@ -104,15 +117,19 @@ impl Backend {
         let bytes: Vec<u64> = packets.iter().map(|packet| packet.total_len() as u64).collect();
         let mut raw: Vec<_> = packets.into_iter().map(Mbuf::into_raw).collect();
         let ops = self.ops();
-        // SAFETY: the device runs, so the queue's data is there; the packets that it says it sent are its own, the others ours.
-        let sent = unsafe {
-            let sent = match (*ops).tx_pkt_burst {
-                Some(tx_pkt_burst) => tx_pkt_burst(*(*ops).txq.data, raw.as_mut_ptr(), raw.len() as u16),
-                None => 0,
-            };
-            raw[usize::from(sent)..].iter().for_each(|&raw| drop(Mbuf::from_raw(raw)));
-            usize::from(sent)
+        let sent = match ops.tx_pkt_burst {
+            Some(tx_pkt_burst) => {
+                // SAFETY: the device runs, so the data of queue 0 is there.
+                let queue = unsafe { *ops.txq.data };
+                // SAFETY: the entry point of this queue, which `&mut self` keeps to one thread; `raw` has packets of ours.
+                usize::from(unsafe { tx_pkt_burst(queue, raw.as_mut_ptr(), raw.len() as u16) })
+            }
+            None => 0,
         };
+        for &raw in &raw[sent..] {
+            // SAFETY: the device took the packets before `sent` alone; this one is ours.
+            drop(unsafe { Mbuf::from_raw(raw) });
+        }
         self.tx_packets += sent as u64;
         self.tx_bytes += bytes[..sent].iter().sum::<u64>();
         self.tx_dropped += (bytes.len() - sent) as u64;
@@ -122,26 +139,26 @@ impl Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         self.stop();
-        // SAFETY: the port is ours; it may be gone already at the end of the process. Its device stays on the bus: taking it from
-        // there is not possible while the bus is being cleaned up.
-        unsafe { sys::rte_eth_dev_close(self.id) };
+        // The device stays on its bus: it cannot be removed while the bus is being cleaned up.
+        // SAFETY: owned-backend; the device is stopped.
+        let _ = unsafe { sys::rte_eth_dev_close(self.id) };
     }
 }
 
 fn port_by_name(name: &CStr) -> Option<u16> {
     let mut id = 0;
-    // SAFETY: a C string; fills `id`.
+    // SAFETY: a C string; `id` has room for a number.
     (unsafe { sys::rte_eth_dev_get_port_by_name(name.as_ptr(), &raw mut id) } == 0).then_some(id)
 }
 
 fn create(name: &CStr, args: &CStr) -> Result<u16, String> {
-    // SAFETY: C strings, which are copied.
+    // SAFETY: two C strings, which the bus copies.
     let init = || unsafe { sys::rte_vdev_init(name.as_ptr(), args.as_ptr()) };
     let mut returned = init();
     if returned == -libc::EEXIST {
-        // A device without a port: ours of an earlier life.
+        // A device without a port: left by a backend of before.
         // SAFETY: a C string.
-        unsafe { sys::rte_vdev_uninit(name.as_ptr()) };
+        let _ = unsafe { sys::rte_vdev_uninit(name.as_ptr()) };
         returned = init();
     }
     port_by_name(name).ok_or_else(|| format!("{}: not made (error {})", name.to_string_lossy(), -returned))

@@ -1,24 +1,24 @@
-//! The device behind its ports: the pipeline, what the ports are over, and the queues to the host, under one lock.
+//! The device behind its ports: the pipeline, the devices below the ports, and the queues to the host, under one lock.
 
 use super::backend::Backend;
 use super::mbuf::Mbuf;
 use super::restore::Restores;
 use super::tell;
-use crate::config::{Config, InvalidArgument, Troubles};
+use crate::config::{Config, FaultInjection, InvalidArgument};
 use crate::pipeline::{Destination, Frame, Limits, Pipeline, Rss, Source};
 use crate::translate::Meters;
 use dpdk_sys as sys;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A port that the host has not polled for so many polls of other ports has its packets moved by those.
-const FORSAKEN: u64 = 64;
+/// Number of polls of other ports after which these move the packets of a port that the host does not poll.
+const UNPOLLED_LIMIT: u64 = 64;
 /// The number of a port that is closed.
 pub(super) const CLOSED: u16 = u16::MAX;
-/// Aged rules are looked for so often.
+/// Time between two searches for aged rules.
 const AGE_CHECK: Duration = Duration::from_millis(100);
 
 /// The device.
@@ -32,20 +32,20 @@ pub(super) struct Device {
     state: Mutex<State>,
 }
 
-/// What changes.
+/// The state under the lock.
 pub(super) struct State {
     pub pipeline: Pipeline,
     pub ports: Vec<PortState>,
-    pub troubles: Troubles,
+    pub faults: FaultInjection,
     pub restores: Restores,
     polls: u64,
-    /// Packets since the troubles were changed.
+    /// Number of packets since the faults were changed.
     packets: u64,
     age_check: Duration,
     events: Events,
 }
 
-/// What the application is told, when the lock is not held.
+/// Events to report to the application, without the lock.
 #[derive(Default)]
 pub(super) struct Events {
     /// The device was reset.
@@ -103,32 +103,32 @@ impl PortState {
 impl Device {
     pub(super) fn new(names: Vec<CString>, switch_domain: u16, config: &Config) -> Device {
         let mut pipeline = Pipeline::new(config.limits.clone());
-        pipeline.set_faults(config.troubles.faults.clone());
+        pipeline.set_faults(config.faults.pipeline.clone());
         let state = State {
             pipeline,
             ports: Vec::new(),
-            troubles: config.troubles.clone(),
+            faults: config.faults.clone(),
             restores: Restores::default(),
             polls: 0,
             packets: 0,
             age_check: Duration::ZERO,
             events: Events::default(),
         };
-        let refuses = AtomicBool::new(config.troubles.refuses());
+        let refuses = AtomicBool::new(config.faults.refuses());
         Device { names, switch_domain, refuses, started: Instant::now(), state: Mutex::new(state) }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Changes its troubles. Returns all that it has then.
-    pub(super) fn change_troubles(&self, changes: &str) -> Result<Troubles, InvalidArgument> {
+    /// Changes the injected faults. Returns all of them.
+    pub(super) fn inject_faults(&self, changes: &str) -> Result<FaultInjection, InvalidArgument> {
         let mut state = self.lock();
-        let (troubles, reset) = state.troubles.changed(changes)?;
+        let (faults, reset) = state.faults.changed(changes)?;
         if !changes.is_empty() {
-            self.refuses.store(troubles.refuses(), Ordering::Relaxed);
-            state.set_troubles(troubles.clone());
+            self.refuses.store(faults.refuses(), Ordering::Relaxed);
+            state.set_faults(faults.clone());
         }
         if reset {
             state.reset();
@@ -136,10 +136,10 @@ impl Device {
         let events = if reset { state.take_events() } else { Events::default() };
         drop(state);
         self.tell(&events);
-        Ok(troubles)
+        Ok(faults)
     }
 
-    /// Tells the application, while nobody holds the lock.
+    /// Reports events to the application. The caller does not hold the lock.
     pub(super) fn tell(&self, events: &Events) {
         if events.reset {
             self.names.iter().for_each(|name| tell(name, sys::RTE_ETH_EVENT_INTR_RESET));
@@ -151,7 +151,7 @@ impl Device {
         self.started.elapsed()
     }
 
-    /// Moves what has come to the device's ports, and gives the host what waits for it in a queue.
+    /// Moves the packets that have come to the device's ports. Returns those that wait for the host in a queue.
     pub(super) fn receive(&self, port: usize, queue: usize, room: usize) -> (Vec<Mbuf>, Events) {
         let now = self.now();
         let mut state = self.lock();
@@ -160,8 +160,8 @@ impl Device {
             state.ports[port].polled = state.polls;
         }
         for index in 0..state.ports.len() {
-            let forsaken = state.polls - state.ports[index].polled > FORSAKEN;
-            if index == port && queue == 0 || forsaken {
+            let is_unpolled = state.polls - state.ports[index].polled > UNPOLLED_LIMIT;
+            if index == port && queue == 0 || is_unpolled {
                 let packets = state.ports[index].backend.as_mut().map(Backend::receive).unwrap_or_default();
                 let from = Source::Represented(state.ports[index].id);
                 state.process(packets, from, now);
@@ -177,7 +177,7 @@ impl Device {
         (packets, events)
     }
 
-    /// Takes what the host sends through a port.
+    /// Processes packets that the host sends through a port.
     pub(super) fn send(&self, port: usize, packets: Vec<Mbuf>) {
         let now = self.now();
         let mut state = self.lock();
@@ -198,20 +198,20 @@ impl State {
         self.pipeline.limits()
     }
 
-    /// How a port spreads what no rule wants.
+    /// RSS of a port for packets that no rule matches.
     pub(super) fn rss(&mut self, index: usize) -> Option<Rss> {
         let id = self.ports[index].id;
         self.pipeline.port_mode(id).rss.clone()
     }
 
-    /// Has it other troubles from now on.
-    fn set_troubles(&mut self, troubles: Troubles) {
-        self.pipeline.set_faults(troubles.faults.clone());
-        self.troubles = troubles;
+    /// Replaces the injected faults.
+    fn set_faults(&mut self, faults: FaultInjection) {
+        self.pipeline.set_faults(faults.pipeline.clone());
+        self.faults = faults;
         self.packets = 0;
     }
 
-    /// Resets the device: it forgets its rules, and says so.
+    /// Resets the device: it forgets its rules and reports the reset.
     fn reset(&mut self) {
         self.pipeline.reset();
         self.events.reset = true;
@@ -227,7 +227,7 @@ impl State {
         let mut outgoing: Vec<Vec<Mbuf>> = self.ports.iter().map(|_| Vec::new()).collect();
         for packet in packets {
             self.packets += 1;
-            if self.troubles.reset_after == Some(self.packets) {
+            if self.faults.reset_after == Some(self.packets) {
                 self.reset();
             }
             let Some(mut packet) = packet.unshared() else { continue };

@@ -1,6 +1,7 @@
 //! A port's operations and its packets.
 
-use super::abi::{EthDev, EthDevOps, FlowOps, MeterOps};
+use super::abi::{EthDev, EthDevData, EthDevOps, FlowOps, MeterOps};
+use super::backend::Backend;
 use super::device::{self, Device, Pool, PortState, State, Stats};
 use super::mbuf::Mbuf;
 use super::{Port, flow, meter, port};
@@ -64,91 +65,91 @@ struct Queue {
 }
 
 pub(super) unsafe extern "C" fn rx_burst(queue: *mut c_void, packets: *mut *mut sys::rte_mbuf, room: u16) -> u16 {
-    // SAFETY: `rx_queue_setup` has made the queue.
+    // SAFETY: lent-port: `rx_queue_setup` made the queue.
     let queue = unsafe { &*queue.cast::<Queue>() };
     let (received, events) = queue.device.receive(queue.port, queue.index, usize::from(room));
     let count = received.len();
     for (index, packet) in received.into_iter().enumerate() {
-        // SAFETY: there is place for `room` packets.
-        unsafe { *packets.add(index) = packet.into_raw() };
+        // SAFETY: lent-structure: `packets` has room for `room` packets, and no more were received.
+        let place = unsafe { packets.add(index) };
+        // SAFETY: within that room.
+        unsafe { place.write(packet.into_raw()) };
     }
     queue.device.tell(&events);
     count as u16
 }
 
 pub(super) unsafe extern "C" fn tx_burst(queue: *mut c_void, packets: *mut *mut sys::rte_mbuf, count: u16) -> u16 {
-    // SAFETY: `tx_queue_setup` has made the queue; the packets are ours from now on.
-    let (queue, packets) = unsafe {
-        let packets = std::slice::from_raw_parts(packets, usize::from(count));
-        (&*queue.cast::<Queue>(), packets.iter().filter_map(|&packet| Mbuf::from_raw(packet)).collect())
-    };
-    queue.device.send(queue.port, packets);
+    // SAFETY: lent-port: `tx_queue_setup` made the queue.
+    let queue = unsafe { &*queue.cast::<Queue>() };
+    // SAFETY: lent-structure: a list of `count` packets.
+    let packets = unsafe { std::slice::from_raw_parts(packets, usize::from(count)) };
+    // SAFETY: the application gives the packets away, since all of them are taken.
+    let own = |&packet: &*mut sys::rte_mbuf| unsafe { Mbuf::from_raw(packet) };
+    queue.device.send(queue.port, packets.iter().filter_map(own).collect());
     count
 }
 
-/// The port, with its device locked.
+/// ethdev's data of a port, for an operation that changes the port: ethdev makes one such call at a time.
 ///
 /// # Safety
-/// As for [`port`].
-unsafe fn with<T>(dev: *mut EthDev, call: impl FnOnce(&Port, &mut State) -> T) -> T {
-    // SAFETY: as the caller promises.
-    let port = unsafe { port(dev) };
-    call(port, &mut port.device.lock())
+/// lent-port holds for `dev`.
+unsafe fn data<'a>(dev: *mut EthDev) -> &'a mut EthDevData {
+    // SAFETY: lent-port: ethdev keeps the structure.
+    let data = unsafe { (*dev).data };
+    // SAFETY: lent-port: ethdev keeps the data of the port, and leaves it to this call.
+    unsafe { &mut *data }
 }
 
 unsafe extern "C" fn configure(dev: *mut EthDev) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    unsafe {
-        let data = &*(*dev).data;
-        let wanted = data.dev_conf.rx_adv_conf.rss_conf.rss_hf & RSS_TYPES;
-        let queues: Vec<u16> = (0..data.nb_rx_queues).collect();
-        let rss = Rss { queues, key: DEFAULT_KEY, ports: wanted & RSS_PORTS != 0 };
-        with(dev, |port, state| {
-            let PortState { id, queues, .. } = &mut state.ports[port.index];
-            queues.resize_with(usize::from(data.nb_rx_queues), || (VecDeque::new(), 0));
-            state.pipeline.port_mode(*id).rss = (wanted != 0 && data.nb_rx_queues > 1).then_some(rss);
-        });
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-port.
+    let data = unsafe { data(dev) };
+    let wanted = data.dev_conf.rx_adv_conf.rss_conf.rss_hf & RSS_TYPES;
+    let rss = Rss { queues: (0..data.nb_rx_queues).collect(), key: DEFAULT_KEY, ports: wanted & RSS_PORTS != 0 };
+    let mut state = port.device.lock();
+    let PortState { id, queues, .. } = &mut state.ports[port.index];
+    queues.resize_with(usize::from(data.nb_rx_queues), || (VecDeque::new(), 0));
+    let id = *id;
+    state.pipeline.port_mode(id).rss = (wanted != 0 && data.nb_rx_queues > 1).then_some(rss);
     0
 }
 
 unsafe extern "C" fn start(dev: *mut EthDev) -> c_int {
-    // SAFETY: DPDK lends a port of ours, configured.
-    unsafe {
-        let started = with(dev, |port, state| {
-            let PortState { backend, pool, .. } = &mut state.ports[port.index];
-            match backend {
-                Some(_) if pool.0.is_null() => Err(-libc::EINVAL),
-                Some(backend) => backend.start(pool.0),
-                None => Ok(()),
-            }
-        });
-        if let Err(error) = started {
-            return error;
-        }
-        set_running(dev, true);
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    let PortState { backend, pool, .. } = &mut state.ports[port.index];
+    let started = match backend {
+        Some(_) if pool.0.is_null() => Err(-libc::EINVAL),
+        Some(backend) => backend.start(pool.0),
+        None => Ok(()),
+    };
+    drop(state);
+    if let Err(error) = started {
+        return error;
     }
+    // SAFETY: lent-port.
+    set_running(unsafe { data(dev) }, true);
     0
 }
 
 unsafe extern "C" fn stop(dev: *mut EthDev) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    unsafe {
-        with(dev, |port, state| {
-            let port = &mut state.ports[port.index];
-            port.backend.iter_mut().for_each(super::backend::Backend::stop);
-            port.drain();
-        });
-        set_running(dev, false);
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    let state = &mut state.ports[port.index];
+    if let Some(backend) = &mut state.backend {
+        backend.stop();
     }
+    state.drain();
+    // SAFETY: lent-port.
+    set_running(unsafe { data(dev) }, false);
     0
 }
 
-/// # Safety
-/// As for [`port`].
-unsafe fn set_running(dev: *mut EthDev, running: bool) {
-    // SAFETY: as the caller promises.
-    let data = unsafe { &mut *(*dev).data };
+fn set_running(data: &mut EthDevData, running: bool) {
     let state = if running { STARTED } else { STOPPED };
     data.rx_queue_state[..usize::from(data.nb_rx_queues)].fill(state);
     data.tx_queue_state[..usize::from(data.nb_tx_queues)].fill(state);
@@ -156,28 +157,42 @@ unsafe fn set_running(dev: *mut EthDev, running: bool) {
 }
 
 pub(super) unsafe extern "C" fn close(dev: *mut EthDev) -> c_int {
-    // SAFETY: DPDK lends a port of ours for the last time; what is in it was made by `add_port`, and DPDK frees none of it.
-    unsafe {
-        if (*(*dev).data).dev_private.is_null() {
-            return 0;
-        }
-        stop(dev);
-        let backend = with(dev, |port, state| {
-            let port = &mut state.ports[port.index];
-            state.pipeline.remove_of(port.id);
-            state.pipeline.close_tables_of(port.id);
-            state.pipeline.unshare_of(port.id);
-            port.id = device::CLOSED;
-            port.backend.take()
-        });
-        drop(backend);
-        let data = &mut *(*dev).data;
-        (0..data.nb_rx_queues).for_each(|index| release(data.rx_queues, index));
-        (0..data.nb_tx_queues).for_each(|index| release(data.tx_queues, index));
-        data.mac_addrs = null_mut();
-        drop(Box::from_raw(std::mem::replace(&mut data.dev_private, null_mut()).cast::<Port>()));
+    // SAFETY: lent-port; a port that is closed already keeps its data.
+    if unsafe { data(dev) }.dev_private.is_null() {
+        return 0;
     }
+    // SAFETY: lent-port; the port is not closed yet.
+    unsafe { stop(dev) };
+    // SAFETY: lent-port; the port is not closed yet.
+    let backend = close_state(unsafe { port(dev) });
+    drop(backend);
+    // SAFETY: lent-port.
+    let data = unsafe { data(dev) };
+    for index in 0..data.nb_rx_queues {
+        // SAFETY: lent-port: the port has this queue, and it is not polled any more.
+        unsafe { release(data.rx_queues, index) };
+    }
+    for index in 0..data.nb_tx_queues {
+        // SAFETY: lent-port: the port has this queue, and it is not polled any more.
+        unsafe { release(data.tx_queues, index) };
+    }
+    // The address is in the `Port`.
+    data.mac_addrs = null_mut();
+    let port = std::mem::replace(&mut data.dev_private, null_mut());
+    // SAFETY: `add_port` made it by a box, and no operation comes after this one.
+    drop(unsafe { Box::from_raw(port.cast::<Port>()) });
     0
+}
+
+/// Forgets what a port has in the device. Returns the device below the port, which must be dropped without the lock.
+fn close_state(port: &Port) -> Option<Backend> {
+    let state = &mut *port.device.lock();
+    let port = &mut state.ports[port.index];
+    state.pipeline.remove_of(port.id);
+    state.pipeline.close_tables_of(port.id);
+    state.pipeline.unshare_of(port.id);
+    port.id = device::CLOSED;
+    port.backend.take()
 }
 
 unsafe extern "C" fn link_update(_dev: *mut EthDev, _wait: c_int) -> c_int {
@@ -200,21 +215,21 @@ unsafe extern "C" fn mtu_set(_dev: *mut EthDev, _mtu: u16) -> c_int {
 }
 
 unsafe extern "C" fn infos_get(dev: *mut EthDev, info: *mut sys::rte_eth_dev_info) -> c_int {
-    // SAFETY: DPDK lends a port of ours and the structure to fill.
-    unsafe {
-        let (port, info) = (port(dev), &mut *info);
-        info.max_mac_addrs = 1;
-        info.min_mtu = 68;
-        info.max_mtu = MAX_MTU;
-        info.max_rx_pktlen = u32::from(MAX_MTU) + 26;
-        info.max_rx_queues = MAX_QUEUES;
-        info.max_tx_queues = MAX_QUEUES;
-        info.flow_type_rss_offloads = RSS_TYPES;
-        info.speed_capa = 0;
-        info.switch_info.name = port.device.names[0].as_ptr();
-        info.switch_info.domain_id = port.device.switch_domain;
-        info.switch_info.port_id = port.index as u16;
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure.
+    let info = unsafe { &mut *info };
+    info.max_mac_addrs = 1;
+    info.min_mtu = 68;
+    info.max_mtu = MAX_MTU;
+    info.max_rx_pktlen = u32::from(MAX_MTU) + 26;
+    info.max_rx_queues = MAX_QUEUES;
+    info.max_tx_queues = MAX_QUEUES;
+    info.flow_type_rss_offloads = RSS_TYPES;
+    info.speed_capa = 0;
+    info.switch_info.name = port.device.names[0].as_ptr();
+    info.switch_info.domain_id = port.device.switch_domain;
+    info.switch_info.port_id = port.index as u16;
     0
 }
 
@@ -226,19 +241,20 @@ unsafe extern "C" fn rx_queue_setup(
     _conf: *const sys::rte_eth_rxconf,
     pool: *mut sys::rte_mempool,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours that is configured to have this queue.
-    unsafe {
-        let queue = with(dev, |port, state| {
-            let state = &mut state.ports[port.index];
-            state.queues[usize::from(index)].1 = usize::from(depth);
-            // All that a port receives comes from one device, so into one pool.
-            if index == 0 {
-                state.pool = Pool(pool);
-            }
-            Queue { device: port.device.clone(), port: port.index, index: usize::from(index) }
-        });
-        *(*(*dev).data).rx_queues.add(usize::from(index)) = Box::into_raw(Box::new(queue)).cast();
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let mut state = port.device.lock();
+    let state = &mut state.ports[port.index];
+    state.queues[usize::from(index)].1 = usize::from(depth);
+    // All packets of a port come from one device, so into one pool.
+    if index == 0 {
+        state.pool = Pool(pool);
     }
+    let queue = Queue { device: port.device.clone(), port: port.index, index: usize::from(index) };
+    // SAFETY: lent-port.
+    let queues = unsafe { data(dev) }.rx_queues;
+    // SAFETY: lent-port: ethdev sets up only a queue that the port is configured to have.
+    unsafe { set_queue(queues, index, queue) };
     0
 }
 
@@ -249,44 +265,65 @@ unsafe extern "C" fn tx_queue_setup(
     _node: u32,
     _conf: *const sys::rte_eth_txconf,
 ) -> c_int {
-    // SAFETY: as above.
-    unsafe {
-        let port = port(dev);
-        let queue = Queue { device: port.device.clone(), port: port.index, index: usize::from(index) };
-        *(*(*dev).data).tx_queues.add(usize::from(index)) = Box::into_raw(Box::new(queue)).cast();
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let queue = Queue { device: port.device.clone(), port: port.index, index: usize::from(index) };
+    // SAFETY: lent-port.
+    let queues = unsafe { data(dev) }.tx_queues;
+    // SAFETY: lent-port: ethdev sets up only a queue that the port is configured to have.
+    unsafe { set_queue(queues, index, queue) };
     0
 }
 
+/// Puts a queue into ethdev's list.
+///
+/// # Safety
+/// `queues` is a list with a place `index`.
+unsafe fn set_queue(queues: *mut *mut c_void, index: u16, queue: Queue) {
+    // SAFETY: the caller has that place in the list.
+    let place = unsafe { queues.add(usize::from(index)) };
+    // SAFETY: the caller has that place in the list.
+    unsafe { place.write(Box::into_raw(Box::new(queue)).cast()) };
+}
+
 unsafe extern "C" fn rx_queue_release(dev: *mut EthDev, index: u16) {
-    // SAFETY: DPDK lends a port of ours that has or had this queue, and nobody polls it.
-    unsafe { release((*(*dev).data).rx_queues, index) };
+    // SAFETY: lent-port.
+    let queues = unsafe { data(dev) }.rx_queues;
+    // SAFETY: lent-port: the port has or had this queue, and it is not polled.
+    unsafe { release(queues, index) };
 }
 
 unsafe extern "C" fn tx_queue_release(dev: *mut EthDev, index: u16) {
-    // SAFETY: as above.
-    unsafe { release((*(*dev).data).tx_queues, index) };
+    // SAFETY: lent-port.
+    let queues = unsafe { data(dev) }.tx_queues;
+    // SAFETY: lent-port: the port has or had this queue, and it is not polled.
+    unsafe { release(queues, index) };
 }
 
+/// Frees a queue, if it is there.
+///
 /// # Safety
-/// `queues` is null or has a place `index`, which is null or a queue of ours that nobody polls.
+/// `queues` is null or has a place `index`, which is null or a queue of ours that is not polled.
 unsafe fn release(queues: *mut *mut c_void, index: u16) {
     if queues.is_null() {
         return;
     }
-    // SAFETY: as the caller promises.
-    unsafe {
-        let place = queues.add(usize::from(index));
-        let queue = std::mem::replace(&mut *place, null_mut());
-        if !queue.is_null() {
-            drop(Box::from_raw(queue.cast::<Queue>()));
-        }
+    // SAFETY: the caller has that place in the list.
+    let place = unsafe { queues.add(usize::from(index)) };
+    // SAFETY: the caller has that place in the list.
+    let queue = unsafe { place.replace(null_mut()) };
+    if !queue.is_null() {
+        // SAFETY: `set_queue` made it by a box, and the caller has it polled by no thread.
+        drop(unsafe { Box::from_raw(queue.cast::<Queue>()) });
     }
 }
 
 unsafe extern "C" fn stats_get(dev: *mut EthDev, stats: *mut sys::rte_eth_stats) -> c_int {
-    // SAFETY: DPDK lends a port of ours and the structure to fill.
-    let (ours, stats) = unsafe { (with(dev, |port, state| state.ports[port.index].stats), &mut *stats) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure.
+    let stats = unsafe { &mut *stats };
+    let ours = port.device.lock().ports[port.index].stats;
     stats.ipackets = ours.rx_packets;
     stats.ibytes = ours.rx_bytes;
     stats.imissed = ours.rx_missed;
@@ -296,15 +333,16 @@ unsafe extern "C" fn stats_get(dev: *mut EthDev, stats: *mut sys::rte_eth_stats)
 }
 
 unsafe extern "C" fn stats_reset(dev: *mut EthDev) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    unsafe { with(dev, |port, state| state.ports[port.index].stats = Stats::default()) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    port.device.lock().ports[port.index].stats = Stats::default();
     0
 }
 
 /// Counters of the port's other side, and of the whole device.
 fn extended(port: &Port, state: &State) -> [(&'static str, u64); 11] {
     let backend = state.ports[port.index].backend.as_ref();
-    let of = |counter: fn(&super::backend::Backend) -> u64| backend.map_or(0, counter);
+    let of = |counter: fn(&Backend) -> u64| backend.map_or(0, counter);
     let totals = state.pipeline.totals();
     let (exact, masked) = state.pipeline.rule_counts();
     [
@@ -323,46 +361,52 @@ fn extended(port: &Port, state: &State) -> [(&'static str, u64); 11] {
 }
 
 unsafe extern "C" fn xstats_get(dev: *mut EthDev, stats: *mut sys::rte_eth_xstat, room: u32) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    let counters = unsafe { with(dev, |port, state| extended(port, state)) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let counters = extended(port, &port.device.lock());
     if !stats.is_null() && room as usize >= counters.len() {
         for (id, (_, value)) in counters.iter().enumerate() {
-            // SAFETY: there is room for all.
-            unsafe { *stats.add(id) = sys::rte_eth_xstat { id: id as u64, value: *value } };
+            // SAFETY: lent-structure: there is room for all counters.
+            let place = unsafe { stats.add(id) };
+            // SAFETY: within that room.
+            unsafe { place.write(sys::rte_eth_xstat { id: id as u64, value: *value }) };
         }
     }
     counters.len() as c_int
 }
 
 unsafe extern "C" fn xstats_get_names(dev: *mut EthDev, names: *mut sys::rte_eth_xstat_name, room: u32) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
-    let counters = unsafe { with(dev, |port, state| extended(port, state)) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let counters = extended(port, &port.device.lock());
     if !names.is_null() && room as usize >= counters.len() {
         for (id, (name, _)) in counters.iter().enumerate() {
-            let mut place = sys::rte_eth_xstat_name::default();
-            place.name.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as _);
-            // SAFETY: there is room for all.
-            unsafe { *names.add(id) = place };
+            let mut shown = sys::rte_eth_xstat_name::default();
+            shown.name.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as _);
+            // SAFETY: lent-structure: there is room for all names.
+            let place = unsafe { names.add(id) };
+            // SAFETY: within that room.
+            unsafe { place.write(shown) };
         }
     }
     counters.len() as c_int
 }
 
 unsafe extern "C" fn flow_ops_get(_dev: *mut EthDev, ops: *mut *const FlowOps) -> c_int {
-    // SAFETY: DPDK lends the place to fill.
+    // SAFETY: lent-structure.
     unsafe { *ops = &raw const flow::OPS };
     0
 }
 
 unsafe extern "C" fn mtr_ops_get(_dev: *mut EthDev, ops: *mut c_void) -> c_int {
-    // SAFETY: DPDK lends the place to fill.
+    // SAFETY: lent-structure.
     unsafe { *ops.cast::<*const MeterOps>() = &raw const meter::OPS };
     0
 }
 
 /// Marks and restore data are delivered, and no other metadata.
 unsafe extern "C" fn rx_metadata_negotiate(_dev: *mut EthDev, features: *mut u64) -> c_int {
-    // SAFETY: DPDK lends the value.
+    // SAFETY: lent-structure.
     unsafe { *features &= u64::from(sys::RTE_ETH_RX_METADATA_USER_MARK | sys::RTE_ETH_RX_METADATA_TUNNEL_ID) };
     0
 }

@@ -49,9 +49,9 @@ pub(super) static OPS: FlowOps = FlowOps {
     async_action_handle_query: Some(indirect::async_query),
 };
 
-/// Tells why not. Returns what DPDK's function returns then, and sets `rte_errno`.
+/// Reports a refusal. Returns the error number negated, as rte_flow does, and sets `rte_errno`.
 pub(super) fn refuse(error: Error, refusal: &Refusal) -> c_int {
-    // SAFETY: `error` is null or the application's; the message is constant.
+    // SAFETY: lent-structure: `error` is null or to be filled. The message is a constant.
     unsafe { sys::rte_flow_error_set(error, refusal.errno, refusal.kind, refusal.cause, refusal.message.as_ptr()) }
 }
 
@@ -59,7 +59,7 @@ pub(super) fn unspecified(errno: i32, message: &'static CStr) -> Refusal {
     Refusal { errno, kind: sys::RTE_FLOW_ERROR_TYPE_UNSPECIFIED, cause: null(), message }
 }
 
-/// A rule that an application names; a rule is named by its number, in the place of a pointer that nobody follows.
+/// The refusal of a rule that does not exist. The handle of a rule is its number, in a pointer that nothing follows.
 fn gone(flow: *mut sys::rte_flow) -> Refusal {
     let message = c"no such rule: destroyed, or lost when the device was reset";
     Refusal { errno: libc::ENOENT, kind: sys::RTE_FLOW_ERROR_TYPE_HANDLE, cause: flow.cast(), message }
@@ -86,9 +86,8 @@ pub(super) fn in_context<T>(
     call: impl FnOnce(&Context) -> Result<T, Refusal>,
 ) -> Result<T, Refusal> {
     let (ids, rss) = (state.ids(), state.rss(port.index));
-    let troubles = &state.troubles;
-    let refuse: &[&[String]] =
-        if creating { &[&troubles.refuse, &troubles.refuse_create] } else { &[&troubles.refuse] };
+    let faults = &state.faults;
+    let refuse: &[&[String]] = if creating { &[&faults.refuse, &faults.refuse_create] } else { &[&faults.refuse] };
     call(&Context {
         port: ids[port.index],
         ports: &ids,
@@ -108,10 +107,10 @@ unsafe extern "C" fn validate(
     actions: Actions,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application the rule.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let mut state = port.device.lock();
-    // SAFETY: as above.
+    // SAFETY: lent-structure: the attributes, and lists for whose elements lent-rule holds.
     let translate = |context: &Context| unsafe { translate::rule(context, attributes, items, actions) };
     let rule = in_context(port, &mut state, false, translate);
     match rule.and_then(|rule| state.pipeline.check(&rule).map_err(not_inserted)) {
@@ -127,15 +126,15 @@ unsafe extern "C" fn create(
     actions: Actions,
     error: Error,
 ) -> *mut sys::rte_flow {
-    // SAFETY: DPDK lends a port of ours, and the application the rule.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
-    let delay = port.device.lock().troubles.insert_delay;
+    let delay = port.device.lock().faults.insert_delay;
     if !delay.is_zero() {
         std::thread::sleep(delay);
     }
     let now = port.device.now();
     let mut state = port.device.lock();
-    // SAFETY: as above.
+    // SAFETY: lent-structure: the attributes, and lists for whose elements lent-rule holds.
     let translate = |context: &Context| unsafe { translate::rule(context, attributes, items, actions) };
     let rule = in_context(port, &mut state, true, translate);
     match rule.and_then(|rule| state.pipeline.insert(rule, now).map_err(not_inserted)) {
@@ -148,13 +147,13 @@ unsafe extern "C" fn create(
 }
 
 unsafe extern "C" fn destroy(dev: *mut EthDev, flow: *mut sys::rte_flow, error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     if port.device.lock().pipeline.remove(flow.addr() as u64) { 0 } else { refuse(error, &gone(flow)) }
 }
 
 unsafe extern "C" fn flush(dev: *mut EthDev, _error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let mut state = port.device.lock();
     let id = state.ports[port.index].id;
@@ -169,8 +168,10 @@ unsafe extern "C" fn query(
     data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application the action, with the structure to fill that belongs to it.
-    let (port, kind) = unsafe { (port(dev), (*action).type_) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: an action.
+    let kind = unsafe { (*action).type_ };
     let (id, now) = (flow.addr() as u64, port.device.now());
     let mut state = port.device.lock();
     let Some(rule) = state.pipeline.rule(id) else { return refuse(error, &gone(flow)) };
@@ -178,7 +179,7 @@ unsafe extern "C" fn query(
     match kind {
         sys::RTE_FLOW_ACTION_TYPE_COUNT if counts => {
             let counters = state.pipeline.counters(id, now).unwrap_or_default();
-            // SAFETY: as above.
+            // SAFETY: lent-structure: a query of COUNT comes with this structure.
             let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
             show_counters(counters, data);
             if data.reset() != 0 {
@@ -187,7 +188,7 @@ unsafe extern "C" fn query(
             0
         }
         sys::RTE_FLOW_ACTION_TYPE_AGE if ages => {
-            // SAFETY: as above.
+            // SAFETY: lent-structure: a query of AGE comes with this structure.
             show_age(state.pipeline.idle(id, now).unwrap_or_default(), unsafe { &mut *data.cast() });
             0
         }
@@ -202,7 +203,8 @@ unsafe extern "C" fn query(
 pub(super) fn show_counters(counters: Counters, data: &mut sys::rte_flow_query_count) {
     data.set_hits_set(1);
     data.set_bytes_set(1);
-    (data.hits, data.bytes) = (counters.packets, counters.bytes);
+    data.hits = counters.packets;
+    data.bytes = counters.bytes;
 }
 
 pub(super) fn show_age((idle, aged): (Duration, bool), data: &mut sys::rte_flow_query_age) {
@@ -212,7 +214,7 @@ pub(super) fn show_age((idle, aged): (Duration, bool), data: &mut sys::rte_flow_
 }
 
 unsafe extern "C" fn isolate(dev: *mut EthDev, set: c_int, _error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let mut state = port.device.lock();
     let id = state.ports[port.index].id;
@@ -221,7 +223,7 @@ unsafe extern "C" fn isolate(dev: *mut EthDev, set: c_int, _error: Error) -> c_i
 }
 
 unsafe extern "C" fn get_aged_flows(dev: *mut EthDev, contexts: *mut *mut c_void, room: u32, _error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let now = port.device.now();
     let aged = port.device.lock().aged(port.index, now);
@@ -230,8 +232,10 @@ unsafe extern "C" fn get_aged_flows(dev: *mut EthDev, contexts: *mut *mut c_void
     }
     let count = aged.len().min(room as usize);
     for (index, &context) in aged[..count].iter().enumerate() {
-        // SAFETY: the application has room for `room` of them.
-        unsafe { *contexts.add(index) = without_provenance_mut(context as usize) };
+        // SAFETY: lent-structure: a list of `room` places.
+        let place = unsafe { contexts.add(index) };
+        // SAFETY: within that list.
+        unsafe { place.write(without_provenance_mut(context as usize)) };
     }
     count as c_int
 }
@@ -244,13 +248,15 @@ unsafe extern "C" fn get_q_aged_flows(
     room: u32,
     error: Error,
 ) -> c_int {
-    // SAFETY: as for the port's.
+    // SAFETY: the same arguments.
     unsafe { get_aged_flows(dev, contexts, room, error) }
 }
 
 /// Transfer rules may be put in through any port; the physical one is where they belong.
 unsafe extern "C" fn pick_transfer_proxy(dev: *mut EthDev, proxy: *mut u16, _error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours and the place to fill.
-    unsafe { *proxy = port(dev).device.lock().ports[0].id };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: a place for a number.
+    unsafe { *proxy = port.device.lock().ports[0].id };
     0
 }

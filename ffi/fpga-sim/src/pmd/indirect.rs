@@ -1,13 +1,13 @@
-//! Actions that rules share by a handle: a number in the place of a pointer that nobody follows.
+//! Actions that rules share by a handle, which is a number in a pointer that nothing follows.
 
 use super::abi::{Actions, Error, EthDev};
 use super::device::State;
 use super::flow::{in_context, refuse, show_age, show_counters, unspecified};
-use super::queue::{Operation, enqueue};
+use super::queue::{Operation, enqueue, is_postponed};
 use super::template::done;
 use super::{Port, port};
 use crate::pipeline::{InUse, Shared, SharedKind, Tally};
-use crate::translate::{self, Context, Refusal};
+use crate::translate::{self, Context, LentAction, Refusal};
 use dpdk_sys as sys;
 use std::ffi::{c_int, c_void};
 use std::ptr::{null_mut, without_provenance_mut};
@@ -28,8 +28,10 @@ pub(super) unsafe extern "C" fn create(
     action: Actions,
     error: Error,
 ) -> *mut sys::rte_flow_action_handle {
-    // SAFETY: DPDK lends a port of ours, and the application the action.
-    match unsafe { share(port(dev), conf, action) } {
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null, or directions and an action for which lent-rule holds.
+    match unsafe { share(port, conf, action) } {
         Ok(id) => without_provenance_mut(id as usize),
         Err(refusal) => {
             refuse(error, &refusal);
@@ -38,17 +40,21 @@ pub(super) unsafe extern "C" fn create(
     }
 }
 
+/// Makes an action that rules can share.
+///
 /// # Safety
-/// `conf` and `action` are null or lead to what they are named after.
+/// `conf` is null or leads to directions; `action` is null or leads to an action for which lent-rule holds (see `translate`).
 unsafe fn share(port: &Port, conf: *const sys::rte_flow_indir_action_conf, action: Actions) -> Result<u64, Refusal> {
-    // SAFETY: as the caller promises.
-    let (Some(conf), Some(wanted)) = (unsafe { conf.as_ref() }, unsafe { action.as_ref() }) else {
+    // SAFETY: the caller passes null or directions.
+    let conf = unsafe { conf.as_ref() };
+    // SAFETY: the caller passes null or an action, and promises lent-rule.
+    let wanted = unsafe { LentAction::new(action) };
+    let (Some(conf), Some(wanted)) = (conf, wanted) else {
         return Err(unspecified(libc::EINVAL, c"no action, or none of its directions"));
     };
     let now = port.device.now();
     let mut state = port.device.lock();
-    // SAFETY: as the caller promises.
-    let shared = in_context(port, &mut state, true, |context: &Context| unsafe {
+    let shared = in_context(port, &mut state, true, |context: &Context| {
         translate::check_known(context, std::slice::from_ref(wanted))?;
         match wanted.type_ {
             sys::RTE_FLOW_ACTION_TYPE_COUNT => Ok(Shared::Count(Tally::default())),
@@ -60,7 +66,7 @@ unsafe fn share(port: &Port, conf: *const sys::rte_flow_indir_action_conf, actio
             }
             sys::RTE_FLOW_ACTION_TYPE_RSS => Ok(Shared::Rss(translate::rss(context, wanted)?)),
             sys::RTE_FLOW_ACTION_TYPE_CONNTRACK => {
-                Ok(Shared::Conntrack(Box::new(translate::connection(context, wanted.conf.cast())?)))
+                Ok(Shared::Conntrack(Box::new(translate::connection(context, wanted.connection())?)))
             }
             _ => Err(unsupported(action, c"COUNT, AGE, RSS and CONNTRACK can be shared")),
         }
@@ -74,7 +80,7 @@ pub(super) unsafe extern "C" fn destroy(
     handle: *mut sys::rte_flow_action_handle,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let id = handle.addr() as u64;
     let mut state = port.device.lock();
@@ -96,12 +102,17 @@ pub(super) unsafe extern "C" fn update(
     update: *const c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application what belongs to the action.
-    done(unsafe { change(port(dev), handle, update) }, error)
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or the update of the handle's action.
+    done(unsafe { change(port, handle, update) }, error)
 }
 
+/// Changes a shared action.
+///
 /// # Safety
-/// `update` is null or what belongs to the action.
+/// `update` is null or leads to the structure by which rte_flow updates the handle's action; to an action for which lent-rule holds,
+/// where that is RSS.
 unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: *const c_void) -> Result<(), Refusal> {
     let (id, now) = (handle.addr() as u64, port.device.now());
     let mut state = port.device.lock();
@@ -113,7 +124,7 @@ unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: 
         SharedKind::Meter => return Err(gone(handle)),
         SharedKind::Count => return Err(unspecified(libc::ENOTSUP, c"COUNT has nothing to update")),
         SharedKind::Age => {
-            // SAFETY: as the caller promises.
+            // SAFETY: not null, so the caller passes the update of AGE.
             let update = unsafe { &*update.cast::<sys::rte_flow_update_age>() };
             let timeout = (update.timeout_valid() != 0).then(|| Duration::from_secs(update.timeout().into()));
             if timeout == Some(Duration::ZERO) {
@@ -122,16 +133,15 @@ unsafe fn change(port: &Port, handle: *mut sys::rte_flow_action_handle, update: 
             state.pipeline.set_shared_age(id, timeout, update.touch() != 0, now)
         }
         SharedKind::Rss => {
-            // SAFETY: as the caller promises, an action.
-            let action = unsafe { &*update.cast::<sys::rte_flow_action>() };
+            // SAFETY: the caller passes an action, and promises lent-rule.
+            let action = unsafe { LentAction::new(update.cast()) }.ok_or_else(|| gone(handle))?;
             if action.type_ != sys::RTE_FLOW_ACTION_TYPE_RSS {
-                return Err(unsupported(action, c"RSS is updated by RSS"));
+                return Err(unsupported(&raw const **action, c"RSS is updated by RSS"));
             }
-            // SAFETY: as above.
-            let rss = in_context(port, &mut state, true, |context| unsafe { translate::rss(context, action) })?;
+            let rss = in_context(port, &mut state, true, |context| translate::rss(context, action))?;
             state.pipeline.set_shared_rss(id, rss)
         }
-        // SAFETY: as the caller promises.
+        // SAFETY: not null, so the caller passes the update of CONNTRACK.
         SharedKind::Conntrack => change_connection(port, &mut state, id, unsafe { &*update.cast() })?,
     };
     if changed { Ok(()) } else { Err(gone(handle)) }
@@ -149,14 +159,15 @@ fn change_connection(
     }
     let new = match update.state() {
         0 => None,
-        // SAFETY: it leads to a connection.
-        _ => Some(in_context(port, state, true, |context| unsafe { translate::connection(context, &update.new_ct) })?),
+        _ => Some(in_context(port, state, true, |context| translate::connection(context, Some(&update.new_ct)))?),
     };
     let Some(connection) = state.pipeline.connection(id) else { return Ok(false) };
     if update.direction() != 0 {
         connection.direction = translate::direction(update.new_ct.is_original_dir());
     }
-    new.into_iter().for_each(|new| connection.set_state(new));
+    if let Some(new) = new {
+        connection.set_state(new);
+    }
     Ok(true)
 }
 
@@ -166,31 +177,35 @@ pub(super) unsafe extern "C" fn query(
     data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application the structure that belongs to the action.
-    done(unsafe { show(port(dev), handle, data) }, error)
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: the answer of the handle's action.
+    done(unsafe { show(port, handle, data) }, error)
 }
 
+/// Answers a query of a shared action.
+///
 /// # Safety
-/// `data` leads to the structure that belongs to the action.
+/// `data` leads to the structure by which rte_flow answers a query of the handle's action.
 unsafe fn show(port: &Port, handle: *const sys::rte_flow_action_handle, data: *mut c_void) -> Result<(), Refusal> {
     let (id, now) = (handle.addr() as u64, port.device.now());
     let mut state = port.device.lock();
     match state.pipeline.shared().kind(id) {
         Some(SharedKind::Count) => {
-            // SAFETY: as the caller promises.
+            // SAFETY: the caller passes the answer of COUNT.
             let data = unsafe { &mut *data.cast::<sys::rte_flow_query_count>() };
             show_counters(state.pipeline.shared_counters(id, now, data.reset() != 0).unwrap_or_default(), data);
             Ok(())
         }
         Some(SharedKind::Age) => {
-            // SAFETY: as above.
+            // SAFETY: the caller passes the answer of AGE.
             show_age(state.pipeline.shared_idle(id, now).unwrap_or_default(), unsafe { &mut *data.cast() });
             Ok(())
         }
         Some(SharedKind::Rss) => Err(unspecified(libc::ENOTSUP, c"RSS has nothing to show")),
         Some(SharedKind::Conntrack) => {
             let connection = state.pipeline.connection(id).ok_or_else(|| gone(handle))?;
-            // SAFETY: as above.
+            // SAFETY: the caller passes the answer of CONNTRACK.
             unsafe { *data.cast() = translate::show_connection(connection) };
             Ok(())
         }
@@ -198,7 +213,7 @@ unsafe fn show(port: &Port, handle: *const sys::rte_flow_action_handle, data: *m
     }
 }
 
-// By queues: what is made, changed or shown is so at once, and what is taken away when its turn comes. The news comes in order.
+// By queues: making, changing and showing happen at once, destroying in its turn. Completions come in order.
 
 pub(super) unsafe extern "C" fn async_create(
     dev: *mut EthDev,
@@ -210,14 +225,15 @@ pub(super) unsafe extern "C" fn async_create(
     error: Error,
 ) -> *mut sys::rte_flow_action_handle {
     let mut id = 0;
-    // SAFETY: DPDK lends a port of ours, and the application the action.
-    unsafe {
-        let port = port(dev);
-        enqueue(port, (queue, attributes, user_data), error, || {
-            id = share(port, conf, action)?;
-            Ok(Operation::Done)
-        });
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    enqueue(port, (queue, postponed, user_data), error, || {
+        // SAFETY: lent-structure: null, or directions and an action for which lent-rule holds.
+        id = unsafe { share(port, conf, action)? };
+        Ok(Operation::Done)
+    });
     without_provenance_mut(id as usize)
 }
 
@@ -229,14 +245,15 @@ pub(super) unsafe extern "C" fn async_destroy(
     user_data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: as above.
-    unsafe {
-        let (port, id) = (port(dev), handle.addr() as u64);
-        enqueue(port, (queue, attributes, user_data), error, || match port.device.lock().pipeline.shared().kind(id) {
-            Some(SharedKind::Meter) | None => Err(gone(handle)),
-            Some(_) => Ok(Operation::Unshare(id)),
-        })
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    let id = handle.addr() as u64;
+    enqueue(port, (queue, postponed, user_data), error, || match port.device.lock().pipeline.shared().kind(id) {
+        Some(SharedKind::Meter) | None => Err(gone(handle)),
+        Some(_) => Ok(Operation::Unshare(id)),
+    })
 }
 
 pub(super) unsafe extern "C" fn async_update(
@@ -248,11 +265,14 @@ pub(super) unsafe extern "C" fn async_update(
     user_data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: as above.
-    unsafe {
-        let port = port(dev);
-        enqueue(port, (queue, attributes, user_data), error, || change(port, handle, update).map(|()| Operation::Done))
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    enqueue(port, (queue, postponed, user_data), error, || {
+        // SAFETY: lent-structure: null or the update of the handle's action.
+        unsafe { change(port, handle, update) }.map(|()| Operation::Done)
+    })
 }
 
 pub(super) unsafe extern "C" fn async_query(
@@ -264,9 +284,12 @@ pub(super) unsafe extern "C" fn async_query(
     user_data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: as above.
-    unsafe {
-        let port = port(dev);
-        enqueue(port, (queue, attributes, user_data), error, || show(port, handle, data).map(|()| Operation::Done))
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    enqueue(port, (queue, postponed, user_data), error, || {
+        // SAFETY: lent-structure: the answer of the handle's action.
+        unsafe { show(port, handle, data) }.map(|()| Operation::Done)
+    })
 }

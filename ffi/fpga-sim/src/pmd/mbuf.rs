@@ -1,4 +1,8 @@
 //! A packet in DPDK's buffers.
+//!
+//! # Invariant: owned-packet
+//!
+//! The pointer of an [`Mbuf`] leads to a whole packet, whose first segment only the [`Mbuf`] uses.
 
 use super::restore;
 use crate::pipeline::Frame;
@@ -8,7 +12,7 @@ use std::ptr::NonNull;
 /// A packet, owned; freed when it is dropped.
 pub(super) struct Mbuf(NonNull<sys::rte_mbuf>);
 
-// SAFETY: a packet belongs to one thread at a time.
+// SAFETY: owned-packet: no other thread uses the packet, and any thread may free it.
 unsafe impl Send for Mbuf {}
 
 /// Flags of buffers that lie in another one, or outside of their pool.
@@ -34,12 +38,12 @@ impl Mbuf {
     }
 
     fn raw(&self) -> &sys::rte_mbuf {
-        // SAFETY: the packet is ours.
+        // SAFETY: owned-packet.
         unsafe { self.0.as_ref() }
     }
 
     fn raw_mut(&mut self) -> &mut sys::rte_mbuf {
-        // SAFETY: the packet is ours alone.
+        // SAFETY: owned-packet.
         unsafe { self.0.as_mut() }
     }
 
@@ -48,10 +52,12 @@ impl Mbuf {
         if self.raw().refcnt == 1 && self.raw().nb_segs == 1 && self.raw().ol_flags & ATTACHED == 0 {
             return Some(self);
         }
-        // SAFETY: copies all of the packet into buffers of its own pool, or returns null.
-        let copy = unsafe { Mbuf::from_raw(sys::rte_pktmbuf_copy(self.raw(), self.raw().pool, 0, u32::MAX)) }?;
-        // SAFETY: the packet is ours; where it does not fit into one buffer its headers do.
-        unsafe { sys::rte_pktmbuf_linearize(copy.0.as_ptr()) };
+        // SAFETY: owned-packet; the pool of a packet in use is alive.
+        let copy = unsafe { sys::rte_pktmbuf_copy(self.raw(), self.raw().pool, 0, u32::MAX) };
+        // SAFETY: null or a new packet, which is ours.
+        let copy = unsafe { Mbuf::from_raw(copy) }?;
+        // SAFETY: owned-packet. Where the packet does not fit into one buffer, its headers do.
+        let _ = unsafe { sys::rte_pktmbuf_linearize(copy.0.as_ptr()) };
         Some(copy)
     }
 
@@ -75,8 +81,10 @@ impl Mbuf {
     /// Gives it the number of its restore data; 0 is none.
     pub(super) fn set_restore(&mut self, number: u64) {
         if let Some(offset) = restore::offset() {
-            // SAFETY: the packet is ours, and DPDK has given the field its place in every packet.
-            unsafe { self.0.as_ptr().cast::<u8>().add(offset).cast::<u64>().write(number) };
+            // SAFETY: DPDK has registered the field at this offset within an mbuf.
+            let field = unsafe { self.0.as_ptr().cast::<u8>().add(offset) }.cast::<u64>();
+            // SAFETY: owned-packet; DPDK has aligned the field for its type.
+            unsafe { field.write(number) };
         }
     }
 }
@@ -84,20 +92,18 @@ impl Mbuf {
 impl Frame for Mbuf {
     fn bytes(&self) -> &[u8] {
         let mbuf = self.raw();
-        // SAFETY: a buffer has `data_len` bytes at `data_off`.
-        unsafe {
-            let data = mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off));
-            std::slice::from_raw_parts(data, usize::from(mbuf.data_len))
-        }
+        // SAFETY: DPDK keeps `data_off` within the buffer.
+        let data = unsafe { mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off)) };
+        // SAFETY: the buffer has `data_len` bytes from there on.
+        unsafe { std::slice::from_raw_parts(data, usize::from(mbuf.data_len)) }
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         let mbuf = self.raw_mut();
-        // SAFETY: as above; the buffer is ours alone.
-        unsafe {
-            let data = mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off));
-            std::slice::from_raw_parts_mut(data, usize::from(mbuf.data_len))
-        }
+        // SAFETY: DPDK keeps `data_off` within the buffer.
+        let data = unsafe { mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off)) };
+        // SAFETY: the buffer has `data_len` bytes from there on, which only we use: the pipeline edits an `unshared` packet.
+        unsafe { std::slice::from_raw_parts_mut(data, usize::from(mbuf.data_len)) }
     }
 
     fn total_len(&self) -> usize {
@@ -112,20 +118,20 @@ impl Frame for Mbuf {
 
     fn grow_front(&mut self, count: usize) -> bool {
         let Ok(count) = u16::try_from(count) else { return false };
-        // SAFETY: the packet is ours; without room it is as it was, and the answer null.
+        // SAFETY: owned-packet. Without room the packet stays as it is, and the call returns null.
         !unsafe { sys::rte_pktmbuf_prepend(self.0.as_ptr(), count) }.is_null()
     }
 
     fn shrink_front(&mut self, count: usize) -> bool {
         let Ok(count) = u16::try_from(count) else { return false };
-        // SAFETY: as above.
+        // SAFETY: owned-packet. Where the packet is shorter it stays as it is, and the call returns null.
         !unsafe { sys::rte_pktmbuf_adj(self.0.as_ptr(), count) }.is_null()
     }
 }
 
 impl Drop for Mbuf {
     fn drop(&mut self) {
-        // SAFETY: the packet is ours.
+        // SAFETY: owned-packet; nothing uses the packet afterwards.
         unsafe { sys::rte_pktmbuf_free(self.0.as_ptr()) };
     }
 }

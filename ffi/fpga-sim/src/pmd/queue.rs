@@ -92,17 +92,17 @@ impl Queue {
         }
         let now = device.now();
         let mut state = device.lock();
-        let looked_at = self.postponed.iter_mut().map(|(operation, _)| match operation {
+        let touched = self.postponed.iter_mut().map(|(operation, _)| match operation {
             Operation::Insert(_, entry) => state.pipeline.prepare(entry),
             Operation::Remove(id) => state.pipeline.prepare_removal(*id),
             Operation::Unshare(_) | Operation::Done | Operation::Fail => 0,
         });
-        std::hint::black_box(looked_at.fold(0, |all, one| all ^ one));
+        std::hint::black_box(touched.fold(0, |all, one| all ^ one));
         for (operation, user_data) in self.postponed.drain(..) {
             let mut due = now;
             let succeeded = match operation {
                 Operation::Insert(id, entry) => {
-                    self.busy_until = self.busy_until.max(now) + state.troubles.insert_delay;
+                    self.busy_until = self.busy_until.max(now) + state.faults.insert_delay;
                     due = self.busy_until;
                     state.pipeline.insert_filled(id, entry, now).is_ok()
                 }
@@ -112,7 +112,7 @@ impl Queue {
                 Operation::Fail => false,
             };
             self.completed += 1;
-            if state.troubles.lose_completion.is_some_and(|every| self.completed >= every) {
+            if state.faults.lose_completion.is_some_and(|every| self.completed >= every) {
                 self.completed = 0;
                 continue;
             }
@@ -132,20 +132,21 @@ pub(super) unsafe extern "C" fn info_get(
     queue_info: *mut sys::rte_flow_queue_info,
     _error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application structures to fill, the second if it likes.
-    unsafe {
-        let rules = rules(port(dev));
-        *port_info = sys::rte_flow_port_info {
-            max_nb_queues: MAX_QUEUES,
-            max_nb_counters: rules,
-            max_nb_aging_objects: rules,
-            max_nb_meters: MAX_METERS,
-            max_nb_conn_tracks: rules,
-            ..Default::default()
-        };
-        if let Some(info) = queue_info.as_mut() {
-            info.max_size = MAX_QUEUE_SIZE;
-        }
+    // SAFETY: lent-port.
+    let rules = rules(unsafe { port(dev) });
+    let shown = sys::rte_flow_port_info {
+        max_nb_queues: MAX_QUEUES,
+        max_nb_counters: rules,
+        max_nb_aging_objects: rules,
+        max_nb_meters: MAX_METERS,
+        max_nb_conn_tracks: rules,
+        ..Default::default()
+    };
+    // SAFETY: lent-structure: a structure to fill.
+    unsafe { *port_info = shown };
+    // SAFETY: lent-structure: null or a structure to fill.
+    if let Some(info) = unsafe { queue_info.as_mut() } {
+        info.max_size = MAX_QUEUE_SIZE;
     }
     0
 }
@@ -164,10 +165,13 @@ pub(super) unsafe extern "C" fn configure(
     queues: *mut *const sys::rte_flow_queue_attr,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application attributes and a list of this length.
-    let (port, attributes, queues) =
-        unsafe { (port(dev), &*attributes, std::slice::from_raw_parts(queues, usize::from(count))) };
-    // SAFETY: each is null or leads to attributes.
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure.
+    let attributes = unsafe { &*attributes };
+    // SAFETY: lent-structure: a list of `count` pointers.
+    let queues = unsafe { std::slice::from_raw_parts(queues, usize::from(count)) };
+    // SAFETY: lent-structure: each is null or leads to attributes.
     let sizes = queues.iter().map(|&queue| unsafe { queue.as_ref() }.map_or(0, |queue| queue.size)).collect();
     done(set_up(port, attributes, sizes), error)
 }
@@ -189,7 +193,7 @@ fn set_up(port: &Port, attributes: &sys::rte_flow_port_attr, sizes: Vec<u32>) ->
     }
     let mut engine = port.engine();
     if !engine.queues.iter().all(Queue::is_idle) {
-        return Err(unspecified(libc::EBUSY, c"operations are on their way: push and pull"));
+        return Err(unspecified(libc::EBUSY, c"operations are pending: push and pull"));
     }
     let size = |size| if size == 0 { QUEUE_SIZE } else { size as usize };
     engine.queues = sizes.into_iter().map(|wanted| Queue::new(size(wanted))).collect();
@@ -200,8 +204,8 @@ fn set_up(port: &Port, attributes: &sys::rte_flow_port_attr, sizes: Vec<u32>) ->
 ///
 /// # Safety
 /// `attributes` is null or leads to attributes.
-unsafe fn is_postponed(attributes: *const sys::rte_flow_op_attr) -> bool {
-    // SAFETY: as the caller promises.
+pub(super) unsafe fn is_postponed(attributes: *const sys::rte_flow_op_attr) -> bool {
+    // SAFETY: the caller passes null or attributes.
     unsafe { attributes.as_ref() }.is_some_and(|attributes| attributes.postpone() != 0)
 }
 
@@ -217,13 +221,13 @@ pub(super) unsafe extern "C" fn async_create(
     user_data: *mut c_void,
     error: Error,
 ) -> *mut sys::rte_flow {
-    // SAFETY: DPDK lends a port of ours, and the application the values of a rule.
-    let created = unsafe {
-        let (port, postponed) = (port(dev), is_postponed(attributes));
-        let rule = ((items, pattern_index), (actions, actions_index));
-        create(port, (queue, postponed), table, rule, user_data)
-    };
-    match created {
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    let rule = ((items, pattern_index), (actions, actions_index));
+    // SAFETY: lent-structure: lists for whose elements lent-rule holds.
+    match unsafe { create(port, (queue, postponed), table, rule, user_data) } {
         Ok(id) => without_provenance_mut(id as usize),
         Err(refusal) => {
             refuse(error, &refusal);
@@ -232,8 +236,10 @@ pub(super) unsafe extern "C" fn async_create(
     }
 }
 
+/// Enqueues the insertion of a rule.
+///
 /// # Safety
-/// As for [`translate::rule`](crate::translate::rule).
+/// Items and actions are null or lead to lists that end in an END, for whose elements lent-rule holds (see `translate`).
 unsafe fn create(
     port: &Port,
     (queue, postponed): (u32, bool),
@@ -245,11 +251,11 @@ unsafe fn create(
     find(engine, queue)?.check_room()?;
     let table = engine.tables.get(table.addr()).ok_or_else(|| no_table(table))?;
     let (pattern_index, actions_index) = (usize::from(pattern_index), usize::from(actions_index));
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller passes null or lists with an END, and promises lent-rule.
     let (value, values, counts) = unsafe { table.templates.rule((items, pattern_index), (actions, actions_index))? };
-    let mut entry = table.blanks[pattern_index].fill(value, values.actions, counts, values.age);
+    let mut entry = table.rule_templates[pattern_index].fill(value, values.actions, counts, values.age);
     if entry.is_judged() {
-        port.device.lock().pipeline.aim(&mut entry);
+        port.device.lock().pipeline.set_ct_direction(&mut entry);
     }
     let fails = port.device.refuses.load(Ordering::Relaxed) && fails(port, table, pattern_index, actions_index)?;
     let queue = find(engine, queue)?;
@@ -266,13 +272,10 @@ fn fails(port: &Port, table: &Table, pattern: usize, actions: usize) -> Result<b
     let state = port.device.lock();
     let named =
         |names: &[String]| table.templates.names(pattern, actions).any(|name| names.iter().any(|one| one == name));
-    if named(&state.troubles.refuse) {
-        return Err(unspecified(
-            libc::ENOTSUP,
-            c"an item or action of the table is refused on demand (trouble refuse)",
-        ));
+    if named(&state.faults.refuse) {
+        return Err(unspecified(libc::ENOTSUP, c"an item or action of the table is refused on demand (fault refuse)"));
     }
-    Ok(named(&state.troubles.refuse_create))
+    Ok(named(&state.faults.refuse_create))
 }
 
 pub(super) unsafe extern "C" fn async_destroy(
@@ -283,24 +286,20 @@ pub(super) unsafe extern "C" fn async_destroy(
     user_data: *mut c_void,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours, and the application attributes.
-    unsafe {
-        enqueue(port(dev), (queue, attributes, user_data), error, || Ok(Operation::Remove(flow.addr() as RuleId)))
-    }
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure: null or attributes.
+    let postponed = unsafe { is_postponed(attributes) };
+    enqueue(port, (queue, postponed, user_data), error, || Ok(Operation::Remove(flow.addr() as RuleId)))
 }
 
-/// Has a queue do what `prepare` gives if there is room for it.
-///
-/// # Safety
-/// The attributes are null or attributes.
-pub(super) unsafe fn enqueue(
+/// Enqueues the operation that `prepare` returns, if the queue has room.
+pub(super) fn enqueue(
     port: &Port,
-    (queue, attributes, user_data): (u32, *const sys::rte_flow_op_attr, *mut c_void),
+    (queue, postponed, user_data): (u32, bool, *mut c_void),
     error: Error,
     prepare: impl FnOnce() -> Result<Operation, Refusal>,
 ) -> c_int {
-    // SAFETY: as the caller promises.
-    let postponed = unsafe { is_postponed(attributes) };
     let enqueued = find(&mut port.engine(), queue).and_then(|queue| {
         queue.check_room()?;
         queue.postponed.push((prepare()?, user_data));
@@ -313,7 +312,7 @@ pub(super) unsafe fn enqueue(
 }
 
 pub(super) unsafe extern "C" fn push(dev: *mut EthDev, queue: u32, error: Error) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     done(find(&mut port.engine(), queue).map(|queue| queue.push(&port.device)), error)
 }
@@ -325,7 +324,7 @@ pub(super) unsafe extern "C" fn pull(
     room: u16,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let mut engine = port.engine();
     let queue = match find(&mut engine, queue) {
@@ -337,8 +336,10 @@ pub(super) unsafe extern "C" fn pull(
     while pulled < usize::from(room) {
         let Some(completion) = queue.completions.pop_front_if(|completion| completion.due <= now) else { break };
         let status = if completion.succeeded { sys::RTE_FLOW_OP_SUCCESS } else { sys::RTE_FLOW_OP_ERROR };
-        // SAFETY: the application has room for `room` results.
-        unsafe { *results.add(pulled) = sys::rte_flow_op_result { status, user_data: completion.user_data } };
+        // SAFETY: lent-structure: a list of `room` results.
+        let place = unsafe { results.add(pulled) };
+        // SAFETY: within that list.
+        unsafe { place.write(sys::rte_flow_op_result { status, user_data: completion.user_data }) };
         pulled += 1;
     }
     pulled as c_int

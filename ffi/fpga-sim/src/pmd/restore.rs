@@ -1,4 +1,4 @@
-//! Restore data: what the host asks of a packet that rules began with, and what it writes into rules for tunnels.
+//! Restore data: the group and tunnel of a packet at which rules stopped, for the host to go on, and the tunnel helpers of rte_flow.
 //!
 //! A packet has a number in a dynamic field; the device knows the restore data of the last of them.
 
@@ -48,7 +48,7 @@ pub(super) fn offset() -> Option<usize> {
     *OFFSET.get_or_init(|| {
         let mut field = DynamicField { name: [0; 64], size: size_of::<u64>(), align: align_of::<u64>(), flags: 0 };
         field.name.iter_mut().zip(b"fpgasim_restore").for_each(|(place, &byte)| *place = byte as _);
-        // SAFETY: the field is copied.
+        // SAFETY: `field` outlives the call, which copies it.
         usize::try_from(unsafe { abi::rte_mbuf_dynfield_register(&raw const field) }).ok()
     })
 }
@@ -59,14 +59,19 @@ pub(super) unsafe extern "C" fn get_restore_info(
     info: *mut sys::rte_flow_restore_info,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours and, with room for the field, a packet.
-    let (port, number) =
-        unsafe { (port(dev), offset().map(|offset| packet.cast::<u8>().add(offset).cast::<u64>().read())) };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    let number = offset().map(|offset| {
+        // SAFETY: DPDK has registered the field at this offset within an mbuf.
+        let field = unsafe { packet.cast::<u8>().add(offset) }.cast::<u64>();
+        // SAFETY: lent-structure: a packet; DPDK has aligned the field for its type.
+        unsafe { field.read() }
+    });
     let restore = number.and_then(|number| port.device.lock().restores.get(number));
     let Some(Restore { group, tunnel }) = restore else {
         return refuse(error, &unspecified(libc::ENOENT, c"the packet has no restore data"));
     };
-    // SAFETY: the application lends the structure to fill.
+    // SAFETY: lent-structure: a structure to fill.
     let info = unsafe { &mut *info };
     *info = sys::rte_flow_restore_info::default();
     info.flags = u64::from(sys::RTE_FLOW_RESTORE_INFO_GROUP_ID);
@@ -109,9 +114,9 @@ struct Decap([sys::rte_flow_action; 1]);
 /// What matches packets that have been taken out of one.
 struct Left([sys::rte_flow_item; 1]);
 
-// SAFETY: they lead nowhere.
+// SAFETY: its pointers are null.
 unsafe impl Sync for Decap {}
-// SAFETY: as above.
+// SAFETY: its pointers are null.
 unsafe impl Sync for Left {}
 
 static DECAP: Decap = Decap([sys::rte_flow_action { type_: sys::RTE_FLOW_ACTION_TYPE_VXLAN_DECAP, conf: null() }]);
@@ -120,7 +125,7 @@ static LEFT: Left = Left([sys::rte_flow_item { type_: LEFT_TUNNEL, spec: null(),
 /// # Safety
 /// `tunnel` is null or leads to a tunnel.
 unsafe fn check_tunnel(tunnel: *const sys::rte_flow_tunnel) -> Result<(), Refusal> {
-    // SAFETY: as the caller promises.
+    // SAFETY: the caller passes null or a tunnel.
     match unsafe { tunnel.as_ref() }.map(|tunnel| tunnel.type_) {
         Some(sys::RTE_FLOW_ITEM_TYPE_VXLAN) => Ok(()),
         _ => Err(Refusal {
@@ -139,13 +144,14 @@ pub(super) unsafe extern "C" fn tunnel_decap_set(
     count: *mut u32,
     error: Error,
 ) -> c_int {
-    // SAFETY: the application lends a tunnel and places to fill; nobody writes to what they lead to.
-    unsafe {
-        if let Err(refusal) = check_tunnel(tunnel) {
-            return refuse(error, &refusal);
-        }
-        (*actions, *count) = (DECAP.0.as_ptr().cast_mut(), 1);
+    // SAFETY: lent-structure: null or a tunnel.
+    if let Err(refusal) = unsafe { check_tunnel(tunnel) } {
+        return refuse(error, &refusal);
     }
+    // SAFETY: lent-structure: a place to fill; rte_flow lets applications read the actions alone.
+    unsafe { *actions = DECAP.0.as_ptr().cast_mut() };
+    // SAFETY: lent-structure: a place to fill.
+    unsafe { *count = 1 };
     0
 }
 
@@ -156,13 +162,14 @@ pub(super) unsafe extern "C" fn tunnel_match(
     count: *mut u32,
     error: Error,
 ) -> c_int {
-    // SAFETY: as above.
-    unsafe {
-        if let Err(refusal) = check_tunnel(tunnel) {
-            return refuse(error, &refusal);
-        }
-        (*items, *count) = (LEFT.0.as_ptr().cast_mut(), 1);
+    // SAFETY: lent-structure: null or a tunnel.
+    if let Err(refusal) = unsafe { check_tunnel(tunnel) } {
+        return refuse(error, &refusal);
     }
+    // SAFETY: lent-structure: a place to fill; rte_flow lets applications read the items alone.
+    unsafe { *items = LEFT.0.as_ptr().cast_mut() };
+    // SAFETY: lent-structure: a place to fill.
+    unsafe { *count = 1 };
     0
 }
 

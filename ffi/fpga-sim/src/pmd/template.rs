@@ -1,10 +1,10 @@
-//! Templates and tables of a port, named by their numbers in the place of pointers that nobody follows.
+//! Templates and tables of a port. Their handles are numbers, in pointers that nothing follows.
 
 use super::abi::{Actions, Error, EthDev, Items};
 use super::flow::{in_context, refuse, unspecified};
 use super::queue::Queue;
 use super::{Port, port};
-use crate::pipeline::{Blank, TableId};
+use crate::pipeline::{RuleTemplate, TableId};
 use crate::translate::{self, Context, Refusal};
 use dpdk_sys as sys;
 use std::ffi::{CStr, c_int, c_void};
@@ -24,7 +24,7 @@ pub(super) struct Table {
     pub id: TableId,
     pub templates: translate::Table,
     /// Rules without their values, by pattern template.
-    pub blanks: Vec<Blank>,
+    pub rule_templates: Vec<RuleTemplate>,
     patterns: Vec<usize>,
     actions: Vec<usize>,
 }
@@ -92,10 +92,12 @@ pub(super) unsafe extern "C" fn pattern_create(
     items: Items,
     error: Error,
 ) -> *mut sys::rte_flow_pattern_template {
-    // SAFETY: DPDK lends a port of ours, and the application the template.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
-    // SAFETY: as above.
-    let pattern = translated(port, |context| unsafe { translate::Pattern::new(context, &*attributes, items) });
+    // SAFETY: lent-structure.
+    let attributes = unsafe { &*attributes };
+    // SAFETY: lent-structure: a list for whose elements lent-rule holds.
+    let pattern = translated(port, |context| unsafe { translate::Pattern::new(context, attributes, items) });
     answer(pattern.map(|pattern| port.engine().patterns.add(pattern)), error)
 }
 
@@ -104,7 +106,7 @@ pub(super) unsafe extern "C" fn pattern_destroy(
     template: *mut sys::rte_flow_pattern_template,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let mut engine = unsafe { port(dev) }.engine();
     let address = template.addr();
     let used = engine.tables.iter().any(|table| table.patterns.contains(&address));
@@ -122,10 +124,12 @@ pub(super) unsafe extern "C" fn actions_create(
     masks: Actions,
     error: Error,
 ) -> *mut sys::rte_flow_actions_template {
-    // SAFETY: DPDK lends a port of ours, and the application the template.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
-    // SAFETY: as above.
-    let actions = translated(port, |context| unsafe { translate::Actions::new(context, &*attributes, actions, masks) });
+    // SAFETY: lent-structure.
+    let attributes = unsafe { &*attributes };
+    // SAFETY: lent-structure: lists for whose elements lent-rule holds.
+    let actions = translated(port, |context| unsafe { translate::Actions::new(context, attributes, actions, masks) });
     answer(actions.map(|actions| port.engine().actions.add(actions)), error)
 }
 
@@ -134,7 +138,7 @@ pub(super) unsafe extern "C" fn actions_destroy(
     template: *mut sys::rte_flow_actions_template,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let mut engine = unsafe { port(dev) }.engine();
     let address = template.addr();
     let used = engine.tables.iter().any(|table| table.actions.contains(&address));
@@ -154,12 +158,14 @@ pub(super) unsafe extern "C" fn table_create(
     actions_len: u8,
     error: Error,
 ) -> *mut sys::rte_flow_template_table {
-    // SAFETY: DPDK lends a port of ours, and the application attributes and lists of these lengths.
-    let (port, attributes, patterns, actions) = unsafe {
-        let patterns = std::slice::from_raw_parts(patterns, usize::from(patterns_len));
-        let actions = std::slice::from_raw_parts(actions, usize::from(actions_len));
-        (port(dev), &*attributes, patterns, actions)
-    };
+    // SAFETY: lent-port.
+    let port = unsafe { port(dev) };
+    // SAFETY: lent-structure.
+    let attributes = unsafe { &*attributes };
+    // SAFETY: lent-structure: a list of this length.
+    let patterns = unsafe { std::slice::from_raw_parts(patterns, usize::from(patterns_len)) };
+    // SAFETY: lent-structure: a list of this length.
+    let actions = unsafe { std::slice::from_raw_parts(actions, usize::from(actions_len)) };
     let addresses = (
         patterns.iter().map(|template| template.addr()).collect(),
         actions.iter().map(|template| template.addr()).collect(),
@@ -186,9 +192,9 @@ fn open(
     let place = (templates.domain, templates.group, templates.priority);
     let owner = state.ports[port.index].id;
     let id = state.pipeline.open_table(owner, place, &templates.patterns(), attributes.nb_flows);
-    let blanks = (0..patterns.len()).filter_map(|pattern| state.pipeline.blank(id, pattern)).collect();
+    let rule_templates = (0..patterns.len()).filter_map(|pattern| state.pipeline.rule_template(id, pattern)).collect();
     drop(state);
-    Ok(engine.tables.add(Table { id, templates, blanks, patterns, actions }))
+    Ok(engine.tables.add(Table { id, templates, rule_templates, patterns, actions }))
 }
 
 pub(super) unsafe extern "C" fn table_destroy(
@@ -196,7 +202,7 @@ pub(super) unsafe extern "C" fn table_destroy(
     table: *mut sys::rte_flow_template_table,
     error: Error,
 ) -> c_int {
-    // SAFETY: DPDK lends a port of ours.
+    // SAFETY: lent-port.
     let port = unsafe { port(dev) };
     let mut engine = port.engine();
     let closed = match engine.tables.get(table.addr()) {

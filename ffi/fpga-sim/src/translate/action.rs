@@ -1,8 +1,9 @@
 //! Actions: what each needs of the rule it stands in. What the device makes of their values is in [`value`](super::value).
 
 use super::item::Seen;
-use super::value::{age_of, conf, conf_len, unsupported, value};
-use super::{Context, Refusal, copy};
+use super::lent::{Conf, LentAction, list_of};
+use super::value::{age_of, unsupported, value};
+use super::{Context, Refusal};
 use crate::pipeline::{Action, Age, Domain, SharedKind};
 use dpdk_sys as sys;
 use std::ffi::CStr;
@@ -42,22 +43,16 @@ enum Values {
 
 impl ActionsTemplate {
     /// Reads a list. Where `masks` has zeros rules have values of their own; without it all is as it stands here.
-    ///
-    /// # Safety
-    /// As for [`rule`](super::rule); `masks` is like `actions`.
-    pub(super) unsafe fn read(
+    pub(super) fn read(
         context: &Context,
-        actions: &[sys::rte_flow_action],
-        masks: Option<&[sys::rte_flow_action]>,
+        actions: &[LentAction],
+        masks: Option<&[LentAction]>,
     ) -> Result<ActionsTemplate, Refusal> {
         let kinds = actions.iter().map(|action| action.type_).chain([sys::RTE_FLOW_ACTION_TYPE_END]).collect();
         let read = actions.iter().enumerate().map(|(index, action)| {
             let mask = masks.and_then(|masks| masks.get(index));
-            // SAFETY: as the caller promises.
-            let own = mask.is_some_and(|mask| unsafe { leaves_values(mask) });
-            // SAFETY: as the caller promises.
-            let value = unsafe {
-                match action.type_ {
+            let own = mask.is_some_and(leaves_values);
+            Ok(match action.type_ {
                     sys::RTE_FLOW_ACTION_TYPE_VOID | sys::RTE_FLOW_ACTION_TYPE_COUNT => Values::None,
                     sys::RTE_FLOW_ACTION_TYPE_INDIRECT => {
                         let of_handle = || context.shared?.kind(action.conf.addr() as u64);
@@ -71,7 +66,7 @@ impl ActionsTemplate {
                     }
                     sys::RTE_FLOW_ACTION_TYPE_AGE if own || mask.is_none() => Values::Age(None),
                     sys::RTE_FLOW_ACTION_TYPE_AGE => {
-                        Values::Age(Some(conf::<sys::rte_flow_action_age>(action)?.timeout()))
+                        Values::Age(Some(Conf::<sys::rte_flow_action_age>::of(action)?.timeout()))
                     }
                     sys::RTE_FLOW_ACTION_TYPE_METER if own => {
                         return Err(unsupported(
@@ -81,9 +76,7 @@ impl ActionsTemplate {
                     }
                     _ if own => Values::Own,
                     _ => Values::Fixed(value(context, action)?),
-                }
-            };
-            Ok(value)
+            })
         });
         Ok(ActionsTemplate { kinds, values: read.collect::<Result<_, _>>()? })
     }
@@ -96,7 +89,7 @@ impl ActionsTemplate {
 }
 
 /// Whether the device knows these actions, and is not asked to refuse them.
-pub(crate) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
+pub(crate) fn check_known(context: &Context, actions: &[LentAction]) -> Result<(), Refusal> {
     for action in actions.iter().filter(|action| action.type_ != sys::RTE_FLOW_ACTION_TYPE_VOID) {
         let name = name(action.type_).ok_or_else(|| unsupported(action, c"the device does not know this action"))?;
         if context.refuses(name) {
@@ -107,7 +100,7 @@ pub(crate) fn check_known(context: &Context, actions: &[sys::rte_flow_action]) -
 }
 
 /// The same of the actions of a rule or a template.
-pub(super) fn check_list(context: &Context, actions: &[sys::rte_flow_action]) -> Result<(), Refusal> {
+pub(super) fn check_list(context: &Context, actions: &[LentAction]) -> Result<(), Refusal> {
     check_known(context, actions)?;
     match actions.iter().find(|action| action.type_ == sys::RTE_FLOW_ACTION_TYPE_CONNTRACK) {
         Some(action) => {
@@ -120,7 +113,7 @@ pub(super) fn check_list(context: &Context, actions: &[sys::rte_flow_action]) ->
 /// The actions of a rule, and what they share with others.
 pub(super) fn kinds_of(
     context: &Context,
-    actions: &[sys::rte_flow_action],
+    actions: &[LentAction],
 ) -> impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)> {
     actions.iter().map(|action| {
         let indirect = action.type_ == sys::RTE_FLOW_ACTION_TYPE_INDIRECT;
@@ -142,7 +135,7 @@ struct Admission<'a> {
     domain: Domain,
     seen: &'a Seen,
     /// The application's list, if it is at hand.
-    causes: Option<&'a [sys::rte_flow_action]>,
+    causes: Option<&'a [LentAction]>,
     order: Order,
     fate: Option<usize>,
     /// A tag is there, by the pattern or by an action.
@@ -158,7 +151,7 @@ pub(super) fn admit(
     domain: Domain,
     seen: &Seen,
     kinds: impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)>,
-    causes: Option<&[sys::rte_flow_action]>,
+    causes: Option<&[LentAction]>,
 ) -> Result<Order, Refusal> {
     let order = Order { places: Vec::new(), counts: false, age: None };
     let (tagged, tunnelled, judged) = (seen.vlan, false, false);
@@ -208,7 +201,7 @@ impl Plan {
         group: u32,
         order: &Order,
         template: &ActionsTemplate,
-        causes: Option<&[sys::rte_flow_action]>,
+        causes: Option<&[LentAction]>,
     ) -> Result<Plan, Refusal> {
         let conf = |at: usize| causes.and_then(|causes| causes.get(at)).map_or(null(), |action| action.conf);
         let slot = |at| match &template.values[at] {
@@ -229,47 +222,37 @@ impl Plan {
         self.kinds.iter().filter_map(|&kind| name(kind))
     }
 
-    /// The actions with a rule's values.
+    /// The lent actions of a rule, which have to be those of the plan.
     ///
     /// # Safety
-    /// As for [`rule`](super::rule).
-    pub(crate) unsafe fn values(
-        &self,
-        context: &Context,
-        actions: *const sys::rte_flow_action,
-    ) -> Result<Done, Refusal> {
+    /// `actions` is null or leads to a list that ends in an END, for whose actions lent-rule holds (see [`lent`](super::lent)).
+    pub(crate) unsafe fn lent<'a>(&self, actions: *const sys::rte_flow_action) -> Result<&'a [LentAction], Refusal> {
         if actions.is_null() {
             return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, actions, c"no actions"));
         }
-        for (index, &kind) in self.kinds.iter().enumerate() {
-            // SAFETY: the actions go on up to an END, and none of those before was one.
-            let action = unsafe { &*actions.add(index) };
-            if action.type_ != kind {
-                return Err(unsupported(action, c"the template has another action at this place"));
-            }
-        }
-        // SAFETY: what the slots name is before the END.
-        let action = |at: usize| unsafe { &*actions.add(at) };
-        // SAFETY: as the caller promises.
-        let age = self.age.map(|(at, timeout)| unsafe { age_of(action(at), timeout) }).transpose()?;
+        // SAFETY: not null, so the caller passes a list with an END, and promises lent-rule.
+        unsafe { list_of(actions, &self.kinds) }
+            .map_err(|action: &LentAction| unsupported(action, c"the template has another action at this place"))
+    }
+
+    /// The plan's actions with a rule's values.
+    pub(crate) fn values(&self, context: &Context, actions: &[LentAction]) -> Result<Done, Refusal> {
+        let age = self.age.map(|(at, timeout)| age_of(&actions[at], timeout)).transpose()?;
         if let Some(fixed) = &self.fixed {
             return Ok(Done { actions: fixed.clone(), age });
         }
         // In one allocation, with the rule's own in the second pass.
         let without_own = |slot: &Slot| if let Slot::Fixed(action) = slot { action.clone() } else { Action::Drop };
-        let mut actions: Arc<[Action]> = self.slots.iter().map(without_own).collect();
-        for (place, slot) in Arc::get_mut(&mut actions).into_iter().flatten().zip(&self.slots) {
+        let mut done: Arc<[Action]> = self.slots.iter().map(without_own).collect();
+        for (place, slot) in Arc::get_mut(&mut done).into_iter().flatten().zip(&self.slots) {
             match slot {
                 Slot::Fixed(_) => {}
                 // The handle is a number; that it is there the device sees when the rule is put in.
-                Slot::Shared(kind, at) => *place = Action::Shared(*kind, action(*at).conf.addr() as u64),
-                Slot::Own(at) => {
-                    // SAFETY: as the caller promises.
-                    *place = check_jump(self.group, unsafe { value(context, action(*at))? }, action(*at).conf)?;
-                }
+                Slot::Shared(kind, at) => *place = Action::Shared(*kind, actions[*at].conf.addr() as u64),
+                Slot::Own(at) => *place = check_jump(self.group, value(context, &actions[*at])?, actions[*at].conf)?,
             }
         }
-        Ok(Done { actions, age })
+        Ok(Done { actions: done, age })
     }
 }
 
@@ -286,7 +269,7 @@ fn check_jump(from: u32, action: Action, conf: *const std::ffi::c_void) -> Resul
 
 impl Admission<'_> {
     fn refuse(&self, index: usize, message: &'static CStr) -> Result<(), Refusal> {
-        let cause = self.causes.and_then(|causes| causes.get(index)).map_or(null(), std::ptr::from_ref);
+        let cause = self.causes.and_then(|causes| causes.get(index)).map_or(null(), std::ptr::from_ref::<LentAction>);
         Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ACTION, cause, message))
     }
 
@@ -427,13 +410,8 @@ fn is_fate(kind: sys::rte_flow_action_type) -> bool {
 }
 
 /// Whether the mask of an action that has values leaves them to the rules; any bit of it makes them the template's.
-///
-/// # Safety
-/// Its configuration is null or of its type.
-unsafe fn leaves_values(mask: &sys::rte_flow_action) -> bool {
-    let len = conf_len(mask.type_);
-    // SAFETY: as the caller promises.
-    len > 0 && unsafe { copy(mask.conf, len) }.is_none_or(|mask| mask.iter().all(|&byte| byte == 0))
+fn leaves_values(mask: &LentAction) -> bool {
+    mask.conf_bytes().is_none_or(|bytes| !bytes.is_empty() && bytes.iter().all(|&byte| byte == 0))
 }
 
 /// The names of the actions that the device does.

@@ -4,6 +4,7 @@ use super::{Context, Refusal};
 use crate::pipeline::{Connection, Direction, Last, MAX_SCALE, MAX_WINDOW, Sender, State, TcpKind};
 use dpdk_sys as sys;
 use std::ffi::CStr;
+use std::ptr::null;
 
 /// `scale` of a sender whose windows are not scaled.
 const NO_SCALE: u32 = 0xf;
@@ -27,16 +28,13 @@ const KINDS: [(sys::rte_flow_conntrack_tcp_last_index, Option<TcpKind>); 6] = [
 ];
 
 /// The connection that an application describes.
-///
-/// # Safety
-/// `conf` is null or leads to one.
-pub(crate) unsafe fn connection(
+pub(crate) fn connection(
     context: &Context,
-    conf: *const sys::rte_flow_action_conntrack,
+    conf: Option<&sys::rte_flow_action_conntrack>,
 ) -> Result<Connection, Refusal> {
-    let invalid = |message: &'static CStr| Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, conf, message);
-    // SAFETY: as the caller promises.
-    let conf = unsafe { conf.as_ref() }.ok_or_else(|| invalid(c"CONNTRACK: with a connection"))?;
+    let cause = conf.map_or(null(), std::ptr::from_ref);
+    let invalid = |message: &'static CStr| Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_CONF, cause, message);
+    let conf = conf.ok_or_else(|| invalid(c"CONNTRACK: with a connection"))?;
     if !context.ports.contains(&conf.peer_port) {
         return Err(invalid(c"CONNTRACK: peer_port is not a port of this device"));
     }

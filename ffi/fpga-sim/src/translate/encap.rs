@@ -1,6 +1,6 @@
 //! The headers that VXLAN_ENCAP describes by items.
 
-use super::{copy, is_last_item, list};
+use super::lent::LentItem;
 use crate::pipeline::parse::{VXLAN_PORT, protocol};
 use dpdk_sys as sys;
 use std::ffi::CStr;
@@ -9,12 +9,8 @@ const ORDER: &CStr = c"VXLAN_ENCAP: ETH, perhaps VLAN, IPV4 or IPV6, UDP, VXLAN,
 const TTL: u8 = 64;
 
 /// The bytes to put in front. What the items leave zero and every such packet has, types, protocols, versions, is filled in.
-///
-/// # Safety
-/// `definition` is null or leads to a list of items that ends in an END, whose values are of their type.
-pub(super) unsafe fn vxlan(definition: *const sys::rte_flow_item) -> Result<Vec<u8>, &'static CStr> {
-    // SAFETY: as the caller promises.
-    let items = unsafe { list(definition, is_last_item) }.ok_or(ORDER)?;
+pub(super) fn vxlan(definition: Option<&[LentItem]>) -> Result<Vec<u8>, &'static CStr> {
+    let items = definition.ok_or(ORDER)?;
     let items: Vec<_> = items.iter().filter(|item| item.type_ != sys::RTE_FLOW_ITEM_TYPE_VOID).collect();
     let kinds: Vec<_> = items.iter().map(|item| item.type_).collect();
     let (vlan, version) = match kinds[..] {
@@ -29,8 +25,7 @@ pub(super) unsafe fn vxlan(definition: *const sys::rte_flow_item) -> Result<Vec<
     };
     let mut front = Vec::new();
     for item in items {
-        // SAFETY: as the caller promises; `len` is that of the item's header.
-        let mut header = unsafe { copy(item.spec, len(item.type_)) }.ok_or(ORDER)?;
+        let mut header = item.spec().ok_or(ORDER)?[..len(item.type_)].to_vec();
         complete(&mut header, item.type_, vlan, version);
         front.extend(header);
     }

@@ -1,6 +1,7 @@
 //! Items: where the fields of each stand in rte_flow's structures, and which of them the device can match.
 
-use super::{Context, Refusal, copy};
+use super::lent::{LentItem, item_len, list_of};
+use super::{Context, Refusal};
 use crate::pipeline::key::{Field, field, present, source, tunnel};
 use crate::pipeline::parse::protocol;
 use crate::pipeline::{Key, Layer, Pattern, judged};
@@ -15,8 +16,6 @@ pub(crate) const LEFT_TUNNEL: sys::rte_flow_item_type = 0x8000_0001;
 pub(super) struct Shape {
     kind: sys::rte_flow_item_type,
     name: &'static str,
-    /// Bytes of its structure.
-    len: usize,
     /// Items stand in this order.
     level: Level,
     parts: &'static [Part],
@@ -56,7 +55,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_ETH,
         name: "ETH",
-        len: size_of::<sys::rte_flow_item_eth>(),
         level: Level::Eth,
         parts: &[
             part(0, field::ETH_DST, &[0xff; 6]),
@@ -69,7 +67,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_VLAN,
         name: "VLAN",
-        len: size_of::<sys::rte_flow_item_vlan>(),
         level: Level::Vlan,
         parts: &[part(0, field::VLAN[0].0, &[0x0f, 0xff]), part(2, field::VLAN[0].1, &[])],
         bits: &[(4, 1, present::SECOND_VLAN)],
@@ -78,7 +75,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_IPV4,
         name: "IPV4",
-        len: size_of::<sys::rte_flow_item_ipv4>(),
         level: Level::L3(4),
         parts: &[
             part(1, field::IPV4_TOS, &[]),
@@ -94,7 +90,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_IPV6,
         name: "IPV6",
-        len: size_of::<sys::rte_flow_item_ipv6>(),
         level: Level::L3(6),
         parts: &[
             part(0, field::IP_CLASS, &[]),
@@ -109,7 +104,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_IPV6_FRAG_EXT,
         name: "IPV6_FRAG_EXT",
-        len: size_of::<sys::rte_flow_item_ipv6_frag_ext>(),
         level: Level::Fragment,
         parts: &[part(0, field::FRAGMENT_NEXT, &[0xff]), part(2, field::IP_FRAGMENT, &[])],
         bits: &[],
@@ -118,7 +112,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_TCP,
         name: "TCP",
-        len: size_of::<sys::rte_flow_item_tcp>(),
         level: Level::L4(protocol::TCP),
         parts: &[
             part(0, field::L4_SRC, &[0xff; 2]),
@@ -131,7 +124,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_UDP,
         name: "UDP",
-        len: size_of::<sys::rte_flow_item_udp>(),
         level: Level::L4(protocol::UDP),
         parts: &[part(0, field::L4_SRC, &[0xff; 2]), part(2, field::L4_DST, &[0xff; 2])],
         bits: &[],
@@ -140,7 +132,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_SCTP,
         name: "SCTP",
-        len: size_of::<sys::rte_flow_item_sctp>(),
         level: Level::L4(protocol::SCTP),
         parts: &[part(0, field::L4_SRC, &[0xff; 2]), part(2, field::L4_DST, &[0xff; 2]), part(4, field::SCTP_TAG, &[])],
         bits: &[],
@@ -149,7 +140,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_ICMP,
         name: "ICMP",
-        len: size_of::<sys::rte_flow_item_icmp>(),
         level: Level::L4(protocol::ICMP),
         parts: &[
             part(0, field::ICMP_TYPE, &[0xff]),
@@ -163,7 +153,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_ICMP6,
         name: "ICMP6",
-        len: size_of::<sys::rte_flow_item_icmp6>(),
         level: Level::L4(protocol::ICMP6),
         parts: &[part(0, field::ICMP_TYPE, &[0xff]), part(1, field::ICMP_CODE, &[0xff])],
         bits: &[],
@@ -172,7 +161,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_VXLAN,
         name: "VXLAN",
-        len: size_of::<sys::rte_flow_item_vxlan>(),
         level: Level::Tunnel(tunnel::VXLAN),
         parts: &[part(0, field::TUNNEL_FLAGS, &[]), part(4, field::VNI, &[0xff; 3])],
         bits: &[],
@@ -181,7 +169,6 @@ static SHAPES: [Shape; 12] = [
     Shape {
         kind: sys::RTE_FLOW_ITEM_TYPE_GENEVE,
         name: "GENEVE",
-        len: size_of::<sys::rte_flow_item_geneve>(),
         level: Level::Tunnel(tunnel::GENEVE),
         parts: &[
             part(0, field::TUNNEL_OPTIONS, &[]),
@@ -265,13 +252,10 @@ struct Reader<'a> {
 }
 
 /// Translates the items, all but their values.
-///
-/// # Safety
-/// As for [`rule`](super::rule).
-pub(super) unsafe fn pattern(
+pub(super) fn pattern(
     context: &Context,
     transfer: bool,
-    items: &[sys::rte_flow_item],
+    items: &[LentItem],
     mode: Mode,
 ) -> Result<PatternTemplate, Refusal> {
     let kinds = items.iter().map(|item| item.type_).chain([sys::RTE_FLOW_ITEM_TYPE_END]).collect();
@@ -280,8 +264,7 @@ pub(super) unsafe fn pattern(
     let (layer, level) = (Layer::Outer, Level::Start);
     let mut reader = Reader { context, mode, transfer, template, layer, level, vlans: 0, tagged: false, eth: false };
     for (index, item) in items.iter().enumerate() {
-        // SAFETY: as the caller promises.
-        unsafe { reader.read(index, item)? };
+        reader.read(index, item)?;
     }
     Ok(reader.template)
 }
@@ -310,78 +293,72 @@ impl PatternTemplate {
     }
 
     /// Whether rules of a group can have it; `items` is the application's list, if it is at hand.
-    pub(super) fn check_group(&self, group: u32, items: Option<&[sys::rte_flow_item]>) -> Result<(), Refusal> {
+    pub(super) fn check_group(&self, group: u32, items: Option<&[LentItem]>) -> Result<(), Refusal> {
         if !self.judged || group > 0 {
             return Ok(());
         }
         let item = items.and_then(|items| items.iter().find(|item| item.type_ == sys::RTE_FLOW_ITEM_TYPE_CONNTRACK));
         let message = c"CONNTRACK: no connection has judged packets before group 0";
-        Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, item.map_or(null(), std::ptr::from_ref), message))
+        Err(Refusal::unsupported(
+            sys::RTE_FLOW_ERROR_TYPE_ITEM,
+            item.map_or(null(), std::ptr::from_ref::<LentItem>),
+            message,
+        ))
     }
 
-    /// The values of a rule: those of all, and those in its items.
+    /// The lent items of a rule, which have to be those of the template.
     ///
     /// # Safety
-    /// As for [`rule`](super::rule).
-    pub(super) unsafe fn values(
-        &self,
-        fixed: &Pattern,
-        ports: &[u16],
-        items: *const sys::rte_flow_item,
-    ) -> Result<Key, Refusal> {
+    /// `items` is null or leads to a list that ends in an END, for whose items lent-rule holds (see [`lent`](super::lent)).
+    pub(super) unsafe fn lent<'a>(&self, items: *const sys::rte_flow_item) -> Result<&'a [LentItem], Refusal> {
         if items.is_null() {
             return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_NUM, items, c"no pattern"));
         }
-        for (index, &kind) in self.kinds.iter().enumerate() {
-            // SAFETY: the items go on up to an END, and none of those before was one.
-            let item = unsafe { &*items.add(index) };
-            if item.type_ != kind {
-                let message = c"the template has another item at this place";
-                return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM, item, message));
-            }
-        }
+        // SAFETY: not null, so the caller passes a list with an END, and promises lent-rule.
+        unsafe { list_of(items, &self.kinds) }.map_err(|item: &LentItem| {
+            let message = c"the template has another item at this place";
+            Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM, item, message)
+        })
+    }
+
+    /// The values of a rule: those of the template, and those in the rule's items.
+    pub(super) fn values(&self, fixed: &Pattern, ports: &[u16], items: &[LentItem]) -> Result<Key, Refusal> {
         let mut key = *fixed.value();
         let bytes = key.bytes_mut();
         for step in &self.steps {
-            // SAFETY: a step is of an item before the END.
-            let item = unsafe { &*items.add(step.item) };
-            if item.spec.is_null() {
+            let item = &items[step.item];
+            let Some(spec) = item.spec() else {
                 let message = c"the item has no value";
                 return Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, item, message));
-            }
-            // SAFETY: as the caller promises, there is a structure of the item's type, in which all steps are.
-            unsafe { step.take(item.spec.cast::<u8>().add(step.at), bytes, ports, item.spec)? };
+            };
+            step.take(&spec[step.at..], bytes, ports, item.spec)?;
         }
         Ok(key.masked(fixed.mask()))
     }
 }
 
 impl Step {
-    /// # Safety
-    /// There are as many bytes at `from` as the value has.
-    unsafe fn take(self, from: *const u8, key: &mut [u8], ports: &[u16], spec: *const c_void) -> Result<(), Refusal> {
+    /// Copies the value at the front of `from` into the key; refusals name `spec`.
+    fn take(self, from: &[u8], key: &mut [u8], ports: &[u16], spec: *const c_void) -> Result<(), Refusal> {
         let invalid = |message| Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_SPEC, spec, message));
-        // SAFETY: as the caller promises.
-        unsafe {
-            match self.what {
-                Value::Bytes { to, len } => key[to..to + len].copy_from_slice(std::slice::from_raw_parts(from, len)),
-                Value::Present { bit, to, ours } if *from & bit != 0 => key[to] |= ours,
-                Value::Present { .. } => {}
-                Value::Zero { bit } if *from & bit != 0 => return invalid(c"VLAN: the device sees two tags"),
-                Value::Zero { .. } => {}
-                Value::Port { to } => {
-                    let port = from.cast::<u16>().read_unaligned();
-                    if !ports.contains(&port) {
-                        return invalid(c"the port is not one of this device");
-                    }
-                    key[to..to + 2].copy_from_slice(&port.to_be_bytes());
+        match self.what {
+            Value::Bytes { to, len } => key[to..to + len].copy_from_slice(&from[..len]),
+            Value::Present { bit, to, ours } if from[0] & bit != 0 => key[to] |= ours,
+            Value::Present { .. } => {}
+            Value::Zero { bit } if from[0] & bit != 0 => return invalid(c"VLAN: the device sees two tags"),
+            Value::Zero { .. } => {}
+            Value::Port { to } => {
+                let port = u16::from_ne_bytes([from[0], from[1]]);
+                if !ports.contains(&port) {
+                    return invalid(c"the port is not one of this device");
                 }
-                Value::Judged { mask, to } => {
-                    let flags = from.cast::<u32>().read_unaligned() & mask;
-                    match judged::ALL.iter().find(|&&said| u32::from(said) & mask == flags) {
-                        Some(&said) => key[to] = said,
-                        None => return invalid(c"CONNTRACK: no packet has these flags"),
-                    }
+                key[to..to + 2].copy_from_slice(&port.to_be_bytes());
+            }
+            Value::Judged { mask, to } => {
+                let flags = u32::from_ne_bytes([from[0], from[1], from[2], from[3]]) & mask;
+                match judged::ALL.iter().find(|&&said| u32::from(said) & mask == flags) {
+                    Some(&said) => key[to] = said,
+                    None => return invalid(c"CONNTRACK: no packet has these flags"),
                 }
             }
         }
@@ -390,23 +367,18 @@ impl Step {
 }
 
 impl Reader<'_> {
-    /// # Safety
-    /// As for [`rule`](super::rule).
-    unsafe fn read(&mut self, index: usize, item: &sys::rte_flow_item) -> Result<(), Refusal> {
+    fn read(&mut self, index: usize, item: &LentItem) -> Result<(), Refusal> {
         let refused = |message| Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, item, message));
         match item.type_ {
             sys::RTE_FLOW_ITEM_TYPE_VOID => return Ok(()),
             sys::RTE_FLOW_ITEM_TYPE_REPRESENTED_PORT => {
-                // SAFETY: as the caller promises.
-                return unsafe { self.read_source(index, item, source::REPRESENTED, "REPRESENTED_PORT") };
+                return self.read_source(index, item, source::REPRESENTED, "REPRESENTED_PORT");
             }
             sys::RTE_FLOW_ITEM_TYPE_PORT_REPRESENTOR => {
-                // SAFETY: as the caller promises.
-                return unsafe { self.read_source(index, item, source::REPRESENTOR, "PORT_REPRESENTOR") };
+                return self.read_source(index, item, source::REPRESENTOR, "PORT_REPRESENTOR");
             }
             sys::RTE_FLOW_ITEM_TYPE_CONNTRACK => {
-                // SAFETY: as the caller promises.
-                return unsafe { self.read_judged(index, item) };
+                return self.read_judged(index, item);
             }
             LEFT_TUNNEL if self.level == Level::Start && self.layer == Layer::Outer => {
                 self.template.fixed.want(Layer::Outer, field::LEFT_TUNNEL, &[tunnel::VXLAN], &[0xff]);
@@ -422,8 +394,7 @@ impl Reader<'_> {
         if self.context.refuses(shape.name) {
             return refused(c"this item is refused on demand (argument refuse or refuse-create)");
         }
-        // SAFETY: as the caller promises; `shape` is that of the item.
-        let mask = unsafe { self.mask(item, shape)? };
+        let mask = self.mask(item, shape)?;
         self.order(item, shape)?;
         match mask {
             None if self.mode == Mode::Template { relaxed: true } => Ok(()),
@@ -438,16 +409,12 @@ impl Reader<'_> {
         }
     }
 
-    /// An item's mask; nothing for one that says only that its header is there.
-    ///
-    /// # Safety
-    /// As for [`rule`](super::rule), and `shape` is that of the item.
-    unsafe fn mask(&self, item: &sys::rte_flow_item, shape: &Shape) -> Result<Option<Vec<u8>>, Refusal> {
+    /// The mask of an item; `None` for one that matches the presence of its header alone.
+    fn mask(&self, item: &LentItem, shape: &Shape) -> Result<Option<Vec<u8>>, Refusal> {
         if !item.last.is_null() {
             return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
         }
-        // SAFETY: as the caller promises.
-        let mask = unsafe { copy(item.mask, shape.len) };
+        let mask = item.mask().map(<[u8]>::to_vec);
         match (self.mode, item.spec.is_null(), mask) {
             (Mode::Template { .. }, _, mask) => Ok(mask),
             (Mode::Rule, true, None) => Ok(None),
@@ -457,7 +424,7 @@ impl Reader<'_> {
             }
             (Mode::Rule, false, Some(mask)) => Ok(Some(mask)),
             (Mode::Rule, false, None) => {
-                let mut mask = vec![0; shape.len];
+                let mut mask = vec![0; item_len(shape.kind)];
                 for part in shape.parts {
                     mask[part.at..part.at + part.default.len()].copy_from_slice(part.default);
                 }
@@ -467,7 +434,7 @@ impl Reader<'_> {
     }
 
     /// Takes note of an item's place among the others.
-    fn order(&mut self, item: &sys::rte_flow_item, shape: &Shape) -> Result<(), Refusal> {
+    fn order(&mut self, item: &LentItem, shape: &Shape) -> Result<(), Refusal> {
         let out_of_order =
             |message| Err(Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM, std::ptr::from_ref(item), message));
         if matches!(self.level, Level::Tunnel(_)) {
@@ -524,13 +491,7 @@ impl Reader<'_> {
         }
     }
 
-    fn want(
-        &mut self,
-        index: usize,
-        item: &sys::rte_flow_item,
-        shape: &Shape,
-        mut mask: Vec<u8>,
-    ) -> Result<(), Refusal> {
+    fn want(&mut self, index: usize, item: &LentItem, shape: &Shape, mut mask: Vec<u8>) -> Result<(), Refusal> {
         let PatternTemplate { fixed, steps, .. } = &mut self.template;
         for part in shape.parts {
             let place = part.at..part.at + part.field.len();
@@ -569,15 +530,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// # Safety
-    /// As for [`rule`](super::rule).
-    unsafe fn read_source(
-        &mut self,
-        index: usize,
-        item: &sys::rte_flow_item,
-        kind: u8,
-        name: &str,
-    ) -> Result<(), Refusal> {
+    fn read_source(&mut self, index: usize, item: &LentItem, kind: u8, name: &str) -> Result<(), Refusal> {
         let refused =
             |message| Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, std::ptr::from_ref(item), message));
         if self.context.refuses(name) {
@@ -592,10 +545,8 @@ impl Reader<'_> {
         if !item.last.is_null() {
             return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
         }
-        // SAFETY: as the caller promises.
-        let mask = unsafe { copy(item.mask, size_of::<sys::rte_flow_item_ethdev>()) };
         // Without a value, or a mask in a template, it is any port.
-        let of_port = match (self.mode, item.spec.is_null(), mask.as_deref()) {
+        let of_port = match (self.mode, item.spec.is_null(), item.mask()) {
             (Mode::Rule, true, _) | (Mode::Template { .. }, _, None) => false,
             (Mode::Rule, false, None) | (_, _, Some([0xff, 0xff])) => true,
             (_, _, Some(_)) => {
@@ -614,9 +565,7 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// # Safety
-    /// As for [`rule`](super::rule).
-    unsafe fn read_judged(&mut self, index: usize, item: &sys::rte_flow_item) -> Result<(), Refusal> {
+    fn read_judged(&mut self, index: usize, item: &LentItem) -> Result<(), Refusal> {
         let refused =
             |message| Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM, std::ptr::from_ref(item), message));
         if self.context.refuses("CONNTRACK") {
@@ -628,8 +577,7 @@ impl Reader<'_> {
         if !item.last.is_null() {
             return Err(Refusal::unsupported(sys::RTE_FLOW_ERROR_TYPE_ITEM_LAST, item.last, RANGES));
         }
-        // SAFETY: as the caller promises.
-        let mask = unsafe { item.mask.cast::<sys::rte_flow_item_conntrack>().as_ref() }.map(|mask| mask.flags);
+        let mask = item.mask().map(|mask| u32::from_ne_bytes([mask[0], mask[1], mask[2], mask[3]]));
         let mask = match (self.mode, item.spec.is_null(), mask) {
             (Mode::Template { relaxed: true }, _, None) => return Ok(()),
             (Mode::Template { relaxed: false }, _, None) => return refused(c"CONNTRACK: its mask says which flags"),

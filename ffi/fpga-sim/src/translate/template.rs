@@ -2,7 +2,8 @@
 
 use super::action::{ActionsTemplate, Done, Plan, admit, check_list};
 use super::item::{self, Mode, PatternTemplate};
-use super::{Context, Refusal, domain, is_last_action, is_last_item, list};
+use super::lent::{LentAction, LentItem, list};
+use super::{Context, Refusal, domain};
 use crate::pipeline::{self, Domain, Key, Limits, Rss};
 use dpdk_sys as sys;
 use std::ffi::c_void;
@@ -52,12 +53,11 @@ impl Pattern {
         let (ingress, egress, transfer) = (attributes.ingress(), attributes.egress(), attributes.transfer());
         let directions = Directions { ingress: ingress != 0, egress: egress != 0, transfer: transfer != 0 };
         let directions = directions.check(attributes)?;
-        // SAFETY: as the caller promises.
-        let items = unsafe { list(items, is_last_item) };
+        // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+        let items = unsafe { list::<LentItem>(items) };
         let missing = || Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ITEM_NUM, null::<c_void>(), c"no pattern");
         let mode = Mode::Template { relaxed: attributes.relaxed_matching() != 0 };
-        // SAFETY: as the caller promises.
-        let template = unsafe { item::pattern(context, directions.transfer, items.ok_or_else(missing)?, mode)? };
+        let template = item::pattern(context, directions.transfer, items.ok_or_else(missing)?, mode)?;
         Ok(Pattern { directions, template })
     }
 }
@@ -81,20 +81,21 @@ impl Actions {
         let directions = Directions { ingress: ingress != 0, egress: egress != 0, transfer: transfer != 0 };
         let directions = directions.check(attributes)?;
         let missing = |message| Refusal::invalid(sys::RTE_FLOW_ERROR_TYPE_ACTION_NUM, null::<c_void>(), message);
-        // SAFETY: as the caller promises.
-        let (actions, masks) = unsafe { (list(actions, is_last_action), list(masks, is_last_action)) };
+        // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+        let actions = unsafe { list::<LentAction>(actions) };
+        // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+        let masks = unsafe { list::<LentAction>(masks) };
         let actions = actions.ok_or_else(|| missing(c"no actions"))?;
         let masks = masks.ok_or_else(|| missing(c"no masks"))?;
         check_list(context, actions)?;
         // The mask of INDIRECT has the type of what it stands for.
-        let same = |(action, mask): (&sys::rte_flow_action, &sys::rte_flow_action)| {
+        let same = |(action, mask): (&LentAction, &LentAction)| {
             action.type_ == mask.type_ || action.type_ == sys::RTE_FLOW_ACTION_TYPE_INDIRECT
         };
         if actions.len() != masks.len() || !actions.iter().zip(masks).all(same) {
             return Err(missing(c"the masks are not those of these actions"));
         }
-        // SAFETY: as the caller promises.
-        let template = unsafe { ActionsTemplate::read(context, actions, Some(masks))? };
+        let template = ActionsTemplate::read(context, actions, Some(masks))?;
         Ok(Actions { directions, template })
     }
 }
@@ -179,11 +180,12 @@ impl Table {
             self.patterns.get(pattern_index).ok_or_else(|| missing(c"the table has fewer pattern templates"))?;
         let plan = self.plans.get(pattern_index).and_then(|plans| plans.get(actions_index));
         let plan = plan.ok_or_else(|| missing(c"the table has fewer actions templates"))?;
-        // SAFETY: as the caller promises.
-        unsafe {
-            let value = pattern.0.values(&pattern.1, &self.ports, items)?;
-            Ok((value, plan.values(&self.context(), actions)?, plan.counts))
-        }
+        let (template, fixed) = pattern;
+        // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+        let value = template.values(fixed, &self.ports, unsafe { template.lent(items)? })?;
+        // SAFETY: the caller passes null or a list with an END, and promises lent-rule.
+        let done = plan.values(&self.context(), unsafe { plan.lent(actions)? })?;
+        Ok((value, done, plan.counts))
     }
 
     /// The names of the items and actions of a rule.

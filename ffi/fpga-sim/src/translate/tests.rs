@@ -247,8 +247,7 @@ fn connection() -> sys::rte_flow_action_conntrack {
 fn a_connection_is_shown_as_it_was_described_and_nonsense_is_refused() {
     let limits = Limits::default();
     let context = context_of(&PORTS, &limits);
-    // SAFETY: it leads to a connection.
-    let read = |conf: &sys::rte_flow_action_conntrack| unsafe { super::connection(&context, conf) };
+    let read = |conf: &sys::rte_flow_action_conntrack| super::connection(&context, Some(conf));
     let bytes = |shown: &sys::rte_flow_action_conntrack| {
         let fields = [
             shown.is_original_dir(),
@@ -342,8 +341,7 @@ fn what_a_connection_said_is_matched_in_later_groups_alone() {
 fn a_rule_has_a_connection_once_and_by_its_handle() {
     let mut pipeline = crate::pipeline::Pipeline::new(Limits::default());
     let limits = Limits::default();
-    // SAFETY: it leads to a connection.
-    let connection = unsafe { super::connection(&context_of(&PORTS, &limits), &connection()) }.unwrap();
+    let connection = super::connection(&context_of(&PORTS, &limits), Some(&connection())).unwrap();
     let id = pipeline.share(3, crate::pipeline::Shared::Conntrack(Box::new(connection)));
     let context = Context { shared: Some(pipeline.shared()), ..context_of(&PORTS, &limits) };
     let handle = sys::rte_flow_action {

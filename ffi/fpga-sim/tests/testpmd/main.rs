@@ -2,9 +2,9 @@
 //! Both are in Debian's package dpdk-dev.
 
 mod conntrack;
+mod faults;
 mod peer;
 mod templates;
-mod troubles;
 
 use peer::{Testpmd, frames_of, library_path, write_pcap};
 use std::process::Command;
@@ -135,7 +135,7 @@ fn rules_age_and_isolated_ports_receive_what_rules_say() {
 }
 
 #[test]
-fn troubles_come_on_demand() {
+fn faults_are_injected_on_demand() {
     let dir = tempfile::tempdir().unwrap();
     let wire = dir.path().join("wire.pcap");
     write_pcap(&wire, &traffic(2, 5));

@@ -1,4 +1,4 @@
-//! Troubles while the device runs, by DPDK's telemetry.
+//! Fault injection while the device runs, by DPDK's telemetry.
 
 use crate::peer::{frames_of, write_pcap};
 use crate::templates::{FORWARD, create, expect, start};
@@ -7,26 +7,26 @@ use crate::{traffic, udp};
 const DROP: &str = "age timeout 5 / count / drop";
 
 #[test]
-fn troubles_come_and_go_by_telemetry() {
+fn telemetry_injects_and_ends_faults() {
     let mut testpmd = start("function=net_null0");
-    let trouble = |change: &str| format!("/fpgasim/trouble,net_fpgasim0{change}");
-    let none = testpmd.telemetry(&trouble(""));
+    let fault = |change: &str| format!("/fpgasim/trouble,net_fpgasim0{change}");
+    let none = testpmd.telemetry(&fault(""));
     assert!(none.contains(r#""table_full": "0""#) && none.contains(r#""lose_completion": "0""#), "{none}");
     assert!(testpmd.telemetry("/fpgasim/trouble,net_fpgasim7").contains("no device net_fpgasim7"));
-    assert!(testpmd.telemetry(&trouble(",speed=1")).contains("expected table-full=1"));
+    assert!(testpmd.telemetry(&fault(",speed=1")).contains("expected table-full=1"));
 
-    assert!(testpmd.telemetry(&trouble(",table-full=1")).contains(r#""table_full": "1""#));
+    assert!(testpmd.telemetry(&fault(",table-full=1")).contains(r#""table_full": "1""#));
     expect(&mut testpmd, &create(0, 1, "no", DROP), "creation enqueued");
     expect(&mut testpmd, "flow pull 0 queue 0", "pulled 1 operations (1 failed, 0 succeeded)");
-    testpmd.telemetry(&trouble(",table-full=0,refuse-create=drop"));
+    testpmd.telemetry(&fault(",table-full=0,refuse-create=drop"));
     expect(&mut testpmd, &create(0, 1, "no", DROP), "creation enqueued");
     expect(&mut testpmd, &create(0, 1, "no", FORWARD), "creation enqueued");
     expect(&mut testpmd, "flow pull 0 queue 0", "pulled 2 operations (1 failed, 1 succeeded)");
-    testpmd.telemetry(&trouble(",refuse-create=,refuse=age"));
+    testpmd.telemetry(&fault(",refuse-create=,refuse=age"));
     expect(&mut testpmd, &create(0, 2, "no", DROP), "refused on demand");
 
     // Every second completion is lost, and what it is of is done.
-    testpmd.telemetry(&trouble(",refuse=,lose-completion=2"));
+    testpmd.telemetry(&fault(",refuse=,lose-completion=2"));
     for host in [2, 3, 4] {
         expect(&mut testpmd, &create(1, host, "no", FORWARD), "creation enqueued");
     }
@@ -34,11 +34,11 @@ fn troubles_come_and_go_by_telemetry() {
     assert_eq!(testpmd.counter(0, "device_exact_rules"), 4);
 
     // A completion is as slow as the insertion.
-    testpmd.telemetry(&trouble(",lose-completion=0,insert-delay-us=4000000000"));
+    testpmd.telemetry(&fault(",lose-completion=0,insert-delay-us=4000000000"));
     expect(&mut testpmd, &create(1, 5, "no", FORWARD), "creation enqueued");
     expect(&mut testpmd, "flow pull 0 queue 1", "pulled 0 operations");
 
-    testpmd.telemetry(&trouble(",reset=1"));
+    testpmd.telemetry(&fault(",reset=1"));
     testpmd.wait_for("reset event");
     assert_eq!(testpmd.counter(0, "device_exact_rules"), 0);
     testpmd.quit();
