@@ -5,7 +5,7 @@ use dpdk_sys as sys;
 use parking_lot::Mutex;
 use std::ffi::{CStr, CString, c_char};
 
-/// Where DPDK takes its memory from.
+/// The source of DPDK's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EalMemory {
     /// Hugepages without files (`--in-memory`): nothing is left behind, no mount and no privilege is needed.
@@ -22,10 +22,10 @@ pub enum EalMemory {
     },
 }
 
-/// How DPDK is started.
+/// The configuration of DPDK.
 #[derive(Clone, Debug)]
 pub struct EalConfig {
-    /// Where memory comes from.
+    /// The source of memory.
     pub memory: EalMemory,
     /// CPUs for DPDK's own threads (interrupts, alarms); empty: those that the calling thread may run on.
     pub control_cpus: Vec<usize>,
@@ -45,7 +45,7 @@ impl EalMemory {
     }
 }
 
-/// What is free of one size, whose directory is `hugepages-2048kB`.
+/// Free hugepages of one size, in KiB; its directory is named like `hugepages-2048kB`.
 fn free_hugepages_kib(directory: &std::path::Path) -> Option<u64> {
     let kib: u64 = directory.file_name()?.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     let free: u64 = std::fs::read_to_string(directory.join("free_hugepages")).ok()?.trim().parse().ok()?;
@@ -58,10 +58,10 @@ impl Default for EalConfig {
     }
 }
 
-/// Why DPDK did not start.
+/// The reason why DPDK did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum EalError {
-    /// Once a process is what DPDK can do.
+    /// DPDK is initialised once in a process.
     #[error(
         "DPDK was already initialised in this process: share its `Eal`, or restart the process to change its options"
     )]
@@ -71,7 +71,7 @@ pub enum EalError {
     Option {
         /// The option.
         option: String,
-        /// What is accepted.
+        /// The accepted options.
         expected: &'static str,
     },
     /// An option that DPDK does not understand.
@@ -79,7 +79,7 @@ pub enum EalError {
     Options {
         /// All options.
         options: Vec<String>,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
     /// Not enough hugepages, or none.
@@ -87,23 +87,23 @@ pub enum EalError {
         "DPDK has no memory: {said}. Reserve hugepages (`sysctl vm.nr_hugepages=512`), or use no-huge memory, which is slower"
     )]
     Memory {
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
-    /// Something needs a privilege.
+    /// The process lacks a privilege.
     #[error("DPDK lacks a permission: {said}. In-memory and no-huge memory need none")]
     Permission {
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
-    /// Anything else.
+    /// Any other failure.
     #[error("DPDK did not start with {options:?}: {errno}: {said}")]
     Failed {
         /// All options.
         options: Vec<String>,
-        /// DPDK's reason.
+        /// DPDK's error number.
         errno: Errno,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
 }
@@ -206,7 +206,7 @@ fn allowed_cpus() -> Vec<usize> {
     cpus.collect()
 }
 
-/// What was given to DPDK, each with its NUL. It keeps pointers into them, and may change them.
+/// The arguments of DPDK, each with its NUL. DPDK keeps pointers into them, and may change them.
 static ARGUMENTS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// Runs `rte_eal_init`, and returns what it logged.

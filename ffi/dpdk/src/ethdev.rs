@@ -1,4 +1,4 @@
-//! Ethernet devices: attach, configure, start, ask, stop, remove.
+//! Ethernet devices: attach, configure, start, query, stop, remove.
 
 mod attach;
 mod start;
@@ -15,14 +15,14 @@ use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-/// An Ethernet device of DPDK. Dropped, it is stopped and removed, as soon as its queues are gone too.
+/// An Ethernet device of DPDK. The drop stops and removes it, as soon as its queues are dropped too.
 pub struct EthDev {
     port: Arc<Port>,
     /// DPDK wants one thread at a time to change a device.
     one_thread: PhantomData<Cell<()>>,
 }
 
-/// A port of DPDK, owned by its handle and by its queues while it runs.
+/// A port of DPDK, owned by its handle and, while it runs, by its queues.
 pub(crate) struct Port {
     id: u16,
     name: String,
@@ -63,37 +63,37 @@ impl Drop for Port {
     }
 }
 
-/// What a device is.
+/// The properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Its name, on its bus: a PCI address, or the first part of `devargs`.
+    /// Name on the bus: a PCI address, or the first part of `devargs`.
     pub name: String,
-    /// The driver's.
+    /// Name of the driver.
     pub driver: String,
-    /// NUMA node, where it is at one.
+    /// NUMA node, where the device has one.
     pub numa_node: Option<u32>,
-    /// Most receive queues.
+    /// Largest number of receive queues.
     pub max_rx_queues: u16,
-    /// Most send queues.
+    /// Largest number of send queues.
     pub max_tx_queues: u16,
     /// Smallest MTU.
     pub min_mtu: u16,
     /// Largest MTU.
     pub max_mtu: u16,
-    /// What it does to packets that it receives: `RTE_ETH_RX_OFFLOAD_*`.
+    /// Offloads on receive: `RTE_ETH_RX_OFFLOAD_*`.
     pub rx_offloads: u64,
-    /// What it does to packets that it sends: `RTE_ETH_TX_OFFLOAD_*`.
+    /// Offloads on send: `RTE_ETH_TX_OFFLOAD_*`.
     pub tx_offloads: u64,
 }
 
-/// The link now.
+/// The state of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// Packets can come and go.
+    /// Whether the link is up.
     pub up: bool,
-    /// Mbit/s, where it has a speed.
+    /// Speed in Mbit/s, where it is known.
     pub speed: Option<u32>,
-    /// Both directions at once.
+    /// Whether both directions work at once.
     pub full_duplex: bool,
 }
 
@@ -108,51 +108,51 @@ pub struct Stats {
     pub tx_packets: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
-    /// Dropped by the device, as nobody fetched them in time.
+    /// Packets that the device dropped, as they were not received in time.
     pub rx_missed: u64,
     /// Bad packets.
     pub rx_errors: u64,
     /// Packets that could not be sent.
     pub tx_errors: u64,
-    /// Not received, as the pool was empty.
+    /// Packets not received as the pool was empty.
     pub rx_no_buffer: u64,
 }
 
-/// Why a device did not do what was asked.
+/// The reason why an operation on a device failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// Queues are still with workers, or flow rules are in it.
     #[error("{device}: {what}: {users} of its queues and flow rules are in use: take them back first")]
     InUse {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was asked.
+        /// The operation.
         what: &'static str,
-        /// Queues and rules that are not back.
+        /// Number of queues and rules in use.
         users: usize,
     },
-    /// The driver cannot.
-    #[error("{device}: {what}: its driver does not do that")]
+    /// The driver does not support the operation.
+    #[error("{device}: {what}: the driver does not support that")]
     Unsupported {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was asked.
+        /// The operation.
         what: &'static str,
     },
     /// It is not there any more.
     #[error("{device}: {what}: the device is gone: remove the port")]
     Gone {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was asked.
+        /// The operation.
         what: &'static str,
     },
     /// The value is not accepted.
     #[error("{device}: {what}: got {got}, expected {expected}")]
     Invalid {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was asked.
+        /// The operation.
         what: &'static str,
         /// The value.
         got: String,
@@ -162,9 +162,9 @@ pub enum DeviceError {
     /// Anything else.
     #[error("{device}: {what}: {errno}")]
     Failed {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was asked.
+        /// The operation.
         what: &'static str,
         /// DPDK's reason.
         errno: Errno,

@@ -1,12 +1,12 @@
-//! Which of DPDK's lcores the calling thread is: the index of its cache in each pool.
+//! The calling thread's lcore of DPDK: the index of its cache in each pool.
 
 use crate::Eal;
 use dpdk_sys as sys;
 use std::cell::Cell;
 
-/// No lcore: such a thread works on what all share.
+/// No lcore: such a thread uses no caches.
 pub(crate) const ANY: u32 = sys::DPDK_LCORE_ID_ANY;
-/// This thread has not asked yet.
+/// The thread has not registered yet.
 const UNKNOWN: u32 = ANY - 1;
 
 /// The thread's lcore, given back when the thread ends.
@@ -16,7 +16,7 @@ thread_local! {
     static LCORE: Registration = const { Registration(Cell::new(UNKNOWN)) };
 }
 
-/// The calling thread's lcore, or [`ANY`]. Asked for the first time, registers the thread: for those who carry packets.
+/// The calling thread's lcore, or [`ANY`]. The first call registers the thread; for threads that process packets.
 #[inline]
 pub(crate) fn current() -> u32 {
     LCORE.try_with(|lcore| if lcore.0.get() == UNKNOWN { register(lcore) } else { lcore.0.get() }).unwrap_or(ANY)

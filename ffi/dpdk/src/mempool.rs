@@ -9,7 +9,7 @@ use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Buffers that each thread keeps for itself at most.
+/// Largest number of buffers in the cache of a thread.
 const CACHE: u32 = 256;
 
 /// Fewest buffers of a pool: DPDK wants more than its cache, half again.
@@ -17,44 +17,44 @@ const MIN_BUFFERS: u32 = CACHE * 3 / 2;
 
 const _: () = assert!(packet::HEADROOM as u32 == sys::RTE_PKTMBUF_HEADROOM);
 
-/// Why a pool could not be made.
+/// The reason why a pool could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MempoolError {
     /// The name is too long, empty, or has a NUL.
     #[error("mempool name {got:?}: expected 1 to {} bytes", sys::RTE_MEMPOOL_NAMESIZE - 1)]
     Name {
-        /// The name asked for.
+        /// The requested name.
         got: String,
     },
-    /// There is such a pool.
+    /// A pool of this name exists.
     #[error("mempool {name:?} exists already: expected another name")]
     Exists {
-        /// The name asked for.
+        /// The requested name.
         name: String,
     },
     /// Too few buffers.
     #[error("mempool {name:?} of {got} buffers: expected at least {MIN_BUFFERS}")]
     Count {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// Buffers asked for.
+        /// The requested number of buffers.
         got: u32,
     },
-    /// DPDK has no memory for it.
+    /// DPDK has no memory for the pool.
     #[error("mempool {name:?} of {buffers} buffers ({} MiB): {errno}: {said}. More hugepages or fewer buffers help", mebibytes(*buffers))]
     Memory {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// Buffers asked for.
+        /// The requested number of buffers.
         buffers: u32,
         /// DPDK's reason.
         errno: Errno,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
 }
 
-/// What a pool takes, roughly.
+/// Approximate size of a pool.
 fn mebibytes(buffers: u32) -> u64 {
     let buffer = size_of::<Mbuf>() as u64 + u64::from(packet::HEADROOM + packet::DATA_ROOM) + 64;
     (u64::from(buffers) * buffer).div_ceil(1 << 20)
@@ -68,7 +68,7 @@ pub struct Mempool {
 }
 
 impl Mempool {
-    /// `buffers` buffers, on NUMA node `node` where one is given. The name is for DPDK's tools.
+    /// Makes a pool of `buffers` buffers, on NUMA node `node` where one is given. DPDK's tools show the name.
     pub fn new(eal: &Eal, name: &str, buffers: u32, node: Option<u32>) -> Result<Mempool, MempoolError> {
         let bad_name = || MempoolError::Name { got: name.to_owned() };
         let c_name = CString::new(name).map_err(|_| bad_name())?;
@@ -161,7 +161,7 @@ impl Allocate for Owned {
         let shared = ops.get_count.map_or(0, |get_count| unsafe { get_count(pool) });
         // SAFETY: live-pool; of the caches of other threads only the length is read.
         let caches = (0..sys::RTE_MAX_LCORE).filter_map(|lcore| unsafe { Cache::of(pool, lcore) });
-        // Acquire: whoever gave the last buffer back has let go of the pool.
+        // Acquire: the thread that returned the last buffer is done with the pool.
         let cached: u32 = caches.map(|cache| cache.len().load(Ordering::Acquire)).sum();
         (shared + cached) as usize
     }

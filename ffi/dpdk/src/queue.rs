@@ -1,4 +1,4 @@
-//! Queues of a running device: what a poll loop holds.
+//! Queues of a running device, for a poll loop.
 
 use crate::ethdev::Port;
 use crate::lcore;
@@ -8,7 +8,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// What a sender may leave to the device.
+/// Flags of the work that a sender may leave to the device.
 const OFFLOADS: u64 = flag::TX_L4_MASK | flag::TX_TCP_SEG | flag::TX_UDP_SEG | flag::TX_IP_CKSUM;
 
 /// Whether a packet leaves work to the device that sends it.
@@ -32,7 +32,7 @@ pub struct TxQueue {
     capabilities: TxCapabilities,
 }
 
-/// What a device does to packets that it sends.
+/// The offloads of a device on send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TxCapabilities {
     /// Completes TCP checksums.
@@ -106,7 +106,7 @@ impl RxQueue {
         RxQueue { port, id, ops }
     }
 
-    /// Its number in the device.
+    /// Number of the queue in the device.
     pub fn id(&self) -> u16 {
         self.id
     }
@@ -145,12 +145,12 @@ impl TxQueue {
         TxQueue { port, id, ops, capabilities }
     }
 
-    /// What its device does to packets.
+    /// The offloads of the device.
     pub fn capabilities(&self) -> TxCapabilities {
         self.capabilities
     }
 
-    /// Its number in the device.
+    /// Number of the queue in the device.
     pub fn id(&self) -> u16 {
         self.id
     }

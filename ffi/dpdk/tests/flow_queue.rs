@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(30);
 const ATTRIBUTES: FlowAttr = FlowAttr { group: 0, priority: 0, direction: Direction::Transfer };
 
-/// A packet to this station, of this type where one is given.
+/// The pattern of packets to this station, of this type where one is given.
 fn to(station: u32, kind: Option<u16>) -> Vec<FlowItem> {
     let [a, b, c, d] = station.to_be_bytes();
     let (spec, mask) = (Eth { dst: [2, 0, a, b, c, d], ..Eth::default() }, Eth { dst: [0xff; 6], ..Eth::default() });
@@ -31,7 +31,7 @@ fn to(station: u32, kind: Option<u16>) -> Vec<FlowItem> {
 
 const DROP: [FlowAction; 2] = [FlowAction::Count, FlowAction::Drop];
 
-/// Waits for all that was asked.
+/// Waits for all pending operations.
 fn settle(queue: &mut FlowQueue) -> Vec<Completion> {
     let (mut completions, deadline) = (Vec::new(), Instant::now() + COMPLETION_TIMEOUT);
     queue.push().unwrap();
@@ -43,7 +43,7 @@ fn settle(queue: &mut FlowQueue) -> Vec<Completion> {
 }
 
 #[test]
-fn rules_go_in_and_out_by_a_queue() {
+fn a_flow_queue_inserts_and_removes_rules() {
     let memory = EalMemory::NoHuge { mib: 128 };
     let eal = Eal::init(&EalConfig { memory, ..EalConfig::default() }).unwrap();
     let pool = Mempool::new(&eal, "packets", 4096, None).unwrap();
@@ -54,11 +54,11 @@ fn rules_go_in_and_out_by_a_queue() {
     let mut queue = port.take_queue().expect("the model has templates");
     assert!(port.take_queue().is_none() && port.info().is_transfer_proxy(), "two owners of one queue");
     many_rules_of_two_shapes(&mut queue);
-    what_is_late_or_foreign_changes_nothing(&mut queue);
+    late_completions_and_stale_names_change_nothing(&mut queue);
     shapes_are_bounded(&mut queue);
-    a_full_card_is_told(&mut queue);
+    a_full_nic_refuses_rules(&mut queue);
     drop(queue);
-    // The next owner finds an empty card.
+    // The next owner finds an empty device.
     let mut queue = port.take_queue().unwrap();
     assert_eq!((queue.pending(), queue.tables()), (0, 0));
     rules_age(&port, &mut queue, &mut queues.rx[0]);
@@ -91,10 +91,10 @@ fn many_rules_of_two_shapes(queue: &mut FlowQueue) {
     assert!(settle(queue).iter().all(|completion| completion.operation == Operation::Destroy && completion.done));
 }
 
-fn what_is_late_or_foreign_changes_nothing(queue: &mut FlowQueue) {
+fn late_completions_and_stale_names_change_nothing(queue: &mut FlowQueue) {
     let first = queue.create(&ATTRIBUTES, &to(1, None), &DROP).unwrap();
     assert!(matches!(queue.query(first), Err(FlowError::Lost { .. })), "it is not there before its completion");
-    // Nobody waits for the completion, which comes all the same.
+    // The completion comes after the insertion was given up.
     queue.give_up(first);
     queue.destroy(first).unwrap();
     let completions = settle(queue);
@@ -139,7 +139,7 @@ fn shapes_are_bounded(queue: &mut FlowQueue) {
     settle(queue);
 }
 
-fn a_full_card_is_told(queue: &mut FlowQueue) {
+fn a_full_nic_refuses_rules(queue: &mut FlowQueue) {
     let (mut placed, mut refused) = (Vec::new(), 0);
     for station in 0..5000 {
         if queue.room() == 0 {
@@ -169,7 +169,7 @@ fn rules_age(port: &FlowPort, queue: &mut FlowQueue, rx: &mut dpdk::RxQueue) {
     let (mut burst, deadline) = (Burst::new(), Instant::now() + COMPLETION_TIMEOUT);
     while told.0.load(Ordering::Relaxed) == 0 {
         rx.receive(&mut burst);
-        assert!(Instant::now() < deadline, "nobody told that a rule has aged");
+        assert!(Instant::now() < deadline, "no event of an aged rule");
     }
     assert_eq!(*told.1.lock(), [FlowEvent::Aged]);
     let mut aged = Vec::new();

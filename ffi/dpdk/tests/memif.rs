@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const PACKETS: u16 = 1000;
 
 #[test]
-fn two_ends_meet_and_talk() {
+fn two_memif_ports_exchange_packets() {
     let dir = tempfile::tempdir().unwrap();
     let config = EalConfig { memory: EalMemory::NoHuge { mib: 64 }, ..EalConfig::default() };
     let eal = Eal::init(&config).unwrap();

@@ -10,7 +10,7 @@ fn config() -> EalConfig {
 }
 
 #[test]
-fn devices_start_and_stop_and_every_buffer_comes_home() {
+fn devices_start_and_stop_and_every_buffer_returns() {
     let refused = Eal::init(&EalConfig { options: vec!["--help".into()], ..config() }).unwrap_err();
     assert!(matches!(&refused, EalError::Option { option, .. } if option == "--help"), "{refused}");
 

@@ -6,7 +6,7 @@ use packet::Burst;
 const ROUNDS: u64 = 2000;
 
 #[test]
-fn what_is_sent_comes_back_as_it_was() {
+fn sent_packets_come_back_unchanged() {
     let config = EalConfig { memory: EalMemory::NoHuge { mib: 128 }, ..EalConfig::default() };
     let eal = Eal::init(&config).unwrap();
     let pool = Mempool::new(&eal, "packets", 8192, None).unwrap();

@@ -1,4 +1,4 @@
-//! Nobody in particular may use DPDK: no privilege is needed for memory without files.
+//! An ordinary user may start DPDK: memory without files needs no privilege.
 
 #![allow(unsafe_code)] // to change user
 

@@ -1,14 +1,16 @@
-//! What goes through the card's tables comes out, and is counted, as what goes through the workers: while flows come, change and go
-//! between packets, whatever trouble the card is in. Needs root.
+//! What goes through the NIC's tables comes out, and is counted, as what goes through the workers: while flows come, change and go
+//! between packets, whatever trouble the NIC is in. Needs root.
 
 mod support;
 
 use flow::text::{FlowMatch, parse_actions};
 use offload::Totals;
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use support::{Counters, Net, PORTS, frame, ipv4, is_root, mac};
+use testkit::Rng;
 
 /// Flows of an operator that come, change and go.
 const FLOWS: [(&str, [&str; 2]); 4] = [
@@ -31,7 +33,7 @@ const STEP_PACKETS: u64 = 40 + PORTS as u64;
 /// What is done to a net, the same with hardware and without.
 struct Run {
     net: Net,
-    random: u64,
+    random: Rng,
     number: u32,
     /// The port of each station.
     places: [usize; 4],
@@ -45,14 +47,11 @@ type Outputs = Vec<Vec<Vec<u8>>>;
 impl Run {
     fn new(seed: u64, arguments: &str, offload: bool) -> Run {
         let net = Net::new(arguments, offload);
-        Run { net, random: seed, number: 0, places: [0, 1, 2, 1], installed: [None; FLOWS.len()] }
+        Run { net, random: Rng::new(seed), number: 0, places: [0, 1, 2, 1], installed: [None; FLOWS.len()] }
     }
 
     fn random(&mut self, below: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random as usize % below
+        self.random.below(below as u64) as usize
     }
 
     /// One thing happens. Returns what came out.
@@ -99,10 +98,10 @@ impl Run {
 /// The outputs of each step, and the counters at the end.
 type Done = Arc<(Vec<Outputs>, Counters)>;
 
-/// What the workers alone do. It is the same whatever card is below.
+/// What the workers alone do. It is the same whatever NIC is below.
 fn by_workers(seed: u64) -> Done {
     static DONE: Mutex<Option<HashMap<u64, Done>>> = Mutex::new(None);
-    let mut done = DONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut done = DONE.lock();
     let run = || {
         let mut run = Run::new(seed, "", false);
         let outputs = (0..STEPS).map(|_| run.step()).collect();
@@ -118,8 +117,8 @@ struct Compared {
     hardware: Counters,
 }
 
-/// Takes the steps with such a card, and fails where other packets come out. Between steps its counters have time to settle.
-fn with_card(seed: u64, arguments: &str, settle: Duration) -> Compared {
+/// Takes the steps with such a NIC, and fails where other packets come out. Between steps its counters have time to settle.
+fn with_nic(seed: u64, arguments: &str, settle: Duration) -> Compared {
     let expected = by_workers(seed);
     let mut run = Run::new(seed, arguments, true);
     for (step, expected) in expected.0.iter().enumerate() {
@@ -132,99 +131,99 @@ fn with_card(seed: u64, arguments: &str, settle: Duration) -> Compared {
     Compared { totals, workers: expected.1.clone(), hardware }
 }
 
-/// As [`with_card`], and fails where other counters come out.
-fn same_with_card(seed: u64, arguments: &str) -> Totals {
-    let Compared { totals, workers, hardware } = with_card(seed, arguments, Duration::ZERO);
+/// As [`with_nic`], and fails where other counters come out.
+fn same_with_nic(seed: u64, arguments: &str) -> Totals {
+    let Compared { totals, workers, hardware } = with_nic(seed, arguments, Duration::ZERO);
     assert_eq!(workers, hardware, "{arguments:?}, seed {seed}: {totals:?}");
     totals
 }
 
 #[test]
-fn hardware_does_what_the_workers_do() {
+fn offloaded_flows_act_as_in_the_workers() {
     if !is_root() {
         return;
     }
     for seed in SEEDS {
-        let totals = same_with_card(seed, "");
+        let totals = same_with_nic(seed, "");
         assert!(totals.packets > 20, "seed {seed}: {totals:?}");
     }
 }
 
 #[test]
-fn a_card_that_is_full_or_slow_changes_nothing() {
+fn a_full_or_slow_nic_changes_no_packet() {
     if !is_root() {
         return;
     }
     let mut full = 0;
     for (seed, room) in SEEDS.iter().zip([",exact=2,masked=2", ",exact=1,masked=1", ",exact=0,masked=3"]) {
-        full += same_with_card(*seed, room).full;
+        full += same_with_nic(*seed, room).full;
     }
     assert!(full > 0, "there was room for all");
-    let totals = same_with_card(SEEDS[1], ",insert-delay-us=2000");
+    let totals = same_with_nic(SEEDS[1], ",insert-delay-us=2000");
     assert!(totals.packets > 20, "{totals:?}");
 }
 
 #[test]
-fn counters_that_come_late_are_the_same_in_the_end() {
+fn late_counters_are_right_in_the_end() {
     if !is_root() {
         return;
     }
     for seed in [SEEDS[0], SEEDS[2]] {
         let arguments = ",counter-delay-ms=5";
-        let Compared { totals, workers, hardware } = with_card(seed, arguments, Duration::from_millis(10));
+        let Compared { totals, workers, hardware } = with_nic(seed, arguments, Duration::from_millis(10));
         assert!(totals.packets > 20, "seed {seed}: {totals:?}");
         assert_eq!(workers, hardware, "seed {seed}: {totals:?}");
     }
 }
 
 #[test]
-fn what_the_card_refuses_stays_with_the_workers() {
+fn refused_flows_stay_with_the_workers() {
     if !is_root() {
         return;
     }
     let refusals = [",refuse=udp", ",refuse-create=ipv4", ",refuse-create=represented_port"];
     for (seed, arguments) in SEEDS.into_iter().zip(refusals) {
-        let totals = same_with_card(seed, arguments);
+        let totals = same_with_nic(seed, arguments);
         assert!(totals.refused["device"] > 0, "{arguments:?}: {totals:?}");
     }
 }
 
 #[test]
-fn packets_that_the_card_gives_up_in_the_middle_are_the_workers() {
+fn packets_aborted_by_the_nic_go_to_the_workers() {
     if !is_root() {
         return;
     }
     for (seed, arguments) in [(SEEDS[0], ",abort-after=1"), (SEEDS[2], ",abort-after=2")] {
-        let totals = same_with_card(seed, arguments);
+        let totals = same_with_nic(seed, arguments);
         assert!(totals.packets > 20, "{arguments:?}: {totals:?}");
     }
 }
 
 #[test]
-fn completions_that_never_come_cost_speed_alone() {
+fn lost_completions_cost_only_speed() {
     if !is_root() {
         return;
     }
-    let totals = same_with_card(SEEDS[2], ",lose-completion=9");
+    let totals = same_with_nic(SEEDS[2], ",lose-completion=9");
     assert!(totals.lost_completions > 0 && totals.packets > 20, "{totals:?}");
 }
 
 #[test]
-fn a_reset_of_the_card_loses_no_packet_and_counts_none_twice() {
+fn a_reset_loses_no_packet_and_counts_none_twice() {
     if !is_root() {
         return;
     }
     let mut lost = 0;
     for (seed, after) in SEEDS.into_iter().zip([600, 250, 900]) {
-        let Compared { totals, workers, hardware } = with_card(seed, &format!(",reset-after={after}"), Duration::ZERO);
+        let Compared { totals, workers, hardware } = with_nic(seed, &format!(",reset-after={after}"), Duration::ZERO);
         assert!(totals.packets > 20, "seed {seed}: {totals:?}");
         lost += totals.lost;
-        // What the card had counted since the last look is gone with it, and that was in this step.
+        // What the NIC had counted since the last look is gone with it, and that was in this step.
         let sum = |counters: &Counters| counters.values().map(|(packets, _)| packets).sum::<u64>();
         assert!(sum(&workers) - sum(&hardware) <= STEP_PACKETS, "seed {seed}: {totals:?}");
         for (flow, counted) in &hardware {
             assert!(workers[flow] >= *counted, "{flow}: {counted:?} of {:?}", workers[flow]);
         }
     }
-    assert!(lost > 0, "no card was reset while it had rules");
+    assert!(lost > 0, "no NIC was reset while it had rules");
 }

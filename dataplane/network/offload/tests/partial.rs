@@ -1,5 +1,5 @@
-//! Packets of a card for a guest of the workers: the card marks them, the workers do them without a look-up, and what comes out and is
-//! counted is what it is without a card that can. Needs root.
+//! Packets of a NIC for a guest of the workers: the NIC marks them, the workers do them without a look-up, and what comes out and is
+//! counted is what it is without a NIC that can. Needs root.
 
 mod support;
 
@@ -7,14 +7,14 @@ use offload::Totals;
 use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
 use std::time::Instant;
-use support::{Counters, MARKER, Net, PATIENCE, PORTS, frame, ipv4, is_root, mac};
+use support::{Counters, MARKER, Net, PORTS, TRAFFIC_TIMEOUT, frame, ipv4, is_root, mac};
 use switch::{BridgePort, Placed, PortConfig};
 
 /// The guest's port, and the station behind it.
 const GUEST: u32 = PORTS as u32 + 1;
 const STATION: u8 = 9;
 
-/// A card with a guest beside it.
+/// A NIC with a guest beside it.
 struct Host {
     net: Net,
     wire: Arc<MemoryPeer>,
@@ -45,7 +45,7 @@ impl Host {
         self.net.receive_until(|out| out.iter().all(|frames| frames.contains(&hello)));
     }
 
-    /// So many packets from a station of the card's.
+    /// So many packets from a station of the NIC's.
     fn send(&mut self, port: usize, to: u8, count: usize) {
         for _ in 0..count {
             self.number += 1;
@@ -57,7 +57,7 @@ impl Host {
     fn receive_until(&mut self, done: impl Fn(&Host) -> bool) {
         let began = Instant::now();
         while !done(self) {
-            assert!(began.elapsed() < PATIENCE, "what was sent did not come out");
+            assert!(began.elapsed() < TRAFFIC_TIMEOUT, "what was sent did not come out");
             while let Some(packet) = self.wire.receive() {
                 match packet.data()[12..14] == MARKER.to_be_bytes() {
                     true => self.markers += 1,
@@ -67,7 +67,7 @@ impl Host {
         }
     }
 
-    /// What came out by each port of the card in no order, and to the guest in order.
+    /// What came out by each port of the NIC in no order, and to the guest in order.
     fn take(&mut self) -> Vec<Vec<Vec<u8>>> {
         let awaited = self.markers + PORTS;
         let mut out = self.net.take();
@@ -80,7 +80,7 @@ impl Host {
         self.net.switch.worker_stats().iter().map(|stats| stats.hits_mark).sum()
     }
 
-    /// The flow to the guest from a port: how much of it the card does, and what it does not.
+    /// The flow to the guest from a port: how much of it the NIC does, and what it does not.
     fn placed(&self, port: u64) -> (Placed, Option<String>) {
         let reports = self.net.switch.dump();
         let report = reports.into_iter().find(|report| {
@@ -106,7 +106,7 @@ fn packets_for_a_guest_are_marked_and_not_looked_up() {
     host.receive_until(|host| host.got.len() == 500);
     // Published at the worker's next quiescent point.
     let began = Instant::now();
-    while host.hits_mark() < before.1 + 500 && began.elapsed() < PATIENCE {}
+    while host.hits_mark() < before.1 + 500 && began.elapsed() < TRAFFIC_TIMEOUT {}
     assert_eq!((host.net.looked_up(), host.hits_mark()), (before.0, before.1 + 500));
     let numbers = host.got.iter().map(|frame| u32::from_be_bytes(frame[64..68].try_into().unwrap()));
     assert!(numbers.eq(51..551), "in order, each once");
@@ -116,10 +116,10 @@ fn packets_for_a_guest_are_marked_and_not_looked_up() {
     assert_eq!((flows, partial, packets), (0, 1, 0), "the workers count them");
 }
 
-/// What comes out by each port, after each half of a round; what is counted; what the card did; hits by mark.
+/// What comes out by each port, after each half of a round; what is counted; what the NIC did; hits by mark.
 type Ran = (Vec<Vec<Vec<Vec<u8>>>>, Counters, Totals, u64);
 
-/// What comes out and is counted while flows for the guest and for others come, change and go, and what the card did.
+/// What comes out and is counted while flows for the guest and for others come, change and go, and what the NIC did.
 fn run(arguments: &str, offload: bool) -> Ran {
     let mut host = Host::new(arguments, offload);
     let mut outputs = Vec::new();
@@ -129,7 +129,7 @@ fn run(arguments: &str, offload: bool) -> Ran {
         outputs.push(host.take());
         host.net.sweep();
         match round % 8 {
-            // The guest moves behind the card, and back.
+            // The guest moves behind the NIC, and back.
             5 => host.net.send(0, &frame(mac(STATION), [0xff; 6], 0x88b6, &[0; 46])),
             7 => host.speak(),
             _ => {}
@@ -140,7 +140,7 @@ fn run(arguments: &str, offload: bool) -> Ran {
 }
 
 #[test]
-fn marks_change_nothing_but_who_looks_up() {
+fn marks_change_only_the_look_up() {
     if !is_root() {
         return;
     }

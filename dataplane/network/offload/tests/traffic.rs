@@ -1,10 +1,11 @@
-//! Traffic through the card: which flows are in it, and for how long. Needs root.
+//! Traffic through the NIC: which flows are in it, and for how long. Needs root.
 
 mod support;
 
 use flow::text::{FlowMatch, parse_actions};
 use std::time::{Duration, Instant};
-use support::{MARKER, Net, PATIENCE, PORTS, frame, ipv4, is_root, mac};
+use support::{MARKER, Net, PORTS, TRAFFIC_TIMEOUT, frame, ipv4, is_root, mac};
+use testkit::Rng;
 
 /// A stream of one flow, from the station behind the second port to the one behind the third.
 struct Stream {
@@ -13,7 +14,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// The card has these arguments besides. The flow is in it.
+    /// The NIC has these arguments besides. The flow is in it.
     fn new(arguments: &str) -> Stream {
         let mut net = Net::new(arguments, true);
         (0..PORTS).for_each(|port| net.send(port, &frame(mac(port as u8), [0xff; 6], MARKER, &[0; 46])));
@@ -53,18 +54,18 @@ impl Stream {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
-            assert!(began.elapsed() < PATIENCE, "{what}: {:?}", self.net.totals());
+            assert!(began.elapsed() < TRAFFIC_TIMEOUT, "{what}: {:?}", self.net.totals());
         }
     }
 
-    /// Packets that were counted, in the workers and in the card.
+    /// Packets that were counted, in the workers and in the NIC.
     fn counted(&self) -> u64 {
         self.net.counters().into_values().map(|(packets, _)| packets).filter(|packets| *packets > 1).sum()
     }
 }
 
 #[test]
-fn a_hot_flow_leaves_the_worker() {
+fn a_busy_flow_is_offloaded() {
     if !is_root() {
         return;
     }
@@ -77,7 +78,7 @@ fn a_hot_flow_leaves_the_worker() {
 }
 
 #[test]
-fn what_the_card_gives_up_in_the_middle_is_done_by_the_worker() {
+fn packets_aborted_by_the_nic_are_processed_by_the_worker() {
     if !is_root() {
         return;
     }
@@ -99,14 +100,14 @@ fn what_the_card_gives_up_in_the_middle_is_done_by_the_worker() {
     }
 }
 
-/// The one flow was lost, and all of its latest packets were done by the card.
+/// The one flow was lost, and all of its latest packets were done by the NIC.
 fn is_back(net: &Net, seen: bool) -> bool {
     let totals = net.totals();
     !seen && totals.lost == 1 && totals.flows == 1
 }
 
 #[test]
-fn rules_that_somebody_else_takes_out_are_put_in_again() {
+fn rules_removed_by_another_program_are_inserted_again() {
     if !is_root() {
         return;
     }
@@ -118,34 +119,34 @@ fn rules_that_somebody_else_takes_out_are_put_in_again() {
     assert_eq!(stream.counted(), stream.sent.into());
 }
 
-/// Traffic through a card that is reset in the middle of it. Returns for how long the worker had it.
-fn time_without_the_card(reset_after: u32) -> Duration {
+/// Traffic through a NIC that is reset in the middle of it. Returns for how long the worker had it.
+fn time_without_the_nic(reset_after: u32) -> Duration {
     let mut stream = Stream::new(&format!(",reset-after={reset_after}"));
     stream.pass_until("a reset", |net, seen| seen || net.totals().lost == 1);
     let lost = Instant::now();
-    stream.pass_until("the flow in the card again", is_back);
+    stream.pass_until("the flow in the NIC again", is_back);
     let without = lost.elapsed();
-    // What the card counted between the last look and the reset is gone with it, and nothing is counted twice.
+    // What the NIC counted between the last look and the reset is gone with it, and nothing is counted twice.
     let counted = stream.counted();
     assert!(counted <= stream.sent.into() && counted > 50, "{counted} of {}", stream.sent);
     without
 }
 
 #[test]
-fn flows_are_back_in_the_card_within_a_second_of_its_reset() {
+fn flows_are_offloaded_again_within_a_second_of_a_reset() {
     if !is_root() {
         return;
     }
     // On a machine that is busy with something else, one of three is in time.
-    let times = [300, 500, 900].map(time_without_the_card);
-    println!("a flow was without the card for {times:?}");
+    let times = [300, 500, 900].map(time_without_the_nic);
+    println!("a flow was without the NIC for {times:?}");
     assert!(times.iter().min() < Some(&Duration::from_secs(1)), "{times:?}");
 }
 
 /// A popularity as of names or addresses: the n-th has a share of 1/n.
 struct Zipf {
     net: Net,
-    random: u64,
+    random: Rng,
 }
 
 const CROWD: usize = 200;
@@ -161,18 +162,17 @@ impl Zipf {
             let FlowMatch { key, mask } = text.parse().unwrap();
             net.switch.add_flow(&key, &mask, parse_actions("3").unwrap()).unwrap();
         }
-        Zipf { net, random: 99 }
+        Zipf { net, random: Rng::new(99) }
     }
 
     /// A round of traffic in which the flow `first` is the most popular, and one look at it. Returns the share of the packets that
-    /// the card could have done at best which it did.
+    /// the NIC could have done at best which it did.
     fn round(&mut self, first: usize) -> f64 {
         let popularity = |rank: usize| (TOP / (rank + 1)).max(1);
         let mut packets: Vec<usize> =
             (0..CROWD).flat_map(|rank| std::iter::repeat_n((first + rank) % CROWD, popularity(rank))).collect();
         for i in (1..packets.len()).rev() {
-            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            packets.swap(i, (self.random >> 33) as usize % (i + 1));
+            packets.swap(i, self.random.below(i as u64 + 1) as usize);
         }
         let before = self.net.totals().packets;
         for chunk in packets.chunks(200) {
@@ -187,7 +187,7 @@ impl Zipf {
         (totals.packets - before) as f64 / best as f64
     }
 
-    /// The share over some rounds, after others in which the card finds out.
+    /// The share over some rounds, after others in which the NIC finds out.
     fn share(&mut self, first: usize) -> f64 {
         const WARM_UP: usize = 4;
         const ROUNDS: usize = 8;
@@ -196,10 +196,10 @@ impl Zipf {
     }
 }
 
-/// A flow has to see twice what another sees to take its place, so that the card is not busy with changes. At worst, then, the card
+/// A flow has to see twice what another sees to take its place, so that the NIC is not busy with changes. At worst, then, the NIC
 /// has flows of half the popularity that they could have; here the few most popular have most packets, and are never in doubt.
 #[test]
-fn a_card_ten_times_too_small_has_the_flows_that_see_most() {
+fn a_nic_ten_times_too_small_has_the_busiest_flows() {
     if !is_root() {
         return;
     }
@@ -209,7 +209,7 @@ fn a_card_ten_times_too_small_has_the_flows_that_see_most() {
     let second = zipf.share(CROWD / 2);
     let totals = zipf.net.totals();
     println!(
-        "the card did {:.1} % of what it could do at best, and {:.1} % of it when others were popular: {totals:?}",
+        "the NIC did {:.1} % of what it could do at best, and {:.1} % of it when others were popular: {totals:?}",
         first * 100.0,
         second * 100.0
     );
@@ -219,7 +219,7 @@ fn a_card_ten_times_too_small_has_the_flows_that_see_most() {
 }
 
 #[test]
-fn a_flow_in_the_card_that_nobody_uses_ages() {
+fn an_idle_offloaded_flow_ages() {
     if !is_root() {
         return;
     }
@@ -233,7 +233,7 @@ fn a_flow_in_the_card_that_nobody_uses_ages() {
     let began = Instant::now();
     let flows = |net: &Net| net.counters().into_values().filter(|(packets, _)| *packets > 1).count();
     while flows(&stream.net) > 1 {
-        assert!(began.elapsed() < PATIENCE, "{:?}", stream.net.totals());
+        assert!(began.elapsed() < TRAFFIC_TIMEOUT, "{:?}", stream.net.totals());
         stream.pass(4);
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -1,4 +1,4 @@
-//! Checksums, completed in software for whoever cannot.
+//! Checksums, completed in software for receivers that cannot.
 
 use crate::headers::{Headers, protocol};
 use crate::{L4Checksum, Offload, Packet};

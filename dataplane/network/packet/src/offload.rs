@@ -1,4 +1,4 @@
-//! What is left to do to a packet before it is on a wire.
+//! Offload requests: work on a packet that its sender leaves to the device that puts it on a wire.
 
 use crate::Packet;
 use crate::mbuf::offload_flag as flag;
@@ -14,7 +14,7 @@ pub enum L4Checksum {
     Sctp,
 }
 
-/// What the sender left to whoever puts the packet on a wire. A receiver in the same machine may leave it undone.
+/// Work that the sender leaves to the device that puts the packet on a wire. A receiver in the same machine may leave it undone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// The checksum to complete.
@@ -40,7 +40,7 @@ impl Offload {
 }
 
 impl Packet {
-    /// What is left to do.
+    /// The offload request of the packet.
     #[inline]
     pub fn offload(&self) -> Offload {
         let mbuf = self.mbuf();
@@ -64,7 +64,7 @@ impl Packet {
         }
     }
 
-    /// Leaves work to whoever puts the packet on a wire.
+    /// Leaves work to the device that puts the packet on a wire.
     #[inline]
     pub fn set_offload(&mut self, offload: &Offload) {
         let mbuf = self.mbuf_mut();

@@ -16,11 +16,10 @@ impl Drop for Packet {
     fn drop(&mut self) {
         let mut segment = Some(self.0);
         while let Some(mbuf) = segment {
-            // SAFETY: the packet owns its segments; `next` is read before the segment goes.
-            unsafe {
-                segment = (*mbuf.as_ptr()).next;
-                pool::free_segments(&[mbuf]);
-            }
+            // SAFETY: the packet owns its segments.
+            segment = unsafe { (*mbuf.as_ptr()).next };
+            // SAFETY: the packet owns the segment, which came from a `Pool`, and does not use it any more.
+            unsafe { pool::free_segments(&[mbuf]) };
         }
     }
 }
@@ -29,7 +28,7 @@ impl Packet {
     /// Takes ownership of a chain that DPDK, or a pool, gave.
     ///
     /// # Safety
-    /// `mbuf` leads to a chain of valid headers with `refcnt` 1 that came from a [`Pool`] and that nobody else owns; data lies
+    /// `mbuf` leads to a chain of valid headers with `refcnt` 1 that came from a [`Pool`] and that have no other owner; data lies
     /// inside each buffer, and `pkt_len` and `nb_segs` tell the truth.
     #[inline(always)]
     pub unsafe fn from_raw(mbuf: NonNull<Mbuf>) -> Packet {
@@ -72,7 +71,7 @@ impl Packet {
     #[inline(always)]
     pub fn data(&self) -> &[u8] {
         let mbuf = self.mbuf();
-        // SAFETY: the data lies inside the buffer, which the packet owns.
+        // SAFETY: the data lies inside the buffer, which the packet owns and borrows out.
         unsafe { std::slice::from_raw_parts(mbuf.buf_addr.add(usize::from(mbuf.data_off)), usize::from(mbuf.data_len)) }
     }
 
@@ -177,8 +176,10 @@ impl Packet {
             kept += 1;
             if usize::from(mbuf.data_len) >= left {
                 mbuf.data_len = left as u16;
-                // SAFETY: the rest of the chain is owned by this packet and by nobody once cut off.
-                drop(mbuf.next.take().map(|rest| unsafe { Packet::from_raw(rest) }));
+                if let Some(rest) = mbuf.next.take() {
+                    // SAFETY: this packet owned the rest of the chain until it was cut off.
+                    drop(unsafe { Packet::from_raw(rest) });
+                }
                 break;
             }
             left -= usize::from(mbuf.data_len);
@@ -202,10 +203,11 @@ impl Packet {
         while let Some(next) = unsafe { (*last.as_ptr()).next } {
             last = next;
         }
-        // SAFETY: as above.
+        // SAFETY: the packet owns its segments.
         unsafe { (*last.as_ptr()).next = Some(tail.into_raw()) };
         let mbuf = self.mbuf_mut();
-        (mbuf.pkt_len, mbuf.nb_segs) = (pkt_len, nb_segs);
+        mbuf.pkt_len = pkt_len;
+        mbuf.nb_segs = nb_segs;
         true
     }
 
@@ -231,7 +233,7 @@ impl Packet {
         true
     }
 
-    /// A copy, with metadata and what is left to do. `None` when the pool is empty.
+    /// A copy, with metadata and offload requests. `None` when the pool is empty.
     pub fn copy(&self, pool: &Pool) -> Option<Packet> {
         let mut copy = pool.take_one()?;
         for segment in self.segments() {
@@ -240,9 +242,14 @@ impl Packet {
             }
         }
         let (from, to) = (self.mbuf(), copy.mbuf_mut());
-        (to.ol_flags, to.tx_offload, to.packet_type) = (from.ol_flags, from.tx_offload, from.packet_type);
-        (to.port, to.vlan_tci, to.vlan_tci_outer, to.rss, to.mark) =
-            (from.port, from.vlan_tci, from.vlan_tci_outer, from.rss, from.mark);
+        to.ol_flags = from.ol_flags;
+        to.tx_offload = from.tx_offload;
+        to.packet_type = from.packet_type;
+        to.port = from.port;
+        to.vlan_tci = from.vlan_tci;
+        to.vlan_tci_outer = from.vlan_tci_outer;
+        to.rss = from.rss;
+        to.mark = from.mark;
         Some(copy)
     }
 
@@ -255,7 +262,7 @@ impl Packet {
         }
     }
 
-    /// Takes the mark that a rule of the receiving NIC gave it: good once, so that nobody behind takes it for that of another NIC.
+    /// Takes the mark that a rule of the receiving NIC wrote. It is cleared, so that no later reader takes it for that of another NIC.
     #[inline(always)]
     pub fn take_mark(&mut self) -> Option<u32> {
         let mbuf = self.mbuf_mut();
@@ -266,7 +273,7 @@ impl Packet {
         Some(mbuf.mark)
     }
 
-    /// Marks it, as a NIC does.
+    /// Marks the packet as a NIC does.
     pub fn set_mark(&mut self, mark: u32) {
         let mbuf = self.mbuf_mut();
         mbuf.ol_flags |= offload_flag::RX_FDIR | offload_flag::RX_FDIR_ID;

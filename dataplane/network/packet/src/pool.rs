@@ -1,4 +1,4 @@
-//! Where packets come from and go back to.
+//! Pools of packet buffers.
 
 use crate::mbuf::Mbuf;
 use crate::slot::{self, SLOTS};
@@ -28,7 +28,7 @@ const STRIDE: usize = size_of::<Mbuf>() + HEADROOM as usize + DATA_ROOM as usize
 /// Marks [`Mbuf::pool`] as ours; DPDK's pools are aligned to cache lines.
 const OURS: usize = 1;
 
-/// Why a pool could not be made.
+/// The reason why a pool could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// Too few or too many buffers.
@@ -57,7 +57,7 @@ pub trait Allocate: Send + Sync {
     fn capacity(&self) -> usize;
 }
 
-/// Frees segments of a pool that is not ours. Set once by whoever makes such pools.
+/// Frees segments of a foreign pool. Set by [`Pool::foreign`].
 static FREE_FOREIGN: AtomicPtr<()> = AtomicPtr::new(null_mut());
 
 /// Frees segments, at least one and at most a burst, into the pool that their headers name: the same for all.
@@ -140,11 +140,11 @@ struct Owner(ManuallyDrop<Box<Native>>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // Nobody takes any more, so nothing moves but towards home. Popped rather than counted: a buffer that pops is one that its
-        // giver is done with. The caches come last, for buffers move from them to what is shared.
+        // No thread takes buffers any more: they move only back to the pool. They are popped rather than counted, since a thread is
+        // done with a buffer that pops. The caches are counted last, as buffers move from them to the shared queue.
         let shared = std::iter::from_fn(|| self.0.shared.pop()).count();
         if shared + self.0.cached_count() == self.0.shared.capacity() {
-            // SAFETY: dropped once, here; no packet leads into it, and no thread is giving one back.
+            // SAFETY: dropped once, here; all buffers are in the pool, so no packet leads into it and no thread returns one.
             unsafe { ManuallyDrop::drop(&mut self.0) }
         }
     }
@@ -165,9 +165,9 @@ struct Cache {
     buffers: UnsafeCell<[*mut Mbuf; CACHE]>,
 }
 
-// SAFETY: buffers are raw memory that whoever holds the pointer owns; a cache is touched by its slot's thread alone.
+// SAFETY: the owner of a pointer to a buffer owns that raw memory, on any thread.
 unsafe impl Send for Native {}
-// SAFETY: as above.
+// SAFETY: a cache is used by the thread of its slot alone, and the rest is a lock-free queue.
 unsafe impl Sync for Native {}
 
 impl Native {
@@ -182,7 +182,7 @@ impl Native {
         let native = Box::new(Native { shared: ArrayQueue::new(buffers), caches, memory });
         let pool = (&raw const *native).cast::<u8>().cast_mut().wrapping_add(OURS);
         for index in 0..buffers {
-            // SAFETY: the buffer lies inside the allocation, which is zeroed and aligned to a page; nobody else has it yet.
+            // SAFETY: the buffer lies inside the allocation, which is zeroed and aligned to a page; it has no other user yet.
             let mbuf = unsafe { &mut *native.memory.as_ptr().add(index * STRIDE).cast::<Mbuf>() };
             mbuf.buf_addr = (&raw mut *mbuf).wrapping_add(1).cast();
             mbuf.buf_len = HEADROOM + DATA_ROOM;
@@ -198,20 +198,19 @@ impl Native {
             Some(slot) => self.caches[slot].pop(&self.shared)?,
             None => self.shared.pop()?,
         };
-        // SAFETY: a free buffer is ours alone; its constant fields were set when the pool was made.
-        unsafe {
-            let header = &mut *mbuf.as_ptr();
-            header.data_off = HEADROOM;
-            header.refcnt = 1;
-            header.nb_segs = 1;
-            header.ol_flags = 0;
-            header.packet_type = 0;
-            header.pkt_len = 0;
-            header.data_len = 0;
-            header.next = None;
-            header.tx_offload = 0;
-            Some(Packet::from_raw(mbuf))
-        }
+        // SAFETY: a free buffer of ours, which no one else uses; `new` initialised the header.
+        let header = unsafe { &mut *mbuf.as_ptr() };
+        header.data_off = HEADROOM;
+        header.refcnt = 1;
+        header.nb_segs = 1;
+        header.ol_flags = 0;
+        header.packet_type = 0;
+        header.pkt_len = 0;
+        header.data_len = 0;
+        header.next = None;
+        header.tx_offload = 0;
+        // SAFETY: a chain of one segment, which has this owner alone.
+        Some(unsafe { Packet::from_raw(mbuf) })
     }
 
     #[inline]
@@ -227,7 +226,7 @@ impl Native {
     }
 
     fn cached_count(&self) -> usize {
-        // Acquire: whoever gave the last buffer back has let go of the pool.
+        // Acquire: the thread that returned the last buffer is done with the pool.
         self.caches.iter().map(|cache| cache.len.load(Ordering::Acquire) as usize).sum()
     }
 }
@@ -251,7 +250,7 @@ impl Cache {
 
     #[inline]
     fn push(&self, mbufs: &[NonNull<Mbuf>], shared: &ArrayQueue<NonNull<Mbuf>>) {
-        // SAFETY: as in `pop`.
+        // SAFETY: the calling thread owns the slot, and nothing below calls back.
         let buffers = unsafe { &mut *self.buffers.get() };
         let mut len = self.len.load(Ordering::Relaxed) as usize;
         if len + mbufs.len() > CACHE {
@@ -275,12 +274,12 @@ pub fn free(burst: &mut Burst) {
     if !burst.iter().all(|packet| packet.segment_count() == 1 && packet.mbuf().pool == pool) {
         return burst.clear();
     }
-    // SAFETY: the packets own their segments, until they are forgotten here; a packet is a pointer to its first segment.
-    unsafe {
-        let segments = std::slice::from_raw_parts(burst.as_ptr().cast::<NonNull<Mbuf>>(), burst.len());
-        burst.set_len(0);
-        free_segments(segments);
-    }
+    // SAFETY: a packet is a pointer to its first segment, and `set_len` leaves the array as it is.
+    let segments = unsafe { std::slice::from_raw_parts(burst.as_ptr().cast::<NonNull<Mbuf>>(), burst.len()) };
+    // SAFETY: 0 is below the capacity; the packets are given away below.
+    unsafe { burst.set_len(0) };
+    // SAFETY: the packets owned the segments, one each, which came from one pool.
+    unsafe { free_segments(segments) };
 }
 
 /// Gives segments back to their pool, the same for all.
@@ -293,12 +292,12 @@ pub(crate) unsafe fn free_segments(segments: &[NonNull<Mbuf>]) {
     let pool = unsafe { (*segments[0].as_ptr()).pool };
     if pool.addr() & OURS != 0 {
         // SAFETY: the pool lives for as long as one of its buffers is in a packet.
-        unsafe { (*pool.wrapping_sub(OURS).cast::<Native>()).give(segments) }
+        let native = unsafe { &*pool.wrapping_sub(OURS).cast::<Native>() };
+        native.give(segments);
     } else {
-        // SAFETY: a pool that is not ours has set the function before it gave its first packet.
-        unsafe {
-            let free: FreeSegments = std::mem::transmute(FREE_FOREIGN.load(Ordering::Relaxed));
-            free(segments);
-        }
+        // SAFETY: `Pool::foreign` stored a `FreeSegments` before a foreign pool gave its first packet.
+        let free: FreeSegments = unsafe { std::mem::transmute(FREE_FOREIGN.load(Ordering::Relaxed)) };
+        // SAFETY: the caller owns the segments, which came from a foreign pool.
+        unsafe { free(segments) };
     }
 }

@@ -6,7 +6,7 @@ use crate::{Burst, DATA_ROOM, HEADROOM, L4Checksum, Offload, Pool, free};
 use proptest::prelude::*;
 
 #[test]
-fn a_pool_gives_all_its_buffers_once_and_then_none() {
+fn a_pool_hands_out_each_buffer_once() {
     let pool = Pool::new(300, None).unwrap();
     let mut packets: Vec<_> = std::iter::from_fn(|| pool.take_one()).collect();
     assert_eq!(packets.len(), 300);
@@ -24,7 +24,7 @@ fn a_pool_gives_all_its_buffers_once_and_then_none() {
 }
 
 #[test]
-fn a_burst_goes_home_at_once_whatever_is_in_it() {
+fn a_burst_is_freed_whatever_its_packets() {
     let (pool, other) = (Pool::new(300, None).unwrap(), Pool::new(300, None).unwrap());
     for round in 0..50 {
         // More than a cache holds, so that buffers move to what is shared.
@@ -46,7 +46,7 @@ fn a_burst_goes_home_at_once_whatever_is_in_it() {
 }
 
 #[test]
-fn buffers_come_home_from_other_threads() {
+fn buffers_return_from_other_threads() {
     let pool = Pool::new(1024, None).unwrap();
     let (send, receive) = crossbeam::channel::bounded(64);
     std::thread::scope(|scope| {
@@ -69,7 +69,7 @@ fn a_packet_outlives_the_last_handle_of_its_pool() {
 }
 
 #[test]
-fn room_in_front_and_behind_is_bounded() {
+fn headroom_and_tailroom_are_bounded() {
     let pool = Pool::new(32, None).unwrap();
     let mut packet = pool.take_one().unwrap();
     assert_eq!((packet.headroom(), packet.tailroom()), (usize::from(HEADROOM), usize::from(DATA_ROOM)));
@@ -84,7 +84,7 @@ fn room_in_front_and_behind_is_bounded() {
 }
 
 #[test]
-fn work_left_to_do_is_kept_as_dpdk_keeps_it() {
+fn offload_requests_are_stored_as_in_dpdk() {
     let pool = Pool::new(32, None).unwrap();
     let mut packet = pool.take_one().unwrap();
     assert!(packet.offload().is_none());
@@ -100,7 +100,7 @@ fn work_left_to_do_is_kept_as_dpdk_keeps_it() {
 }
 
 #[test]
-fn a_mark_is_good_once_and_not_for_the_next_user_of_the_buffer() {
+fn a_mark_is_read_once_and_cleared_with_the_buffer() {
     let pool = Pool::new(32, None).unwrap();
     let all = |pool: &Pool| -> Vec<_> { std::iter::from_fn(|| pool.take_one()).collect() };
     let mut packets = all(&pool);
@@ -113,7 +113,7 @@ fn a_mark_is_good_once_and_not_for_the_next_user_of_the_buffer() {
 
 proptest! {
     #[test]
-    fn bytes_over_several_segments_stay_as_they_are(bytes in prop::collection::vec(any::<u8>(), 0..9000), cut in 0_usize..9000) {
+    fn bytes_survive_in_several_segments(bytes in prop::collection::vec(any::<u8>(), 0..9000), cut in 0_usize..9000) {
         let pool = Pool::new(64, None).unwrap();
         {
             let mut packet = pool.take_one().unwrap();

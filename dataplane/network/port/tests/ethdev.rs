@@ -42,7 +42,7 @@ fn tcp_frame(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_the_device_does_not_do_is_done_before() {
+fn offloads_a_device_lacks_are_done_in_software() {
     let pool = Mempool::new(&EAL, "offload", 1024, None).unwrap();
     let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
     let port = EthdevPort::open(&EAL, &EthdevParams::new("net_ring0", &pool, 1)).unwrap();
@@ -151,7 +151,7 @@ fn queues_move_between_workers() {
 }
 
 #[test]
-fn an_empty_pool_costs_packets_and_nothing_else() {
+fn an_empty_pool_costs_only_packets() {
     let pool = Mempool::new(&EAL, "empty", 1024, None).unwrap();
     let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
     let port = EthdevPort::open(&EAL, &EthdevParams::new("net_null1", &pool, 1)).unwrap();
@@ -166,7 +166,7 @@ fn an_empty_pool_costs_packets_and_nothing_else() {
 }
 
 #[test]
-fn what_cannot_be_opened_says_why() {
+fn a_failed_open_names_its_reason() {
     let pool = Mempool::new(&EAL, "refused", 1024, None).unwrap();
     let open = |params: EthdevParams| match EthdevPort::open(&EAL, &params) {
         Err(error) => error.to_string(),

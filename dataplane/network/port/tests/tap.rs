@@ -110,7 +110,7 @@ fn the_kernel_answers_and_leaves_checksums_to_us() {
 }
 
 #[test]
-fn several_queues_and_a_pool_that_is_empty() {
+fn several_queues_work_with_an_empty_pool() {
     let Some(mut rig) = rig(4) else { return };
     assert_eq!(rig.port.info().tx_queues, 4);
     let held: Vec<_> = std::iter::from_fn(|| rig.pool.take_one()).collect();
@@ -195,7 +195,7 @@ fn a_queue_moves_and_wakes_its_new_worker() {
 }
 
 #[test]
-fn names_and_queues_are_checked() {
+fn invalid_tap_parameters_are_refused() {
     let pool = Pool::new(64, None).unwrap();
     let open =
         |name: &str, queues, mtu| TapPort::open(TapParams { name: name.to_owned(), queues, mtu, pool: pool.clone() });

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::sync::{Arc, Weak};
 
-/// Why a device could not be attached.
+/// The reason why a device could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     /// Not a device name that a bus or a virtual driver knows.
@@ -16,53 +16,53 @@ pub enum AttachError {
         "devargs {devargs:?}: no bus and no virtual driver knows such a name: expected NAME[,KEY=VALUE...], like 0000:03:00.0 or net_tap0,iface=tap0"
     )]
     Syntax {
-        /// What was given.
+        /// The devargs.
         devargs: String,
     },
-    /// It is there already.
+    /// The device is attached already.
     #[error("devargs {devargs:?}: the device is attached already: expected another name, like net_tap1")]
     Exists {
-        /// What was given.
+        /// The devargs.
         devargs: String,
     },
-    /// No bus or no driver knows it.
+    /// No bus or no driver knows the device.
     #[error("devargs {devargs:?}: no such device, or no driver for it: {said}. A PCI device must be bound to vfio-pci")]
     NoDevice {
-        /// What was given.
+        /// The devargs.
         devargs: String,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
     /// The driver refused.
     #[error("devargs {devargs:?}: {errno}: {said}")]
     Refused {
-        /// What was given.
+        /// The devargs.
         devargs: String,
         /// The driver's reason.
         errno: Errno,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
-    /// It is a device of another kind.
+    /// The device is no Ethernet device.
     #[error("devargs {devargs:?}: not an Ethernet device: expected one with a net driver")]
     NotEthernet {
-        /// What was given.
+        /// The devargs.
         devargs: String,
     },
 }
 
-/// Ports that came with the first one of their device, and that nobody asked for yet, by name. Held while a device is attached:
-/// between the look whether it is there and its probe, nobody else may attach.
+/// Ports that came with the first port of their device and are not attached yet, by name. The lock is held while a device is
+/// attached, so that no other call attaches the device between the check for it and its probe.
 static UNCLAIMED: Mutex<BTreeMap<String, Unclaimed>> = Mutex::new(BTreeMap::new());
 
 struct Unclaimed {
     port: u16,
-    /// Gone with the last port that somebody has.
+    /// Gone with the last attached port of the device.
     device: Weak<Device>,
 }
 
-/// Keeps a stopped port for whoever asks for it by its name, as long as somebody has another one of its device. Returns false for
-/// the last: it goes with the device.
+/// Keeps a stopped port to be attached again by its name, while another port of its device is attached. Returns false for the last
+/// port, which goes with the device.
 pub(super) fn give_back(port: &Port) -> bool {
     let mut unclaimed = UNCLAIMED.lock();
     let is_shared = Arc::strong_count(&port.device) > 1;
@@ -90,8 +90,8 @@ impl Drop for Device {
 }
 
 impl EthDev {
-    /// Attaches what `devargs` name. A device may have several ports, as one with representors has: the first is returned, and each
-    /// other one by its own name ([`siblings`](Self::siblings)), as long as somebody has a port of the device.
+    /// Attaches the device that `devargs` name. A device may have several ports, as one with representors has: the first is returned.
+    /// Each further one is attached by its own name ([`siblings`](Self::siblings)), while a port of the device is attached.
     pub fn attach(eal: &Eal, devargs: &str) -> Result<EthDev, AttachError> {
         let owned = || devargs.to_owned();
         let mut unclaimed = UNCLAIMED.lock();
@@ -126,7 +126,7 @@ impl EthDev {
         Ok(EthDev::new(first, device))
     }
 
-    /// The names of the ports of its device that nobody has attached.
+    /// The names of the device's ports that are not attached.
     pub fn siblings(&self) -> Vec<String> {
         let unclaimed = UNCLAIMED.lock();
         let of_device = |found: &&Unclaimed| found.device.as_ptr() == Arc::as_ptr(&self.port().device);

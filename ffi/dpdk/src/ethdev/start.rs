@@ -1,4 +1,4 @@
-//! Configuring and starting a device, which gives its queues; and stopping it, which wants them back.
+//! Configuring and starting a device, which returns its queues; and stopping it, once they are dropped.
 
 use super::{DeviceError, EthDev, Port};
 use crate::{Errno, Mempool, RxQueue, TxCapabilities, TxQueue, flow, log};
@@ -6,27 +6,27 @@ use dpdk_sys as sys;
 use std::ptr::null;
 use std::sync::Arc;
 
-/// How a device is to run.
+/// The configuration of a device.
 #[derive(Clone, Debug)]
 pub struct EthDevConfig {
-    /// What it receives into.
+    /// Pool that packets are received into.
     pub pool: Mempool,
-    /// Receive queues; packets are spread over them by their flow's hash.
+    /// Number of receive queues; RSS spreads packets over them.
     pub rx_queues: u16,
-    /// Send queues.
+    /// Number of send queues.
     pub tx_queues: u16,
     /// Descriptors of each receive queue; the driver may take fewer or more.
     pub rx_descriptors: u16,
     /// Descriptors of each send queue.
     pub tx_descriptors: u16,
-    /// The MTU, where it is to change.
+    /// New MTU; `None` leaves it.
     pub mtu: Option<u16>,
-    /// Receive what is for others, too.
+    /// Whether to receive packets to other addresses, too.
     pub promiscuous: bool,
 }
 
 impl EthDevConfig {
-    /// One queue each way, as a switch wants them.
+    /// One queue each way, in promiscuous mode, as a switch needs it.
     pub fn new(pool: &Mempool) -> EthDevConfig {
         EthDevConfig {
             pool: pool.clone(),
@@ -40,42 +40,42 @@ impl EthDevConfig {
     }
 }
 
-/// The queues of a running device. They are to be given to workers.
+/// The queues of a running device, for workers.
 #[derive(Debug)]
 pub struct Queues {
-    /// To receive.
+    /// Receive queues.
     pub rx: Vec<RxQueue>,
-    /// To send.
+    /// Send queues.
     pub tx: Vec<TxQueue>,
 }
 
-/// Why a device did not start.
+/// The reason why a device did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It runs already and its queues are out, or it cannot be asked.
+    /// The device runs and its queues are in use, or it cannot be queried.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// A step failed.
+    /// A step of the start failed.
     #[error("{device}: {step}: {errno}: {said}")]
     Step {
-        /// The device.
+        /// Name of the device.
         device: String,
-        /// What was tried, with its numbers.
+        /// The step, with its numbers.
         step: String,
-        /// The driver's reason.
+        /// The driver's error number.
         errno: Errno,
-        /// What DPDK logged.
+        /// DPDK's log messages.
         said: String,
     },
 }
 
-/// Hashed where the device spreads packets over queues.
+/// The fields that RSS hashes.
 const RSS: u64 = sys::RTE_ETH_RSS_IP as u64
     | sys::RTE_ETH_RSS_TCP as u64
     | sys::RTE_ETH_RSS_UDP as u64
     | sys::RTE_ETH_RSS_SCTP as u64;
 
-/// Taken from the device where it has them. Not `MBUF_FAST_FREE`: packets come from several pools.
+/// Offloads to enable where the device has them. Not `MBUF_FAST_FREE`: packets come from several pools.
 const RX_OFFLOADS: u64 = sys::RTE_ETH_RX_OFFLOAD_IPV4_CKSUM as u64
     | sys::RTE_ETH_RX_OFFLOAD_TCP_CKSUM as u64
     | sys::RTE_ETH_RX_OFFLOAD_UDP_CKSUM as u64
@@ -89,7 +89,7 @@ const TX_OFFLOADS: u64 = sys::RTE_ETH_TX_OFFLOAD_IPV4_CKSUM as u64
     | sys::RTE_ETH_TX_OFFLOAD_MULTI_SEGS as u64;
 
 impl EthDev {
-    /// Configures and starts the device, and gives its queues. A device that runs is stopped first, if its queues are back.
+    /// Configures and starts the device, and returns its queues. A running device is stopped first, if its queues are dropped.
     pub fn start(&mut self, config: &EthDevConfig) -> Result<Queues, StartError> {
         self.stop()?;
         let info = self.raw_info()?;
@@ -130,7 +130,7 @@ impl EthDev {
         })
     }
 
-    /// Stops the device, whose queues are back: dropped, that is. Its packets go home.
+    /// Stops the device, whose queues are dropped. Its packets return to their pool.
     pub fn stop(&mut self) -> Result<(), DeviceError> {
         let port = self.idle_port("stop")?;
         if port.running {
@@ -142,7 +142,7 @@ impl EthDev {
         Ok(())
     }
 
-    /// The port, as long as no queue is out and no rule in.
+    /// The port, while it has no queue in use and no rule.
     fn idle_port(&mut self, what: &'static str) -> Result<&mut Port, DeviceError> {
         let (users, device) = (Arc::strong_count(&self.port) - 1, self.port.name.clone());
         Arc::get_mut(&mut self.port).ok_or(DeviceError::InUse { device, what, users })

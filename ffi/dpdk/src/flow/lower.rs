@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn items_lie_as_on_the_wire() {
+    fn items_are_lowered_to_network_byte_order() {
         let ports = |src, dst| L4Ports { src, dst };
         let pattern = [
             FlowItem::Eth(Match {
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn actions_keep_what_they_lead_to() {
+    fn lowered_actions_keep_their_structures() {
         let headers = vec![FlowItem::Eth(Match::default()), FlowItem::Vxlan(Match { spec: 7, mask: 0 })];
         let actions = [
             FlowAction::Rss(vec![3, 1]),
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_leads_to_its_clause() {
+    fn an_error_pointer_names_its_clause() {
         let lowered = Lowered::new(&[FlowItem::Eth(Match::default())], &[FlowAction::Count, FlowAction::Mark(1)]);
         let error = |type_, cause| sys::rte_flow_error { type_, cause, message: null() };
         let clause = |type_, cause| lowered.clause(&error(type_, cause));

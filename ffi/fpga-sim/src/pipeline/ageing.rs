@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_come_up_in_time_and_those_that_are_gone_take_no_room() {
+    fn deadlines_expire_in_time_and_are_freed_with_their_rules() {
         let seconds = Duration::from_secs;
         let mut deadlines = Deadlines::default();
         (0..10).for_each(|id| deadlines.add(seconds(10 - id), id));

@@ -101,7 +101,7 @@ mod tests {
     proptest! {
         /// The index has what a map has, whatever comes, goes and has the same home, at the end of the slots too.
         #[test]
-        fn an_index_is_a_map(steps in prop::collection::vec((any::<bool>(), prop::sample::select(vec![0u64, 1 << 59, 7 << 60, u64::MAX, u64::MAX - 1]), 0u64..3), 1..300)) {
+        fn the_index_acts_as_a_map(steps in prop::collection::vec((any::<bool>(), prop::sample::select(vec![0u64, 1 << 59, 7 << 60, u64::MAX, u64::MAX - 1]), 0u64..3), 1..300)) {
             let mut index = Index::new();
             let mut map: BTreeMap<u64, BTreeSet<RuleId>> = BTreeMap::new();
             for (id, &(insert, hash, offset)) in steps.iter().enumerate() {

@@ -177,7 +177,7 @@ mod tests {
     proptest! {
         /// The formats find what a walk over all rules finds, and none is left when no rule is.
         #[test]
-        fn lookup_is_that_of_a_linear_walk(steps in steps()) {
+        fn lookup_equals_a_linear_search(steps in steps()) {
             let mut formats = Formats::default();
             let mut rules: HashMap<RuleId, (Box<Entry>, Pattern)> = HashMap::new();
             for (step, id) in steps.iter().zip(1..) {

@@ -85,7 +85,7 @@ fn acted(actions: &[Action], mut bytes: Vec<u8>) -> Vec<u8> {
 const HOST_0: Destination = Destination::Host { port: 0, queue: 0, mark: None, hash: None, restore: None };
 
 #[test]
-fn a_packet_that_no_rule_wants_goes_to_the_host_and_back() {
+fn unmatched_packets_go_to_the_host_and_back() {
     let mut pipeline = Pipeline::new(Limits::default());
     let mut bytes = packet(4, protocol::UDP, b"");
     assert_eq!(pipeline.process(&mut bytes, Source::Represented(0), at(0)), HOST_0);
@@ -95,7 +95,7 @@ fn a_packet_that_no_rule_wants_goes_to_the_host_and_back() {
 }
 
 #[test]
-fn groups_follow_each_other_and_the_lowest_priority_number_wins() {
+fn jumps_lead_on_and_the_lowest_priority_number_wins() {
     let mut pipeline = Pipeline::new(Limits::default());
     pipeline.insert(rule(vec![Action::Mark(7), Action::Jump(2)]), at(0)).unwrap();
     let in_group = |priority, actions| Rule { group: 2, priority, ..rule(actions) };
@@ -113,7 +113,7 @@ fn groups_follow_each_other_and_the_lowest_priority_number_wins() {
 }
 
 #[test]
-fn tables_take_as_many_rules_as_they_have_room_for() {
+fn tables_hold_as_many_rules_as_their_size() {
     let limits = Limits { exact: 2, masked: 1, ..Limits::default() };
     let mut pipeline = Pipeline::new(limits);
     let with_mask = |address: u8, mask: u8| {
@@ -133,7 +133,7 @@ fn tables_take_as_many_rules_as_they_have_room_for() {
 }
 
 #[test]
-fn counters_are_as_old_as_the_delay_and_rules_age() {
+fn counters_lag_by_the_delay_and_rules_age() {
     let mut pipeline = Pipeline::new(Limits::default());
     pipeline.set_faults(Faults { counter_delay: at(10), ..Faults::default() });
     let age = Some(Age { timeout: at(5), context: Some(99) });
@@ -168,7 +168,7 @@ fn an_aged_rule_is_listed_until_it_has_a_packet_or_is_gone() {
 }
 
 #[test]
-fn a_packet_that_is_aborted_comes_as_it_was_and_is_counted_by_nobody() {
+fn an_aborted_packet_arrives_unchanged_and_uncounted() {
     let mut pipeline = Pipeline::new(Limits::default());
     let push = Action::PushVlan { tpid: 0x8100 };
     let first = pipeline.insert(rule(vec![Action::Mark(7), push, Action::Jump(1)]), at(0)).unwrap();
@@ -243,7 +243,7 @@ fn rules_share_counters_ages_and_queues() {
 }
 
 #[test]
-fn a_table_takes_as_many_rules_as_it_is_opened_for() {
+fn a_template_table_holds_as_many_rules_as_its_size() {
     let mut pipeline = Pipeline::new(Limits::default());
     let mut pattern = Pattern::default();
     pattern.want(Layer::Outer, field::IPV4_DST, &[0; 4], &[0xff; 4]);
@@ -274,7 +274,7 @@ fn a_table_takes_as_many_rules_as_it_is_opened_for() {
 }
 
 #[test]
-fn vlan_tags_come_change_and_go() {
+fn vlan_tags_are_pushed_changed_and_popped() {
     let plain = packet(4, protocol::UDP, b"x");
     let tag = [Action::PushVlan { tpid: 0x8100 }, Action::SetVlanId(100), Action::SetVlanPriority(5)];
     let tagged = acted(&tag, plain.clone());
@@ -296,7 +296,7 @@ fn a_packet_on_its_last_hop_goes_to_the_host_untouched() {
 }
 
 #[test]
-fn a_tunnel_is_put_on_and_taken_off() {
+fn packets_are_encapsulated_and_decapsulated() {
     let inner = packet(6, protocol::TCP, b"payload");
     let mut front = packet(4, protocol::UDP, b"");
     front[36..38].copy_from_slice(&VXLAN_PORT.to_be_bytes());
@@ -315,7 +315,7 @@ fn a_tunnel_is_put_on_and_taken_off() {
 }
 
 #[test]
-fn a_packet_that_misses_later_comes_with_how_far_it_came() {
+fn a_miss_in_a_later_group_has_restore_data() {
     let mut pipeline = Pipeline::new(Limits::default());
     let inner = packet(6, protocol::TCP, b"payload");
     let mut front = packet(4, protocol::UDP, b"");
@@ -377,7 +377,7 @@ proptest! {
 
     /// No bytes and no actions bring the pipeline down.
     #[test]
-    fn any_bytes_pass(
+    fn any_bytes_are_parsed(
         mut bytes in prop::collection::vec(any::<u8>(), 0..128),
         ethertype in prop::sample::select(vec![[8u8, 0], [0x86, 0xdd], [0x81, 0]]),
         edits in prop::collection::vec(edits(), 0..6),

@@ -76,7 +76,7 @@ fn frame(ethertype: u16, rest: &[u8]) -> Vec<u8> {
 const IPV4: [u8; 20] = [0x45, 0, 0, 20, 0, 0, 0, 0, 64, 0, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
 
 #[test]
-fn a_header_behind_ethernet_is_right_behind_it() {
+fn a_header_after_eth_is_untagged() {
     let (eth, ipv4) = (bare(sys::RTE_FLOW_ITEM_TYPE_ETH), bare(sys::RTE_FLOW_ITEM_TYPE_IPV4));
     let vlan = bare(sys::RTE_FLOW_ITEM_TYPE_VLAN);
     let untagged = frame(0x0800, &IPV4);
@@ -90,7 +90,7 @@ fn a_header_behind_ethernet_is_right_behind_it() {
 }
 
 #[test]
-fn without_a_mask_the_default_of_rte_flow_holds() {
+fn items_without_mask_use_the_default_of_rte_flow() {
     let mut spec = sys::rte_flow_item_ipv4::default();
     spec.hdr.dst_addr = u32::from_ne_bytes([10, 0, 0, 2]);
     spec.hdr.src_addr = u32::from_ne_bytes([10, 0, 0, 1]);
@@ -104,7 +104,7 @@ fn without_a_mask_the_default_of_rte_flow_holds() {
 }
 
 #[test]
-fn ports_and_directions_say_where_packets_come_from() {
+fn ports_and_directions_select_the_source() {
     let source = |attributes: &sys::rte_flow_attr, items: &[sys::rte_flow_item]| {
         let rule = translated(attributes, items, &[plain(sys::RTE_FLOW_ACTION_TYPE_DROP)], &[]).unwrap();
         let value = |field| rule.pattern.value().get(Layer::Outer, field).to_vec();
@@ -134,7 +134,7 @@ fn a_port_has_an_old_and_a_new_name() {
 }
 
 #[test]
-fn actions_become_ours_in_their_order() {
+fn actions_are_translated_in_order() {
     let (queue, mark) = (sys::rte_flow_action_queue { index: 3 }, sys::rte_flow_action_mark { id: 77 });
     let address = sys::rte_flow_action_set_ipv4 { ipv4_addr: u32::from_ne_bytes([1, 2, 3, 4]) };
     let actions = [
@@ -244,7 +244,7 @@ fn connection() -> sys::rte_flow_action_conntrack {
 }
 
 #[test]
-fn a_connection_is_shown_as_it_was_described_and_nonsense_is_refused() {
+fn connections_round_trip_and_invalid_ones_are_refused() {
     let limits = Limits::default();
     let context = context_of(&PORTS, &limits);
     let read = |conf: &sys::rte_flow_action_conntrack| super::connection(&context, Some(conf));
@@ -299,7 +299,7 @@ fn a_connection_is_shown_as_it_was_described_and_nonsense_is_refused() {
 }
 
 #[test]
-fn what_a_connection_said_is_matched_in_later_groups_alone() {
+fn conntrack_items_are_for_later_groups_only() {
     let flags = |flags| sys::rte_flow_item_conntrack { flags };
     let (valid, all, two) = (flags(1), flags(u32::MAX), flags(3));
     let drop = [plain(sys::RTE_FLOW_ACTION_TYPE_DROP)];
@@ -380,7 +380,7 @@ fn attributes_are_checked_and_a_rule_has_one_fate() {
 }
 
 #[test]
-fn what_describes_a_tunnel_becomes_its_headers() {
+fn tunnel_descriptions_become_headers() {
     let (mut eth, mut ipv6) = (sys::rte_flow_item_eth::default(), sys::rte_flow_item_ipv6::default());
     let (udp, mut vxlan) = (sys::rte_flow_item_udp::default(), [0u8; 8]);
     eth.__bindgen_anon_1.hdr.dst_addr.addr_bytes = [2; 6];

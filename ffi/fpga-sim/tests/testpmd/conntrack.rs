@@ -76,7 +76,7 @@ fn packets() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn connections_are_tracked_and_what_they_say_is_matched() {
+fn connections_are_tracked_and_matched() {
     let dir = tempfile::tempdir().unwrap();
     let wire = dir.path().join("wire.pcap");
     write_pcap(&wire, &packets());
@@ -137,7 +137,7 @@ fn connections_are_tracked_and_what_they_say_is_matched() {
 }
 
 #[test]
-fn a_rule_of_a_queue_has_the_direction_of_when_it_was_enqueued() {
+fn a_queued_rule_has_the_direction_at_its_enqueue() {
     let dir = tempfile::tempdir().unwrap();
     let wire = dir.path().join("wire.pcap");
     write_pcap(&wire, &[tcp(2, ACK, (2000, 1000), 100)]);

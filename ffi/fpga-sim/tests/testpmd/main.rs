@@ -83,7 +83,7 @@ fn packets_are_dropped_forwarded_changed_marked_and_counted() {
 }
 
 #[test]
-fn what_the_host_sends_goes_where_the_port_stands_for() {
+fn host_packets_leave_by_the_represented_port() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     write_pcap(&path("in.pcap"), &traffic(3, 20));
@@ -176,7 +176,7 @@ fn faults_are_injected_on_demand() {
 }
 
 #[test]
-fn what_misses_later_comes_with_its_restore_data() {
+fn late_misses_have_restore_data() {
     let dir = tempfile::tempdir().unwrap();
     let wire = dir.path().join("wire.pcap");
     let mut front = udp(9);
@@ -210,7 +210,7 @@ fn what_misses_later_comes_with_its_restore_data() {
 }
 
 #[test]
-fn a_meter_lets_through_what_is_not_too_much() {
+fn a_meter_limits_the_rate() {
     let dir = tempfile::tempdir().unwrap();
     let wire = dir.path().join("wire.pcap");
     write_pcap(&wire, &traffic(1, 10));

@@ -48,7 +48,7 @@ pub(crate) fn start(device: &str) -> Testpmd {
 }
 
 #[test]
-fn rules_come_by_templates_and_queues() {
+fn templates_and_queues_insert_rules() {
     let dir = tempfile::tempdir().unwrap();
     let (wire, function) = (dir.path().join("wire.pcap"), dir.path().join("function.pcap"));
     write_pcap(&wire, &traffic(3, 10));
@@ -95,7 +95,7 @@ fn rules_come_by_templates_and_queues() {
 }
 
 #[test]
-fn what_fails_is_refused_at_once_or_pulled_as_an_error() {
+fn failures_are_refused_at_once_or_pulled_as_errors() {
     let mut testpmd = start("function=net_null0,exact=3,masked=0");
     let drop = "age timeout 5 / count / drop";
     for host in [1, 2, 2, 3] {

@@ -75,7 +75,7 @@ fn data_passes_through_all_pieces() {
 }
 
 #[test]
-fn what_finds_no_room_waits() {
+fn requests_without_room_wait() {
     run(|| {
         let spdk = Spdk::start(config()).unwrap();
         let (mut channel, mut done) = (disk(&spdk).open_channel().unwrap(), Completions::default());
@@ -95,7 +95,7 @@ fn what_finds_no_room_waits() {
 }
 
 #[test]
-fn errors_end_the_request_alone() {
+fn an_error_fails_only_its_request() {
     run(|| {
         let spdk = Spdk::start(config()).unwrap();
         let mut channel = disk(&spdk).open_channel().unwrap();
@@ -111,7 +111,7 @@ fn errors_end_the_request_alone() {
 }
 
 #[test]
-fn a_removed_device_is_let_go() {
+fn a_removed_device_is_closed() {
     run(|| {
         let spdk = Spdk::start(config()).unwrap();
         let disk = disk(&spdk);
@@ -154,7 +154,7 @@ fn a_resize_is_seen() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn unsupported_devices_are_refused() {
     run(|| {
         state(|state| state.no_subsystems = true);
         let error = Spdk::start(config()).unwrap_err().to_string();

@@ -71,7 +71,7 @@ fn headers_are_rewritten_in_order() {
 }
 
 #[test]
-fn what_no_rule_expresses_is_refused_by_its_clause() {
+fn inexpressible_flows_are_refused_by_clause() {
     let arp = refusal("in_port(1),eth_type(0x0806),arp(sip=10.0.0.1)", "2");
     assert_eq!(arp, "match eth(),eth_type(0x0806),arp(sip=10.0.0.1): has no rte_flow item");
     let later = "in_port(1),eth_type(0x0800),ipv4(frag=later)";

@@ -1,6 +1,6 @@
-//! A switch on a card with `rte_flow`: the model of an FPGA, over veth pairs whose other ends the test has. Needs root.
+//! A switch on a NIC with `rte_flow`: the model of an FPGA, over veth pairs whose other ends the test has. Needs root.
 
-#![allow(unsafe_code)] // a network namespace of the test's own, and rules behind everybody's back
+#![allow(unsafe_code)] // a network namespace of the test's own, and rules removed by another program
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool, Queues};
@@ -8,13 +8,14 @@ use engine::{Engine, IdlePolicy};
 use flow::text::FlowMatch;
 use offload::{Offloader, Totals};
 use packet::Burst;
+use parking_lot::{Mutex, MutexGuard};
 use port::{EthdevParams, EthdevPort};
 use rte_net_fpgasim as _;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::CString;
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 use switch::{BridgeConfig, BridgePort, PortConfig, Switch};
 
@@ -26,9 +27,9 @@ static EAL: LazyLock<(Eal, Mempool, Mutex<usize>)> = LazyLock::new(|| {
     (eal, pool, Mutex::new(0))
 });
 
-/// The card's wire is port 1, its two functions are ports 2 and 3.
+/// The NIC's wire is port 1, its two functions are ports 2 and 3.
 pub(crate) const PORTS: usize = 3;
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of frames that only say that those before them have passed.
 pub(crate) const MARKER: u16 = 0x88b5;
 
@@ -44,14 +45,14 @@ pub(crate) struct Net {
     peers: Vec<Peer>,
     /// Frames that came out by each port and were not asked for yet.
     pub(crate) out: Vec<Vec<Vec<u8>>>,
-    card: String,
+    nic: String,
     markers: u32,
     _engine: Engine,
     _alone: MutexGuard<'static, usize>,
 }
 
 pub(crate) fn is_root() -> bool {
-    // SAFETY: asks the kernel.
+    // SAFETY: `geteuid` has no precondition.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
         eprintln!("not root: no interfaces to test with");
@@ -65,16 +66,16 @@ fn ip(arguments: &str) {
 }
 
 impl Net {
-    /// A bridge of the card's ports. The card has these arguments besides.
+    /// A bridge of the NIC's ports. The NIC has these arguments besides.
     pub(crate) fn new(arguments: &str, offload: bool) -> Net {
         let (eal, pool, devices) = &*EAL;
-        let mut alone = devices.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut alone = devices.lock();
         *alone += 1;
         let device = *alone;
-        // SAFETY: what this thread starts from here on is in a network namespace of its own.
+        // SAFETY: `unshare` with a flag has no precondition; it moves this thread to a new network namespace.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
         // The kernel is to say nothing of its own.
-        drop(std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"); // a kernel without IPv6 sends nothing either
         let af_packet = |side: &str, n: usize| format!("net_af_packet{device}{side}{n},iface={side}{n}");
         for n in 0..PORTS {
             ip(&format!("link add a{n} type veth peer name b{n}"));
@@ -86,7 +87,9 @@ impl Net {
         let engine = Engine::start(&[0], IdlePolicy::default()).unwrap();
         let switch = Switch::start(engine.workers(), pool.packets().clone()).unwrap();
         let offloader = offload.then(|| Arc::new(Offloader::start().unwrap()));
-        offloader.iter().for_each(|offloader| switch.set_offload(offloader.clone()));
+        if let Some(offloader) = &offloader {
+            switch.set_offload(offloader.clone());
+        }
         switch.create_bridge("br", BridgeConfig::default()).unwrap();
         let representors = [0, 1].map(|n| format!("net_fpgasim{device}_representor_{n}"));
         for (n, devargs) in std::iter::once(&devargs).chain(&representors).enumerate() {
@@ -105,7 +108,7 @@ impl Net {
             offloader,
             peers,
             out,
-            card: format!("net_fpgasim{device}"),
+            nic: format!("net_fpgasim{device}"),
             markers: 0,
             _engine: engine,
             _alone: alone,
@@ -120,7 +123,7 @@ impl Net {
         let tx = &mut self.peers[port].queues.tx[0];
         let began = Instant::now();
         while tx.send(&mut burst) == 0 {
-            assert!(began.elapsed() < PATIENCE, "the cable takes nothing");
+            assert!(began.elapsed() < TRAFFIC_TIMEOUT, "the cable takes nothing");
         }
     }
 
@@ -129,7 +132,7 @@ impl Net {
         let began = Instant::now();
         let mut burst = Burst::new();
         while !done(&mut self.out) {
-            assert!(began.elapsed() < PATIENCE, "what was sent did not come out");
+            assert!(began.elapsed() < TRAFFIC_TIMEOUT, "what was sent did not come out");
             for (peer, out) in self.peers.iter_mut().zip(&mut self.out) {
                 peer.queues.rx[0].receive(&mut burst);
                 out.extend(burst.drain(..).map(|packet| packet.data().to_vec()));
@@ -137,8 +140,8 @@ impl Net {
         }
     }
 
-    /// Waits until all that was sent has passed: a station that nobody knows says something at each port, and what it says comes
-    /// behind what was sent there, also where the translation was asked.
+    /// Waits until all sent frames have passed: an unknown station sends a frame at each port, which comes after the frames that were
+    /// sent there before, also where those were upcalls.
     fn pass(&mut self) {
         let mut awaited = HashSet::new();
         for port in 0..PORTS {
@@ -154,7 +157,9 @@ impl Net {
             }
             awaited.is_empty()
         });
-        self.offloader.iter().for_each(|offloader| offloader.settle());
+        if let Some(offloader) = &self.offloader {
+            offloader.settle();
+        }
     }
 
     /// What came out by each port, in no order.
@@ -165,11 +170,15 @@ impl Net {
         out
     }
 
-    /// The switch looks at what its flows have seen, and busy ones go to the card.
+    /// The switch looks at what its flows have seen, and busy ones go to the NIC.
     pub(crate) fn sweep(&self) {
-        self.offloader.iter().for_each(|offloader| offloader.settle());
+        if let Some(offloader) = &self.offloader {
+            offloader.settle();
+        }
         drop(self.switch.dump());
-        self.offloader.iter().for_each(|offloader| offloader.settle());
+        if let Some(offloader) = &self.offloader {
+            offloader.settle();
+        }
     }
 
     /// What each flow has seen, but for markers.
@@ -186,16 +195,14 @@ impl Net {
         self.offloader.as_ref().map(|offloader| offloader.totals()).unwrap_or_default()
     }
 
-    /// Somebody else takes all rules out of the card.
+    /// Removes all rules from the NIC, as another program does.
     pub(crate) fn flush_rules(&self) {
-        let name = CString::new(self.card.as_str()).unwrap();
+        let name = CString::new(self.nic.as_str()).unwrap();
         let (mut port, mut error) = (0, dpdk_sys::rte_flow_error::default());
-        // SAFETY: a C string; both calls fill what they are lent.
-        let flushed = unsafe {
-            assert_eq!(dpdk_sys::rte_eth_dev_get_port_by_name(name.as_ptr(), &raw mut port), 0);
-            dpdk_sys::rte_flow_flush(port, &raw mut error)
-        };
-        assert_eq!(flushed, 0);
+        // SAFETY: a C string; `port` has room for a number.
+        assert_eq!(unsafe { dpdk_sys::rte_eth_dev_get_port_by_name(name.as_ptr(), &raw mut port) }, 0);
+        // SAFETY: the port of the name; `error` has room for an error.
+        assert_eq!(unsafe { dpdk_sys::rte_flow_flush(port, &raw mut error) }, 0);
     }
 
     /// Packets that the workers looked up, as they last told: they do ten times a second.
@@ -203,7 +210,7 @@ impl Net {
         self.switch.worker_stats().iter().map(|s| s.hits_exact + s.hits_signature + s.hits_megaflow + s.misses).sum()
     }
 
-    /// Packets that the workers received: those that the card left to them.
+    /// Packets that the workers received: those that the NIC left to them.
     pub(crate) fn received(&self) -> u64 {
         let stats = self.switch.ports().into_iter().flat_map(|report| report.port.stats());
         stats.map(|stats| stats.rx_packets.load(Ordering::Relaxed)).sum()

@@ -108,7 +108,7 @@ fn frame() -> impl Strategy<Value = Frame> {
 
 proptest! {
     #[test]
-    fn a_sum_is_that_of_rfc_1071(bytes in prop::collection::vec(any::<u8>(), 0..3000), start in any::<u16>()) {
+    fn internet_checksum_follows_rfc_1071(bytes in prop::collection::vec(any::<u8>(), 0..3000), start in any::<u16>()) {
         let expected = naive_sum(&[&start.to_be_bytes(), bytes.as_slice()].concat());
         // Zero has two forms.
         prop_assert_eq!(internet_checksum(start.into(), &bytes) % 0xffff, expected % 0xffff);
@@ -161,7 +161,7 @@ proptest! {
     }
 
     #[test]
-    fn no_header_makes_more_of_a_packet_than_it_is(
+    fn lengths_in_headers_do_not_exceed_the_packet(
         bytes in prop::collection::vec(any::<u8>(), 14..200),
         header in any::<[u8; 12]>(),
         frame in frame(),
@@ -216,7 +216,7 @@ fn tcp(payload: usize) -> Frame {
 }
 
 #[test]
-fn lies_in_a_virtio_header_are_refused() {
+fn invalid_virtio_net_headers_are_refused() {
     let pool = Pool::new(64, None).unwrap();
     let set = |header: Header| tcp(4000).packet(&pool).set_vnet_header(&header);
     let good = tcp(4000).header(1448);

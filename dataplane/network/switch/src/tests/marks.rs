@@ -293,7 +293,7 @@ impl Run {
 }
 
 #[test]
-fn marks_change_nothing_but_who_looks_up() {
+fn marks_change_only_the_look_up() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 96,
         failure_persistence: None,

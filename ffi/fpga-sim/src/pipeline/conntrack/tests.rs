@@ -138,7 +138,7 @@ fn a_connection_opens_carries_data_both_ways_and_closes() {
 }
 
 #[test]
-fn both_ends_may_close_at_once_and_the_second_fin_may_acknowledge_the_first() {
+fn both_ends_may_close_at_once() {
     let mut connection = established();
     assert_eq!(judge(&mut connection, Reply, tcp(FIN | ACK, 600, 200, 0)), VALID | CHANGED);
     assert_eq!(judge(&mut connection, Original, tcp(FIN | ACK, 200, 600, 0)), VALID | CHANGED);
@@ -156,7 +156,7 @@ fn both_ends_may_close_at_once_and_the_second_fin_may_acknowledge_the_first() {
 }
 
 #[test]
-fn what_is_out_of_the_windows_is_invalid_and_changes_nothing() {
+fn segments_out_of_window_are_invalid_and_change_nothing() {
     // Original has sent up to 200 and may up to 1200; reply has sent up to 600, and both take 1000 bytes.
     for (inside, outside) in [
         (tcp(ACK, 1200, 600, 10), tcp(ACK, 1201, 600, 10)),
@@ -258,7 +258,7 @@ fn a_reset_ends_a_connection_where_the_receiver_waits() {
 }
 
 #[test]
-fn data_comes_again_as_often_as_the_limit_says_and_acks_do_always() {
+fn retransmissions_are_limited_and_acks_are_not() {
     let mut connection = established();
     let data = tcp(ACK, 200, 600, 10);
     let said: Vec<u8> = (0..4).map(|_| judge(&mut connection, Original, data)).collect();
@@ -271,7 +271,7 @@ fn data_comes_again_as_often_as_the_limit_says_and_acks_do_always() {
 }
 
 #[test]
-fn what_is_no_whole_segment_is_bad() {
+fn incomplete_segments_are_bad() {
     let good = tcp(ACK, 200, 600, 10);
     let bad = |change: &dyn Fn(&mut Vec<u8>)| {
         [4, 6].map(|version| {
@@ -317,7 +317,7 @@ fn what_is_no_whole_segment_is_bad() {
 }
 
 #[test]
-fn rules_of_a_later_group_match_what_a_connection_says() {
+fn later_groups_match_the_conntrack_state() {
     let mut pipeline = Pipeline::new(Limits::default());
     let id = pipeline.share(0, Shared::Conntrack(Box::new(established())));
     let rule = |group, priority, pattern, actions: &[Action]| {
