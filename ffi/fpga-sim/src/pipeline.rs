@@ -80,7 +80,7 @@ pub enum Destination {
         /// How far rules came with it, if they began.
         restore: Option<Restore>,
     },
-    /// To nobody.
+    /// Nowhere: the packet is dropped.
     Nowhere,
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 
 struct Rig {
@@ -39,7 +39,7 @@ fn rig(queues: u16) -> Option<Rig> {
 impl Rig {
     /// Waits for a packet of which `is` holds.
     fn receive(&mut self, is: impl Fn(&Packet) -> bool) -> Packet {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + REPLY_TIMEOUT;
         loop {
             let mut burst = Burst::new();
             self.shard.rx(&mut burst);
@@ -98,7 +98,7 @@ fn the_kernel_answers_and_leaves_checksums_to_us() {
     let mut burst = Burst::new();
     burst.push(sent);
     rig.shard.tx(&mut burst);
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(REPLY_TIMEOUT)).unwrap();
     let mut got = [0; 2000];
     let (len, from) = socket.recv_from(&mut got).unwrap();
     assert_eq!((&got[..len], from.to_string()), (payload.as_slice(), "198.19.254.2:9".to_owned()));
@@ -173,17 +173,17 @@ fn a_queue_moves_and_wakes_its_new_worker() {
     for worker in [0, 1, 0, 1, 1] {
         port.move_rx_queue(0, &engine.workers()[worker]).unwrap();
         // Until the first has put it down, it receives.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + REPLY_TIMEOUT;
         loop {
             socket.send_to(b"?", "198.19.254.6:9").unwrap();
-            if hears.recv_timeout(PATIENCE).expect("a sleeping worker was not woken") == worker {
+            if hears.recv_timeout(REPLY_TIMEOUT).expect("a sleeping worker was not woken") == worker {
                 break;
             }
             assert!(Instant::now() < end, "the queue did not move");
         }
         for _ in 0..20 {
             socket.send_to(b"?", "198.19.254.6:9").unwrap();
-            assert_eq!(hears.recv_timeout(PATIENCE), Ok(worker), "a sleeping worker was not woken");
+            assert_eq!(hears.recv_timeout(REPLY_TIMEOUT), Ok(worker), "a sleeping worker was not woken");
         }
     }
     let queue = port.rx_queues()[0];

@@ -58,7 +58,7 @@ pub enum Action {
     DecapsulateVxlan,
     /// Bytes away from the front.
     StripFront(usize),
-    /// Fate: nobody gets it.
+    /// Fate: the packet is dropped.
     Drop,
     /// Fate: a port's other side, the wire or a guest function.
     ToRepresented(u16),

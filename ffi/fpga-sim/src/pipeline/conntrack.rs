@@ -193,7 +193,7 @@ impl Connection {
             (true, Some(_)) => {
                 direction == Direction::Reply && matches!(self.state, State::SynRecv | State::Established)
             }
-            // RFC 5961, section 3.2: what was received already is reset by nobody.
+            // RFC 5961, section 3.2: a RST below the window resets nothing.
             (false, _) if segment.has(control::RST) && sender.last_ack_seen => !is_after(receiver.max_ack, segment.seq),
             (false, _) => true,
         }

@@ -74,7 +74,7 @@ impl Formats {
         self.tidy(id);
     }
 
-    /// Forgets a format that nobody holds and no rule has.
+    /// Forgets a format without holders and without rules.
     pub(super) fn tidy(&mut self, id: FormatId) {
         let Some(place) = self.slots.get_mut(id as usize) else { return };
         let Some(format) = place.take_if(|format| format.holders == 0 && format.rules.is_empty()) else { return };

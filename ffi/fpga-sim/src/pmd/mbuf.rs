@@ -9,7 +9,7 @@ use crate::pipeline::Frame;
 use dpdk_sys as sys;
 use std::ptr::NonNull;
 
-/// A packet, owned; freed when it is dropped.
+/// An owned packet (owned-packet). The drop frees it.
 pub(super) struct Mbuf(NonNull<sys::rte_mbuf>);
 
 // SAFETY: owned-packet: no other thread uses the packet, and any thread may free it.
@@ -47,7 +47,7 @@ impl Mbuf {
         unsafe { self.0.as_mut() }
     }
 
-    /// The same packet in one buffer that nobody else has: itself, or a copy. Nothing if there is no buffer for it.
+    /// The packet in one buffer without other owners: itself, or a copy. `None` without a free buffer.
     pub(super) fn unshared(self) -> Option<Mbuf> {
         if self.raw().refcnt == 1 && self.raw().nb_segs == 1 && self.raw().ol_flags & ATTACHED == 0 {
             return Some(self);
@@ -61,7 +61,7 @@ impl Mbuf {
         Some(copy)
     }
 
-    /// Says how the host receives it.
+    /// Writes the metadata with which the host receives the packet.
     pub(super) fn received(&mut self, port: u16, mark: Option<u32>, hash: Option<u32>) {
         let mbuf = self.raw_mut();
         mbuf.port = port;
@@ -78,7 +78,7 @@ impl Mbuf {
 }
 
 impl Mbuf {
-    /// Gives it the number of its restore data; 0 is none.
+    /// Sets the number of the packet's restore data; 0 is none.
     pub(super) fn set_restore(&mut self, number: u64) {
         if let Some(offset) = restore::offset() {
             // SAFETY: DPDK has registered the field at this offset within an mbuf.

@@ -1,4 +1,4 @@
-//! Actions: what each needs of the rule it stands in. What the device makes of their values is in [`value`](super::value).
+//! Actions: the conditions for each in its rule. Their values are translated in [`value`](super::value).
 
 use super::item::Seen;
 use super::lent::{Conf, LentAction, list_of};
@@ -322,7 +322,7 @@ impl Admission<'_> {
     fn may_stand(&mut self, kind: sys::rte_flow_action_type) -> Result<(), &'static CStr> {
         match kind {
             sys::RTE_FLOW_ACTION_TYPE_MARK if matches!(self.domain, Domain::Egress(_)) => {
-                Err(c"MARK: nobody receives what an egress rule sees")
+                Err(c"MARK: packets of an egress rule are not received")
             }
             sys::RTE_FLOW_ACTION_TYPE_MARK
             | sys::RTE_FLOW_ACTION_TYPE_DROP

@@ -1,18 +1,19 @@
 //! `dpdk-testpmd` at the other end of a pipe.
 
+use parking_lot::Mutex;
 use pcap_file::pcap::{PcapPacket, PcapReader, PcapWriter};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The driver, as `-d` names it.
 pub(crate) const LIBRARY: &str = "librte_net_fpgasim.so";
 /// How long an answer may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PROMPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// No command, and the answer to it. It ends the answer to the command before, as a prompt would if testpmd wrote prompts in one
 /// piece: what other threads say meanwhile stands between their letters.
 const MARKER: (&str, &str) = ("end-of-answer", "Command not found\n");
@@ -73,7 +74,7 @@ impl Testpmd {
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                text.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]).replace('\r', ""));
+                text.lock().push_str(&String::from_utf8_lossy(&bytes[..count]).replace('\r', ""));
             }
         });
         Testpmd { child, prefix, output }
@@ -81,7 +82,7 @@ impl Testpmd {
 
     /// All that it has said.
     pub(crate) fn output(&self) -> String {
-        self.output.lock().unwrap().clone()
+        self.output.lock().clone()
     }
 
     /// Waits until it has said something.
@@ -90,13 +91,13 @@ impl Testpmd {
     }
 
     fn wait_from(&self, start: usize, what: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PROMPT_TIMEOUT;
         loop {
             let said = self.output()[start..].to_owned();
             if said.contains(what) {
                 return said;
             }
-            assert!(Instant::now() < deadline, "no {what:?} in {PATIENCE:?}: {}", self.output());
+            assert!(Instant::now() < deadline, "no {what:?} in {PROMPT_TIMEOUT:?}: {}", self.output());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -130,7 +131,7 @@ impl Testpmd {
 
     /// Waits until a counter has this value, and no more.
     pub(crate) fn wait_for_counter(&mut self, port: u16, name: &str, value: u64) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PROMPT_TIMEOUT;
         loop {
             let now = self.counter(port, name);
             assert!(now <= value, "{name}: {now}, expected {value}");

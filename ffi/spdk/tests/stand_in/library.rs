@@ -2,11 +2,11 @@
 
 #![allow(unsafe_code)] // the other side of a C library
 
+use parking_lot::Mutex;
 use spdk_sys::*;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
-use std::sync::{Mutex, PoisonError};
 
 pub(crate) const NAME: &str = "Stand0";
 const BLOCK: usize = 512;
@@ -37,7 +37,7 @@ struct Message {
     run: Box<dyn FnOnce()>,
 }
 
-// SAFETY: run by whoever polls the thread.
+// SAFETY: a message runs on the thread of the system that polls the SPDK thread.
 unsafe impl Send for Message {}
 
 pub(crate) static STATE: Mutex<State> = Mutex::new(State::new());
@@ -61,13 +61,13 @@ impl State {
 }
 
 fn state<R>(change: impl FnOnce(&mut State) -> R) -> R {
-    change(&mut STATE.lock().unwrap())
+    change(&mut STATE.lock())
 }
 
 /// Runs a test: one at a time, from a new disk of 4 MiB to a library of which nothing is left.
 pub(crate) fn run(test: impl FnOnce()) {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = TURN.lock();
     STATE.clear_poison();
     state(|state| *state = State { data: vec![0; 4 << 20], ..State::new() });
     test();
@@ -82,7 +82,7 @@ fn post(thread: usize, run: impl FnOnce() + 'static) {
     state(|state| state.messages.push(Message { thread, run: Box::new(run) }));
 }
 
-/// Takes the disk away: whoever has it open is told.
+/// Removes the disk, and reports the removal to its descriptors.
 pub(crate) fn remove() {
     let opened = state(|state| {
         state.removed = true;
@@ -209,7 +209,9 @@ extern "C" fn spdk_thread_poll(thread: *mut spdk_thread, _: u32, _: u64) -> c_in
         state.messages.extract_if(.., |message| !holds && message.thread == thread as usize).collect()
     });
     let count = own.len();
-    own.into_iter().for_each(|message| (message.run)());
+    for message in own {
+        (message.run)();
+    }
     CURRENT.set(before);
     count.min(1) as c_int
 }
@@ -340,11 +342,11 @@ fn submit(
 /// The bytes of pieces that the caller keeps until its callback.
 ///
 /// # Safety
-/// That they are kept.
+/// `pieces` leads to `count` pieces, which lead to memory that nothing else uses before the callback.
 unsafe fn bytes<'a>(pieces: *mut iovec, count: c_int) -> impl Iterator<Item = &'a mut [u8]> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller has `count` pieces there.
     let pieces = unsafe { std::slice::from_raw_parts(pieces, count as usize) };
-    // SAFETY: as above.
+    // SAFETY: the caller leaves the memory of the pieces to the disk.
     pieces.iter().map(|piece| unsafe { std::slice::from_raw_parts_mut(piece.iov_base.cast(), piece.iov_len) })
 }
 
@@ -405,7 +407,9 @@ macro_rules! without_data {
         ) -> c_int {
             submit($call, (first, blocks), callback, context, |disk| {
                 let byte: Option<u8> = $byte;
-                byte.into_iter().for_each(|byte| disk.fill(byte));
+                if let Some(byte) = byte {
+                    disk.fill(byte);
+                }
             })
         }
     )*};

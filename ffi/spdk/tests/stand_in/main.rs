@@ -14,7 +14,7 @@ fn config() -> SpdkConfig {
 }
 
 fn state<R>(change: impl FnOnce(&mut State) -> R) -> R {
-    change(&mut STATE.lock().unwrap())
+    change(&mut STATE.lock())
 }
 
 fn disk(spdk: &Arc<Spdk>) -> Arc<SpdkBdev> {
