@@ -15,6 +15,8 @@
 //! A `NonNull<rte_flow>` in a [`FlowRule`] or in a slot of a [`FlowQueue`] came from the driver and was not destroyed by us: its
 //! owner forgets it when a destruction succeeds or begins.
 
+#![deny(clippy::wildcard_enum_match_arm)]
+
 mod event;
 mod lower;
 mod queue;
