@@ -41,9 +41,7 @@ pub(crate) fn rewrite(action: &Action, headers: &mut Headers, to: &mut Vec<FlowA
         },
         Action::Output(_) => return refused("a rule of rte_flow has one output"),
         Action::Userspace(_)
-        | Action::Header(
-            HeaderEdit::PushMpls { .. } | HeaderEdit::PopMpls { .. } | HeaderEdit::PushEth { .. } | HeaderEdit::PopEth,
-        )
+        | Action::Header(_)
         | Action::AddMpls { .. }
         | Action::Recirc(_)
         | Action::Hash { .. }
