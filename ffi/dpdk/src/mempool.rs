@@ -199,7 +199,8 @@ unsafe fn reset(mbuf: *mut Mbuf) -> Packet {
 unsafe fn ops<'a>(pool: *mut sys::rte_mempool) -> &'a sys::rte_mempool_ops {
     // SAFETY: the caller has the pool alive; the field does not change.
     let index = unsafe { (*pool).ops_index } as usize;
-    let table = &raw const sys::rte_mempool_ops_table.ops;
+    // SAFETY: takes the address of a static of C alone.
+    let table = unsafe { &raw const sys::rte_mempool_ops_table.ops };
     // SAFETY: DPDK keeps the index of a pool within the table.
     let ops = unsafe { table.cast::<sys::rte_mempool_ops>().add(index) };
     // SAFETY: the entry was registered before the pool was made, and does not change.

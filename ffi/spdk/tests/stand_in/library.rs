@@ -68,7 +68,6 @@ fn state<R>(change: impl FnOnce(&mut State) -> R) -> R {
 pub(crate) fn run(test: impl FnOnce()) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock();
-    STATE.clear_poison();
     state(|state| *state = State { data: vec![0; 4 << 20], ..State::new() });
     test();
     assert_eq!(state(|state| (state.opened.len(), state.others)), (0, 0));
