@@ -4,11 +4,11 @@ use arrayvec::ArrayVec;
 use guest_memory::{GuestMemory, Span};
 use packet::BURST;
 use std::ops::RangeInclusive;
-use vhost_device::{Fault, Queue, Vring};
+use vhost_device::{DeviceFault, DeviceQueue, Vring};
 use vhost_user::RingStart;
 use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
 use virtio_spec::{feature, ring};
-use virtqueue::{Setup, Single, Token};
+use virtqueue::{ChainToken, RingSetup, SingleBufferChain};
 
 /// Where the used index stands in a split ring's device area (virtio 1.3, 2.7.8).
 const USED_IDX: usize = 2;
@@ -20,24 +20,24 @@ pub(crate) struct NetQueue {
     features: u64,
     pub(crate) header_len: usize,
     /// A batch of chains of one buffer.
-    pub(crate) singles: [Single; BURST],
+    pub(crate) singles: [SingleBufferChain; BURST],
     /// Receive buffers of one packet that is being sent, with the bytes written.
-    pub(crate) taken: Vec<(Token, u32)>,
+    pub(crate) taken: Vec<(ChainToken, u32)>,
 }
 
 impl NetQueue {
-    pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, Fault> {
+    pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, DeviceFault> {
         let region = start.setup.inflight.take();
         if region.is_none() || !start.setup.packed() {
             start.setup.base = base(&start);
         }
         let setup = start.setup.clone();
         let mut vring = Vring::new(start)?;
-        region.map_or(Ok(()), |region| vring.ring.note_place(region))?;
+        region.map_or(Ok(()), |region| vring.ring.persist_ring_position(region))?;
         Ok(NetQueue::around(vring, &setup))
     }
 
-    pub(crate) fn around(mut vring: Vring, setup: &Setup) -> NetQueue {
+    pub(crate) fn around(mut vring: Vring, setup: &RingSetup) -> NetQueue {
         let features = setup.features;
         let header_len = match features & (feature::VERSION_1 | net::MRG_RXBUF) {
             0 => LEGACY_HEADER_LEN,
@@ -46,16 +46,16 @@ impl NetQueue {
         // Until the worker sleeps it polls; kicks on a receive ring are never needed.
         vring.ring.disarm();
         let taken = Vec::with_capacity(usize::from(setup.size));
-        NetQueue { vring, features, header_len, singles: [Single::default(); BURST], taken }
+        NetQueue { vring, features, header_len, singles: [SingleBufferChain::default(); BURST], taken }
     }
 
-    /// Whether packets for the guest go here.
+    /// Whether this is a receive ring of the guest, where packets for it go.
     #[inline(always)]
-    pub(crate) fn is_receive(&self) -> bool {
+    pub(crate) fn is_guest_rx(&self) -> bool {
         self.vring.index.is_multiple_of(2)
     }
 
-    /// The queue pair that it is of.
+    /// The queue pair that the ring belongs to.
     #[inline(always)]
     pub(crate) fn pair(&self) -> usize {
         usize::from(self.vring.index / 2)
@@ -67,7 +67,7 @@ impl NetQueue {
     }
 }
 
-impl Queue for NetQueue {
+impl DeviceQueue for NetQueue {
     fn vring(&self) -> &Vring {
         &self.vring
     }
@@ -82,10 +82,10 @@ impl Queue for NetQueue {
 #[inline(always)]
 pub(crate) fn spans<'a>(
     memory: &'a GuestMemory,
-    singles: &[Single],
+    singles: &[SingleBufferChain],
     lengths: RangeInclusive<usize>,
 ) -> ArrayVec<Span<'a>, BURST> {
-    let span = |Single { buffer, .. }: &Single| {
+    let span = |SingleBufferChain { buffer, .. }: &SingleBufferChain| {
         let len = buffer.len as usize;
         memory.in_one_region(buffer.address, len).filter(|_| lengths.contains(&len)).inspect(Span::prefetch)
     };

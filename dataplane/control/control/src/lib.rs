@@ -49,7 +49,7 @@ use storage::bdevs::Bdevs;
 use storage::controllers::Controllers;
 use storage::nvme_controllers as nvme;
 use storage::{bdevs, controllers, disk_io};
-use virtio_blk::{EventKind, EventSink};
+use virtio_blk::{DeviceEventKind, DeviceEventSink};
 
 /// What is fixed when the daemon starts.
 pub struct Settings {
@@ -83,7 +83,7 @@ pub struct Control {
     pub(crate) captures: capture::Captures,
     pub(crate) scheduler: scheduler::Scheduler,
     pub(crate) copies: methods::image::Copies,
-    pub(crate) controller_events: EventSink,
+    pub(crate) controller_events: DeviceEventSink,
     pub(crate) desired: Desired,
     pub(crate) events: Events,
     pub(crate) log: Log,
@@ -102,7 +102,7 @@ impl Control {
     /// A control plane over `engine`, with nothing restored yet.
     pub fn new(engine: Engine, log: Log, settings: Settings) -> Result<Arc<Control>, StoreError> {
         let store = settings.state_dir.as_deref().map(Store::open).transpose()?;
-        let (controller_events, events) = EventSink::new(limits::CONTROLLER_EVENTS);
+        let (controller_events, events) = DeviceEventSink::new(limits::CONTROLLER_EVENTS);
         let control = Arc::new(Control {
             handlers: methods::handlers(),
             engine,
@@ -172,17 +172,13 @@ impl Control {
 }
 
 /// Turns what controllers report on their own account into events.
-fn listen_to_controllers(control: &Arc<Control>, events: crossbeam::channel::Receiver<virtio_blk::Event>) {
+fn listen_to_controllers(control: &Arc<Control>, events: crossbeam::channel::Receiver<virtio_blk::DeviceEvent>) {
     let control = Arc::downgrade(control);
     let listen = move || {
         for event in events {
             let Some(control) = control.upgrade() else { return };
-            let EventKind::Quarantined { queue, fault } = event.kind;
-            let detail = format!("queue {queue}: {fault}");
-            if let Ok(served) = control.controllers.get(&event.controller) {
-                *served.fault.lock().expect("no panic under this lock") = Some(detail.clone());
-            }
-            control.events.add(EventType::VhostQuarantine, &event.controller, detail);
+            let DeviceEventKind::Quarantined(quarantine) = event.kind;
+            control.events.add(EventType::VhostQuarantine, &event.controller, quarantine.to_string());
         }
     };
     if let Err(error) = std::thread::Builder::new().name("events".to_owned()).spawn(listen) {

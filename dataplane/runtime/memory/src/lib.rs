@@ -1,6 +1,6 @@
 //! Memory for disks and DMA: hugepages where the machine has them, normal pages where it has not.
 //!
-//! [`Memory`] is one run of zeroed, page-aligned bytes, made off the poll cores and freed by whoever drops it. The largest page
+//! [`Memory`] is one run of zeroed, page-aligned bytes, made off the poll cores and freed when it is dropped. The largest page
 //! that fits and that the system has free is taken: 1 GiB, 2 MiB, else normal pages that the kernel is asked to merge. The
 //! first time hugepages would have been taken and were not there, one log line says so; nothing fails for it. No privilege is
 //! needed.
@@ -38,7 +38,7 @@ const HUGE_PAGES: [usize; 2] = [GIB, 2 * MIB];
 /// A hugepage is taken where rounding up to it wastes at most this part of what was asked for.
 const WASTE: usize = 8;
 
-/// Why memory could not be had.
+/// An allocation that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The length is zero or does not fit an address space.
@@ -79,11 +79,12 @@ pub struct Memory {
 
 // SAFETY: the pointer leads into `map`, which the value owns; all access goes through the caller's own raw copies.
 unsafe impl Send for Memory {}
-// SAFETY: as above; `&self` gives nothing but the address, and freeing pages is the kernel's own atomic operation.
+// SAFETY: `&self` gives nothing but the address, whose users make their own raw copies, and freeing pages is an atomic operation
+// of the kernel.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// `len` bytes, on NUMA node `node` where one is given, else near whoever touches them first.
+    /// `len` bytes, on NUMA node `node` where one is given, else near the CPU that touches them first.
     ///
     /// The node is a preference: when it is full the kernel takes memory elsewhere rather than fail.
     pub fn allocate(len: usize, node: Option<u32>) -> Result<Memory, MemoryError> {
@@ -108,7 +109,7 @@ impl Memory {
         self.address
     }
 
-    /// Bytes that were asked for.
+    /// Bytes of the allocation, as they were asked for.
     #[inline(always)]
     pub fn len(&self) -> usize {
         self.len
@@ -139,7 +140,7 @@ impl Memory {
     pub fn release(&self, offset: usize, len: usize) -> bool {
         assert!(offset.is_multiple_of(self.page) && len.is_multiple_of(self.page), "whole pages");
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.map.len()), "range inside the allocation");
-        // SAFETY: the range is ours, private and anonymous: its pages become zero. Nobody holds a reference into it, since
+        // SAFETY: the range is ours, private and anonymous: its pages become zero. No reference leads into it, since
         // none is ever made.
         unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len).is_ok() }
     }
@@ -169,15 +170,14 @@ fn map(len: usize) -> Result<(MmapMut, usize), MemoryError> {
     let map = MmapOptions::new().len(len.next_multiple_of(page)).map_anon();
     let map = map.map_err(|source| MemoryError::Os { len, source })?;
     if wanted {
-        tell_once(len);
-        // A wish: without transparent hugepages the kernel refuses, and normal pages do.
-        drop(map.advise(Advice::HugePage));
+        log_shortage_once(len);
+        let _ = map.advise(Advice::HugePage); // Without transparent hugepages the kernel refuses, and normal pages do.
     }
     Ok((map, page))
 }
 
-/// Asks the kernel for transparent hugepages behind memory that is not touched yet, such as a vector's spare capacity. A wish: a
-/// kernel without them, or memory smaller than one, stays as it is.
+/// Asks the kernel for transparent hugepages behind memory that is not touched yet, such as a vector's spare capacity. Only advice:
+/// with a kernel without them, or memory smaller than one, nothing changes.
 pub fn prefer_huge_pages<T>(memory: &[T]) {
     let start = memory.as_ptr().addr().next_multiple_of(2 * MIB);
     let end = (memory.as_ptr().addr() + size_of_val(memory)) / (2 * MIB) * (2 * MIB);
@@ -194,10 +194,10 @@ fn normal_page() -> usize {
     usize::try_from(page).unwrap_or(4 * KIB)
 }
 
-/// Says once a process that hugepages are short, and how to get some.
-fn tell_once(len: usize) {
-    static TOLD: Once = Once::new();
-    TOLD.call_once(|| {
+/// Logs once a process that hugepages are short, and how to get some.
+fn log_shortage_once(len: usize) {
+    static LOGGED: Once = Once::new();
+    LOGGED.call_once(|| {
         tracing::warn!(
             bytes = len,
             "no free hugepages: using normal pages, which cost more TLB misses \

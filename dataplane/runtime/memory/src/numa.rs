@@ -27,7 +27,7 @@ fn contains(list: &str, node: u32) -> bool {
 /// container) the kernel's default stays, which is the node of the worker that touches them.
 pub(crate) fn prefer(address: *mut u8, len: usize, node: u32) {
     let mask: u64 = 1 << node;
-    // SAFETY: the range is a mapping of ours and the mask outlives the call; a policy changes no byte. The kernel reads one
+    // SAFETY: the range is a mapping that the caller owns, and the mask outlives the call; a policy changes no byte. The kernel reads one
     // bit less than it is told.
     unsafe { libc::syscall(libc::SYS_mbind, address, len, libc::MPOL_PREFERRED, &raw const mask, MAX_NODES + 1, 0) };
 }

@@ -1,6 +1,7 @@
 use super::*;
+use parking_lot::Mutex;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 fn byte(memory: &Memory, offset: usize) -> u8 {
     assert!(offset < memory.len());
@@ -9,7 +10,7 @@ fn byte(memory: &Memory, offset: usize) -> u8 {
 }
 
 fn fill(memory: &Memory, value: u8) {
-    // SAFETY: as above.
+    // SAFETY: the whole allocation, which this test alone uses.
     unsafe { memory.as_ptr().write_bytes(value, memory.len()) };
 }
 
@@ -35,7 +36,7 @@ fn released_pages_read_as_zero_and_others_stay() {
 }
 
 #[test]
-fn a_wish_for_huge_pages_changes_no_byte() {
+fn advice_for_huge_pages_changes_no_byte() {
     for len in [0, 1, 2 * MIB - 1, 5 * MIB] {
         let mut bytes = vec![3_u8; len];
         prefer_huge_pages(&bytes);
@@ -54,7 +55,7 @@ fn node_0_is_there_and_node_63_is_not() {
 }
 
 #[test]
-fn senseless_lengths_are_errors() {
+fn illegal_lengths_are_refused() {
     for len in [0, usize::MAX, isize::MAX as usize] {
         assert!(matches!(Memory::allocate(len, None), Err(MemoryError::Length { got }) if got == len));
     }
@@ -98,7 +99,7 @@ struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
     fn flush(&mut self) -> std::io::Result<()> {
@@ -108,11 +109,11 @@ impl Write for Lines {
 
 /// Alone in its process (nextest or not): the line is once a process, so the test runs itself again as a child.
 #[test]
-fn the_lack_of_hugepages_is_told_exactly_once() {
+fn missing_hugepages_are_logged_exactly_once() {
     const CHILD: &str = "MEMORY_TEST_CHILD";
     if std::env::var_os(CHILD).is_none() {
         let test = std::env::current_exe().unwrap();
-        let name = "tests::the_lack_of_hugepages_is_told_exactly_once";
+        let name = "tests::missing_hugepages_are_logged_exactly_once";
         assert!(std::process::Command::new(test).args([name, "--exact"]).env(CHILD, "1").status().unwrap().success());
         return;
     }
@@ -124,6 +125,6 @@ fn the_lack_of_hugepages_is_told_exactly_once() {
         drop(Memory::allocate(4 * KIB, None).unwrap());
         all.iter().filter(|memory| memory.page_size() < 2 * MIB).count()
     });
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let text = String::from_utf8(lines.0.lock().clone()).unwrap();
     assert_eq!(text.matches("no free hugepages").count(), normal.min(1), "{text}");
 }

@@ -16,8 +16,8 @@ use api::vhost::{
 use api::{Method, RpcError};
 use engine::{CpuSet, WorkerHandle};
 use serde_json::json;
-use std::sync::{Arc, Mutex};
-use virtio_blk::{Controller, ControllerError, ControllerParams, MAX_QUEUES, Place, Report, Role};
+use std::sync::Arc;
+use virtio_blk::{BlkController, BlkParams, ControllerError, ControllerReport, MAX_QUEUES, QueuePlace, Role};
 
 /// SPDK's name for what we are.
 const TRANSPORT: &str = "vhost_user_blk";
@@ -56,7 +56,7 @@ impl Handler for CreateBlkController {
         let how = if self.readonly { Use::ReadOnly } else { Use::Exclusive };
         let disk = control.bdevs.hold(&self.dev_name, holder.clone(), how)?;
         let role = if self.socket_role == Some(SocketRole::Client) { Role::Client } else { Role::Server };
-        let params = ControllerParams {
+        let params = BlkParams {
             name: self.ctrlr.clone(),
             socket: control.vhost_dir.join(&self.ctrlr),
             role,
@@ -70,7 +70,7 @@ impl Handler for CreateBlkController {
         cpus.sort_unstable();
         let socket = params.socket.display().to_string();
         let (bdev, events) = (disk.bdev.clone(), control.controller_events.clone());
-        let started = blocking(move || Controller::start(params, bdev, events)).await;
+        let started = blocking(move || BlkController::start(params, bdev, events)).await;
         let controller = started.and_then(|started| started.or_refuse()).inspect_err(|_| {
             control.bdevs.release(disk.name(), &holder);
         })?;
@@ -82,7 +82,6 @@ impl Handler for CreateBlkController {
             read_only: self.readonly,
             cpus,
             controller,
-            fault: Mutex::default(),
         });
         control.events.add(EventType::VhostControllerCreate, &self.ctrlr, format!("disk {} at {socket}", disk.name()));
         Ok(true)
@@ -103,7 +102,7 @@ fn workers(cpumask: Option<&String>, control: &Control) -> Result<Vec<WorkerHand
             return Err(RpcError::invalid("cpumask", mask, expected()));
         }
     }
-    let reports: Vec<Report> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
+    let reports: Vec<ControllerReport> = control.controllers.all().iter().map(|s| s.controller.report()).collect();
     let queues =
         |worker: &WorkerHandle| reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker.id() == worker.id()).count();
     workers.sort_by_cached_key(queues);
@@ -116,7 +115,7 @@ impl Refuse for ControllerError {
         use virtio_blk::SocketError;
         let text = error.to_string();
         match error {
-            ControllerError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            ControllerError::Invalid(invalid) => RpcError::invalid(invalid.field, invalid.got, invalid.expected),
             ControllerError::Socket(SocketError::Os { source, .. }) | ControllerError::Thread(source) => {
                 RpcError::from_io(&source, text)
             }
@@ -152,7 +151,7 @@ fn describe(served: &Served) -> ControllerInfo {
         inflight_task_cnt: report.in_flight,
     };
     let started = report.queues.iter().enumerate().filter(|(_, queue)| queue.started);
-    let queue = |(index, q): (usize, &Place)| QueueInfo {
+    let queue = |(index, q): (usize, &QueuePlace)| QueueInfo {
         index,
         worker: q.worker.id(),
         enabled: q.enabled,
@@ -171,7 +170,7 @@ fn describe(served: &Served) -> ControllerInfo {
         },
         connected: report.session.connected,
         socket_role: socket_role(served.role),
-        quarantined: served.quarantine(&report),
+        quarantined: report.quarantine.map(|reason| reason.to_string()),
         num_queues: report.queues.len(),
         queue_workers: report.queues.iter().map(|queue| queue.worker.id()).collect(),
         queues: started.map(queue).collect(),

@@ -9,7 +9,7 @@ use api::port::{CreateNetController, GetNetControllers, MoveQueuePair, NetContro
 use api::vhost::{QueueInfo, SocketRole};
 use std::sync::Arc;
 use switch::{Mac, PortConfig, PortNo};
-use virtio_net::{MAX_QUEUE_PAIRS, NetController, NetParams, Report, Role};
+use virtio_net::{ControllerReport, MAX_QUEUE_PAIRS, NetController, NetParams, Role};
 
 pub(super) fn methods() -> Vec<Row> {
     vec![Row::of::<CreateNetController>(), Row::of::<GetNetControllers>(), Row::of::<MoveQueuePair>()]
@@ -73,7 +73,7 @@ impl Handler for GetNetControllers {
     }
 }
 
-fn describe(control: &Control, name: &str, report: Report) -> NetControllerInfo {
+fn describe(control: &Control, name: &str, report: ControllerReport) -> NetControllerInfo {
     let started = report.queues.iter().enumerate().filter(|(_, ring)| ring.started);
     let rings = started.map(|(index, ring)| QueueInfo {
         index,
@@ -86,7 +86,7 @@ fn describe(control: &Control, name: &str, report: Report) -> NetControllerInfo 
         ctrlr: name.to_owned(),
         socket: control.vhost_dir.join(name).display().to_string(),
         connected: report.session.connected,
-        quarantined: report.quarantined,
+        quarantined: report.quarantine.is_some(),
         rings: rings.collect(),
         last_error: report.session.last_error,
     }

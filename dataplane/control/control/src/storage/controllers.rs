@@ -3,9 +3,9 @@
 use crate::limits;
 use crate::state::registry::{Object, Registry, Reservation};
 use api::RpcError;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-use virtio_blk::{Controller, Report, Role};
+use virtio_blk::{BlkController, Role};
 
 /// A controller that serves.
 pub(crate) struct Served {
@@ -16,16 +16,7 @@ pub(crate) struct Served {
     pub(crate) read_only: bool,
     /// The cores that it may use.
     pub(crate) cpus: Vec<usize>,
-    pub(crate) controller: Controller,
-    /// Why it was quarantined last.
-    pub(crate) fault: Mutex<Option<String>>,
-}
-
-impl Served {
-    /// Why it serves nothing; `None` while all is well.
-    pub(crate) fn quarantine(&self, report: &Report) -> Option<String> {
-        report.quarantined.then(|| self.fault.lock().expect("no panic under this lock").clone().unwrap_or_default())
-    }
+    pub(crate) controller: BlkController,
 }
 
 impl Object for Served {
