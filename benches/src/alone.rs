@@ -1,7 +1,7 @@
 //! The file backend alone, in this process: no ring, no socket, no client. A closed loop that sleeps when there is nothing to do.
 
 use crate::client::Load;
-use crate::measure::{Pinned, Plan, Random, cpu_time};
+use crate::measure::{Pinned, Plan, cpu_time};
 use crate::request::{BLOCK, Kind};
 use crate::window::{Demand, Window};
 use anyhow::{Context, Result, ensure};
@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 use memory::IoBuffers;
 use std::path::Path;
 use std::time::Instant;
+use testkit::Rng;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// A channel into a file, and what wakes its loop.
@@ -18,7 +19,7 @@ pub(crate) struct Alone {
     channel: Box<dyn BlockChannel>,
     bell: Epoll,
     blocks: u64,
-    random: Random,
+    random: Rng,
 }
 
 impl Alone {
@@ -29,7 +30,7 @@ impl Alone {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
         bell.ctl(ControlOperation::Add, channel.wake_fd().context("no io_uring")?, event)?;
         let blocks = bdev.geometry().size_bytes() / BLOCK as u64;
-        Ok(Alone { channel, bell, blocks, random: Random::new() })
+        Ok(Alone { channel, bell, blocks, random: Rng::new(1) })
     }
 
     pub(crate) fn window(&mut self, plan: &Plan, demand: Demand) -> Result<Window> {

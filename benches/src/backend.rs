@@ -38,7 +38,7 @@ impl Disk {
 pub(crate) fn disk_file(directory: &Path) -> Result<tempfile::NamedTempFile> {
     std::fs::create_dir_all(directory)?;
     let file = tempfile::Builder::new().prefix("bench-").suffix(".img").tempfile_in(directory)?;
-    let mut random = crate::measure::Random::new();
+    let mut random = testkit::Rng::new(1);
     let chunk: Vec<u8> = (0..1 << 20).map(|_| random.below(256) as u8).collect();
     for _ in 0..DISK_LEN / chunk.len() as u64 {
         std::io::Write::write_all(&mut file.as_file(), &chunk)?;

@@ -3,7 +3,6 @@
 //! One queue; it kicks when the device asks for it. It polls and asks for no interrupts, or sleeps until there is one. A closed
 //! loop: each answer is followed by the next request.
 
-use crate::measure::Random;
 use crate::request::{BLOCK, Kind, MAX_DEPTH, Requests, SLOTS_LEN};
 use anyhow::{Context, Result, bail, ensure};
 use clock::Cycles;
@@ -14,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::Rng;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -27,7 +27,7 @@ const SIZE: u16 = 512;
 /// Where the memory lies, for the device and for us.
 const BASE: u64 = 0x1000_0000;
 /// An answer that takes longer will not come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a window of load brought.
 pub(crate) struct Load {
@@ -40,7 +40,7 @@ pub(crate) struct Client {
     requests: Requests,
     /// Of the disk.
     blocks: u64,
-    random: Random,
+    random: Rng,
     /// By slot: when its request was made available.
     submitted: Vec<Cycles>,
     kick: EventFd,
@@ -67,7 +67,7 @@ impl Client {
         Ok(Some(Client {
             requests: Requests::new(memory, driver, GuestAddress(BASE)),
             blocks: capacity / BLOCK as u64,
-            random: Random::new(),
+            random: Rng::new(1),
             submitted: vec![Cycles(0); MAX_DEPTH],
             kick,
             bell: None,
@@ -89,7 +89,7 @@ impl Client {
     /// Keeps `depth` requests at random places in flight for `span`, then waits for the last.
     pub(crate) fn load(&mut self, kind: Kind, depth: usize, span: Duration) -> Result<Load> {
         let end = Cycles::now() + Cycles::from(span);
-        let (blocks, mut random) = (self.blocks, std::mem::replace(&mut self.random, Random::new()));
+        let (blocks, mut random) = (self.blocks, std::mem::replace(&mut self.random, Rng::new(1)));
         let load = self.run(kind, depth, |now| (now < end).then(|| random.below(blocks)));
         self.random = random;
         load
@@ -135,7 +135,7 @@ impl Client {
             }
             now = Cycles::now();
             if answered.is_empty() {
-                ensure!(now.since(last) < Cycles::from(PATIENCE), "no answer in {PATIENCE:?}");
+                ensure!(now.since(last) < Cycles::from(ANSWER_TIMEOUT), "no answer in {ANSWER_TIMEOUT:?}");
                 looked = self.pause(looked);
                 continue;
             }
@@ -161,7 +161,7 @@ impl Client {
 }
 
 fn connect(socket: &Path) -> Result<Frontend> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + ANSWER_TIMEOUT;
     loop {
         match Frontend::connect(socket, 1) {
             Ok(frontend) => return Ok(frontend),

@@ -197,21 +197,3 @@ pub(crate) fn timer_cost() -> u64 {
     };
     (0..10_000).map(|_| cost()).min().unwrap_or(0)
 }
-
-/// Pseudo-random numbers (xorshift64*): cheap, and the same in every run.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new() -> Random {
-        Random(0x9e37_79b9_7f4a_7c15)
-    }
-
-    /// The next one below `limit`.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let bits = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d);
-        ((u128::from(bits) * u128::from(limit)) >> 64) as u64
-    }
-}

@@ -33,7 +33,7 @@ const ACTIVE: usize = 10_000;
 const MILLION: usize = 1_000_000;
 /// Offers that are on their way to a card at a time, where memory is measured.
 const AHEAD: u64 = 1024;
-const PATIENCE: Duration = Duration::from_secs(60);
+const RULES_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What one process measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -357,7 +357,7 @@ fn offer_all(
     ahead: u64,
 ) -> Result<Totals> {
     let inserted = |at_least: u64| -> Result<Totals> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RULES_TIMEOUT;
         loop {
             let totals = offloader.totals();
             ensure!(totals.refused.is_empty() && totals.full == 0, "{totals:?}");
@@ -449,7 +449,7 @@ fn look(plan: &Plan, idle: usize) -> Result<()> {
     let engine = Engine::start(&[plan.client_cpu], IdlePolicy::POLL)?;
     let shard = card.ports[0].open_shard(&engine.workers()[0])?;
     let id = engine.workers()[0].add("packets", Box::new(Packets { shard, burst: Burst::new(), next: Cycles::now() }));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + RULES_TIMEOUT;
     while movers.iter().any(|share| share.stats().packets == 0) {
         ensure!(Instant::now() < deadline, "packets do not come: {:?}", offloader.totals());
         std::thread::sleep(Duration::from_millis(100));

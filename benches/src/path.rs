@@ -4,7 +4,7 @@
 //! The disk fits into the second-level cache, so that what is seen is the path and not the memory.
 
 use crate::instructions::measured;
-use crate::measure::{Measurement, Pinned, Plan, Random, RealTime, take_turns, timer_cost};
+use crate::measure::{Measurement, Pinned, Plan, RealTime, take_turns, timer_cost};
 use crate::report::{Bars, Report, Table};
 use crate::request::{BLOCK, Kind, MAX_DEPTH, Requests, SLOTS_LEN};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -13,6 +13,7 @@ use clock::Cycles;
 use engine::Source;
 use guest_memory::{GuestAddress, GuestMemory};
 use std::sync::Arc;
+use testkit::Rng;
 use virtio_spec::feature::{RING_EVENT_IDX, RING_PACKED, VERSION_1};
 use virtqueue::driver::{Driver, ring_len};
 
@@ -34,7 +35,7 @@ trait Serve {
 /// A disk behind a virtio-blk queue.
 struct Disk {
     requests: Requests,
-    random: Random,
+    random: Rng,
     source: Box<dyn Source>,
 }
 
@@ -45,7 +46,7 @@ impl Disk {
         let mut driver = Driver::new(&memory, GuestAddress(SLOTS_LEN as u64), SIZE, features);
         driver.set_interrupts(false);
         let (source, _) = virtio_blk::stand_alone(bdev, &memory, &[driver.setup()]).map_err(|e| anyhow!("{e}"))?;
-        Ok(Disk { requests: Requests::new(memory, driver, GuestAddress(0)), random: Random::new(), source })
+        Ok(Disk { requests: Requests::new(memory, driver, GuestAddress(0)), random: Rng::new(1), source })
     }
 
     /// Has a burst served by what `serve` does. Returns what that returns.
@@ -77,7 +78,7 @@ impl Serve for Disk {
 struct Copy {
     memory: GuestMemory,
     disk: Vec<u8>,
-    random: Random,
+    random: Rng,
 }
 
 impl Serve for Copy {
@@ -117,7 +118,7 @@ pub(crate) fn instructions(disk: &str, kind: Kind, packed: u64) -> Result<u64> {
 
 fn variants(packed: u64) -> Result<[Variant; 3]> {
     let [(_, null), (_, ram)] = disks()?;
-    let copy = Copy { memory: GuestMemory::anonymous(SLOTS_LEN)?, disk: vec![1; DISK], random: Random::new() };
+    let copy = Copy { memory: GuestMemory::anonymous(SLOTS_LEN)?, disk: vec![1; DISK], random: Rng::new(1) };
     Ok([
         ("null", Box::new(Disk::new(&*null, packed)?)),
         ("ram", Box::new(Disk::new(&*ram, packed)?)),

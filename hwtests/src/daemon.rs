@@ -1,14 +1,14 @@
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+//! `sluiced` under test: started with its own RPC socket and state directory, killed and started again.
 
 use crate::guest_image;
 use crate::json_socket::JsonSocket;
 use crate::process::Process;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// `sluiced` with an RPC socket, a state directory and a socket directory of its own.
 pub struct Daemon {
@@ -19,16 +19,16 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts the daemon built beside this test (or `$SLUICED`) on the CPUs `workers` and waits until it answers.
-    pub fn start(workers: &str) -> Result<Self> {
-        Self::start_with(workers, &[])
+    pub fn start(workers: &str) -> Result<Daemon> {
+        Daemon::start_with(workers, &[])
     }
 
     /// As [`start`](Self::start), with further options.
-    pub fn start_with(workers: &str, options: &[&str]) -> Result<Self> {
+    pub fn start_with(workers: &str, options: &[&str]) -> Result<Daemon> {
         let options: Vec<String> = ["--workers", workers].iter().chain(options).map(|&o| o.to_owned()).collect();
         let dir = tempfile::tempdir()?;
         let process = spawn(dir.path(), &options)?;
-        let daemon = Self { dir, options, process };
+        let daemon = Daemon { dir, options, process };
         daemon.rpc("spdk_get_version", json!({}))?;
         Ok(daemon)
     }

@@ -1,9 +1,8 @@
 //! fio in a guest: shell text that runs jobs, and what came back over the serial line.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use std::fmt::Write as _;
 
 /// Random reads and writes whose every block carries a checksum that is checked after it was written.
 pub struct Verify<'a> {
@@ -20,7 +19,7 @@ pub struct Verify<'a> {
 impl Verify<'_> {
     /// Shell commands: run the jobs and leave with fio's exit status. The result goes to the standard output.
     pub fn script(&self) -> String {
-        let Self { devices, depths, mib_per_job, seconds } = self;
+        let Verify { devices, depths, mib_per_job, seconds } = self;
         let mut jobs = format!(
             "[global]\ndirect=1\nioengine=libaio\nrw=randrw\nrwmixread=40\nbs=4k\nsize={mib_per_job}m\n\
              verify=crc32c\nverify_fatal=1\nverify_backlog=64\ntime_based\nruntime={seconds}\n"

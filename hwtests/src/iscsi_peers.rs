@@ -1,15 +1,13 @@
-//! iSCSI targets that nobody here wrote: tgt and istgt, each on a port of its own with a disk of [`LEN`] bytes.
+//! iSCSI targets of other makers: tgt and istgt, each on a port of its own with a disk of [`LEN`] bytes.
 
+use crate::process::Process;
+use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-
-use crate::process::Process;
 
 /// How a peer is to be set up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -67,7 +65,7 @@ pub fn installed(program: &str) -> bool {
     found
 }
 
-/// A port that nobody listens on now.
+/// A TCP port on which nothing listens now.
 pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

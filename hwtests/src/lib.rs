@@ -2,7 +2,7 @@
 //!
 //! The library starts the parts; the tests are in `tests/`. Those that need QEMU, the guest image or minutes are marked
 //! `#[ignore]`; `scripts/test` installs what they need and runs them with
-//! `cargo test -p hwtests -- --include-ignored --test-threads=1`.
+//! `cargo test --workspace --test NAME -- --ignored --test-threads=1`.
 //!
 //! - [`Process`]: a child whose output is watched; it dies with its owner.
 //! - [`Qemu`], [`Uml`]: guests with vhost-user-blk disks, and network cards. A guest runs one shell script and prints its exit
@@ -10,7 +10,7 @@
 //! - [`Daemon`]: `sluiced` with its own RPC socket and state directory, to be killed and started again.
 //! - [`StorageDaemon`]: QEMU's own vhost-user-blk backend, the peer.
 //! - [`iscsi_peers`]: tgt and istgt; [`LinuxTarget`]: nvmet-tcp or LIO in a QEMU guest. The crates nvme and iscsi test with them.
-//! - [`Ovs`]: Debian's OVS-DPDK, a peer and a client of DPDK drivers. [`Namespace`]: somebody at the other end of a veth pair.
+//! - [`Ovs`]: Debian's OVS-DPDK, a peer and a client of DPDK drivers. [`Namespace`]: a peer at the other end of a veth pair.
 //! - [`Relay`]: a network path that can be lost.
 //! - [`fio`]: job files and results.
 //!
@@ -21,7 +21,7 @@
 //! SLUICE_TEST_CARD='0000:03:00.0,representor=[0] 0000:03:00.0_representor_vf0' SLUICE_TEST_CARD_PEERS='enp4s0 enp3s0v0' \
 //!     cargo test -p hwtests --test cards -- --ignored --test-threads=1
 //! ```
-//! No such card was on the machines where this was written: with one it has never run.
+//! It has not been run with a real card yet.
 //!
 //! Errors are [`anyhow::Error`]; a failed wait shows the last lines of the process waited for. With `HWTESTS_VERBOSE=1` in
 //! the environment each process's output is shown as it comes.
@@ -41,9 +41,8 @@ mod shell;
 mod storage_daemon;
 mod uml;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
 
 pub use daemon::Daemon;
 pub use linux_target::{LinuxTarget, Protocol};
@@ -71,7 +70,7 @@ pub fn guest_image() -> Result<PathBuf> {
     image("debian")
 }
 
-/// As [`guest_image`], with systemd and cloud-init instead of our own PID 1. Building it takes minutes.
+/// The disk image with systemd and cloud-init instead of our own PID 1, as [`guest_image`]. To build it takes minutes.
 pub fn cloud_init_image() -> Result<PathBuf> {
     image("cloud-init")
 }

@@ -1,10 +1,10 @@
+//! Linux's own targets, nvmet-tcp and LIO, in a QEMU guest.
+
+use crate::process::Process;
+use anyhow::{Result, ensure};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
-
-use anyhow::{Result, ensure};
-
-use crate::process::Process;
 
 /// The exit status of `guest/linux-target` where something is missing.
 const SKIPPED: i32 = 77;
@@ -27,7 +27,7 @@ pub struct LinuxTarget {
 
 impl LinuxTarget {
     /// Boots the guest and waits until it serves; `None`, and a word on standard error, where something is missing.
-    pub fn start(protocol: Protocol) -> Result<Option<Self>> {
+    pub fn start(protocol: Protocol) -> Result<Option<LinuxTarget>> {
         let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/guest/linux-target"));
         command.arg(match protocol {
@@ -40,7 +40,7 @@ impl LinuxTarget {
             eprintln!("{}", process.output());
             return Ok(None);
         }
-        ready.map(|_| Some(Self { process, address, lines: 0 }))
+        ready.map(|_| Some(LinuxTarget { process, address, lines: 0 }))
     }
 
     /// Where it serves.

@@ -1,8 +1,8 @@
-use std::process::Command;
-
-use anyhow::{Result, ensure};
+//! A network namespace as the other end of a veth pair.
 
 use crate::process::run;
+use anyhow::{Result, ensure};
+use std::process::Command;
 
 /// A network namespace with an interface in it that speaks no IPv6. Gone with the value.
 pub struct Namespace {
@@ -12,8 +12,8 @@ pub struct Namespace {
 
 impl Namespace {
     /// With one end of a veth pair in it. `side` tells it from others of this test; `address` is with its prefix.
-    pub fn new(side: &str, address: &str) -> Result<Self> {
-        let mut namespace = Self::empty(side)?;
+    pub fn new(side: &str, address: &str) -> Result<Namespace> {
+        let mut namespace = Namespace::empty(side)?;
         let (cable, inner) = (format!("{}h", namespace.name), format!("{}n", namespace.name));
         ip(&format!("link add {cable} type veth peer name {inner} netns {}", namespace.name))?;
         ip(&format!("link set {cable} up"))?;
@@ -23,17 +23,17 @@ impl Namespace {
     }
 
     /// With an interface of this machine in it, which comes back in the end.
-    pub fn holding(side: &str, address: &str, interface: &str) -> Result<Self> {
-        let namespace = Self::empty(side)?;
+    pub fn holding(side: &str, address: &str, interface: &str) -> Result<Namespace> {
+        let namespace = Namespace::empty(side)?;
         ip(&format!("link set {interface} netns {}", namespace.name))?;
         namespace.configure(interface, address)?;
         Ok(namespace)
     }
 
-    fn empty(side: &str) -> Result<Self> {
+    fn empty(side: &str) -> Result<Namespace> {
         let name = format!("sl{}{side}", std::process::id());
         ip(&format!("netns add {name}"))?;
-        let namespace = Self { name, cable: String::new() };
+        let namespace = Namespace { name, cable: String::new() };
         namespace.shell("echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")?;
         Ok(namespace)
     }

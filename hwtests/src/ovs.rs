@@ -1,14 +1,14 @@
+//! Debian's OVS-DPDK: a switch to compare with, and a client of DPDK drivers.
+
+use crate::process::{Process, run};
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use crate::process::{Process, run};
-
 const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Debian's OVS-DPDK, with a database and a directory of its own, and the bridge `br0`, which does nothing by itself.
 pub struct Ovs {
@@ -19,7 +19,7 @@ pub struct Ovs {
 
 impl Ovs {
     /// Starts it with these `NAME=VALUE` of `other_config`. It finds drivers that were built with this test by their bare names.
-    pub fn start(other_config: &[&str]) -> Result<Self> {
+    pub fn start(other_config: &[&str]) -> Result<Ovs> {
         ensure!(Path::new(DAEMON).exists(), "{DAEMON} is missing: scripts/install brings it");
         let directory = tempfile::tempdir()?;
         let path = |name: &str| directory.path().join(name);
@@ -40,7 +40,7 @@ impl Ovs {
         switch.arg(format!("unix:{}", socket.display())).arg(format!("--unixctl={}", path("vsw.ctl").display()));
         let switch = Process::spawn("ovs-vswitchd", environment(&mut switch, directory.path())?)?;
         wait_for(&path("vsw.ctl")).with_context(|| switch.output())?;
-        let ovs = Self { directory, _database: database, switch };
+        let ovs = Ovs { directory, _database: database, switch };
         ovs.vsctl(&["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev", "fail-mode=secure"])?;
         Ok(ovs)
     }
@@ -104,7 +104,7 @@ fn environment<'a>(command: &'a mut Command, directory: &Path) -> Result<&'a Com
 }
 
 fn wait_for(path: &Path) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while !path.exists() {
         ensure!(Instant::now() < deadline, "{} did not appear", path.display());
         std::thread::sleep(Duration::from_millis(20));

@@ -1,13 +1,15 @@
+//! Child processes whose output is watched, and which end with the test.
+
+use anyhow::{Context, Result, bail, ensure};
+use parking_lot::{Condvar, Mutex};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-
 /// A child process whose output (both streams, in the order of arrival) is kept and can be waited on.
-/// It is killed when dropped, and by the kernel when the thread that started it ends in any way.
+/// The process is killed when this value is dropped, and by the kernel when the thread that started it ends.
 pub struct Process {
     name: String,
     child: Child,
@@ -28,7 +30,7 @@ struct Text {
 
 impl Process {
     /// Starts `command`; `name` stands before its lines in messages.
-    pub fn spawn(name: &str, command: &Command) -> Result<Self> {
+    pub fn spawn(name: &str, command: &Command) -> Result<Process> {
         let mut with_deathsig = Command::new("setpriv");
         with_deathsig.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
         for (key, value) in command.get_envs() {
@@ -48,10 +50,10 @@ impl Process {
             .spawn()
             .with_context(|| format!("start {name}: {command:?}"))?;
         let output = Arc::new(Output::default());
-        output.text.lock().unwrap().open_streams = 2;
+        output.text.lock().open_streams = 2;
         watch(name, child.stdout.take().expect("stdout is piped"), output.clone());
         watch(name, child.stderr.take().expect("stderr is piped"), output.clone());
-        Ok(Self { name: name.to_owned(), child, output })
+        Ok(Process { name: name.to_owned(), child, output })
     }
 
     /// The process id.
@@ -67,7 +69,7 @@ impl Process {
 
     /// Everything written so far.
     pub fn output(&self) -> String {
-        String::from_utf8_lossy(&self.output.text.lock().unwrap().bytes).into_owned()
+        String::from_utf8_lossy(&self.output.text.lock().bytes).into_owned()
     }
 
     /// Whether `pattern` has been written.
@@ -79,7 +81,7 @@ impl Process {
     /// Fails at the timeout, and at once when the process has ended without it.
     pub fn wait_for(&self, pattern: &str, timeout: Duration) -> Result<String> {
         let deadline = Instant::now() + timeout;
-        let mut text = self.output.text.lock().unwrap();
+        let mut text = self.output.text.lock();
         loop {
             let seen = String::from_utf8_lossy(&text.bytes);
             if let Some(line) = seen.split_inclusive('\n').find(|l| l.ends_with('\n') && l.contains(pattern)) {
@@ -90,7 +92,7 @@ impl Process {
                 let why = if left.is_zero() { format!("in {timeout:?}") } else { "before its end".to_owned() };
                 bail!("{} did not write '{pattern}' {why}; its last lines:\n{}", self.name, tail(&seen));
             }
-            text = self.output.grown.wait_timeout(text, left).unwrap().0;
+            self.output.grown.wait_for(&mut text, left);
         }
     }
 
@@ -150,7 +152,7 @@ fn watch(name: &str, stream: impl Read + Send + 'static, output: Arc<Output>) {
             if verbose && len > 0 {
                 eprintln!("{name}| {}", String::from_utf8_lossy(&line).trim_end());
             }
-            let mut text = output.text.lock().unwrap();
+            let mut text = output.text.lock();
             text.bytes.extend(line);
             text.open_streams -= usize::from(len == 0);
             output.grown.notify_all();

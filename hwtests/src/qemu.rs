@@ -1,14 +1,14 @@
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
-use serde_json::{Value, json};
-use tempfile::TempDir;
+//! QEMU guests with vhost-user disks and network cards.
 
 use crate::process::Process;
 use crate::qmp::Qmp;
 use crate::{SocketRole, fio};
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use tempfile::TempDir;
 
 /// What the guest boots with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub struct Disk {
 
 impl Disk {
     /// A disk with one split queue whose backend listens on `socket`.
-    pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), role: SocketRole::Server, queues: 1, packed: false }
+    pub fn new(socket: impl Into<PathBuf>) -> Disk {
+        Disk { socket: socket.into(), role: SocketRole::Server, queues: 1, packed: false }
     }
 }
 
@@ -56,8 +56,8 @@ pub struct Card {
 
 impl Card {
     /// A card with one pair of split queues whose backend listens on `socket`.
-    pub fn new(socket: impl Into<PathBuf>, mac: &str) -> Self {
-        Self { socket: socket.into(), role: SocketRole::Server, mac: mac.to_owned(), pairs: 1, properties: "" }
+    pub fn new(socket: impl Into<PathBuf>, mac: &str) -> Card {
+        Card { socket: socket.into(), role: SocketRole::Server, mac: mac.to_owned(), pairs: 1, properties: "" }
     }
 }
 
@@ -79,8 +79,8 @@ pub struct QemuConfig {
 
 impl QemuConfig {
     /// A guest with SeaBIOS and 2 CPUs that runs `script`.
-    pub fn new(disks: Vec<Disk>, script: &str) -> Self {
-        Self {
+    pub fn new(disks: Vec<Disk>, script: &str) -> QemuConfig {
+        QemuConfig {
             firmware: Firmware::SeaBios,
             vcpus: 2,
             disks,
@@ -103,7 +103,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// Starts QEMU; the guest's output is that of [`Qemu::console`].
-    pub fn start(config: &QemuConfig) -> Result<Self> {
+    pub fn start(config: &QemuConfig) -> Result<Qemu> {
         let dir = tempfile::tempdir()?;
         let script = dir.path().join("run");
         std::fs::write(&script, format!("set -e\n{}", config.script))?;
@@ -128,7 +128,7 @@ impl Qemu {
         if let Some(path) = &config.incoming {
             command.args(["-incoming", &format!("unix:{}", path.display())]);
         }
-        Ok(Self { process: Process::spawn("guest", &command)?, dir })
+        Ok(Qemu { process: Process::spawn("guest", &command)?, dir })
     }
 
     /// The QEMU process: its output is the guest's serial line.

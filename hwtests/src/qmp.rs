@@ -1,18 +1,18 @@
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-use anyhow::{Result, bail};
-use serde_json::{Value, json};
+//! A client of QEMU's machine protocol.
 
 use crate::json_socket::JsonSocket;
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A client of QEMU's machine protocol (also spoken by `qemu-storage-daemon`).
 pub struct Qmp(JsonSocket);
 
 impl Qmp {
     /// Connects to the monitor at `path` and leaves capabilities negotiation.
-    pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
-        let mut qmp = Self(JsonSocket::connect(path, timeout)?);
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Qmp> {
+        let mut qmp = Qmp(JsonSocket::connect(path, timeout)?);
         let _greeting = qmp.0.receive()?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)

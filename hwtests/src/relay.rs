@@ -1,8 +1,10 @@
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex};
+//! A TCP relay in front of a target, which loses the network path on demand.
 
 use anyhow::Result;
+use parking_lot::{Condvar, Mutex};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
 /// A network path to a target, which can be lost while the target goes on: what was sent and has not arrived arrives late, when
 /// the path is back.
@@ -27,15 +29,15 @@ enum State {
 
 impl Relay {
     /// A path to `target`.
-    pub fn to(target: SocketAddr) -> Result<Self> {
+    pub fn to(target: SocketAddr) -> Result<Relay> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let relay = Self { address: listener.local_addr()?, link: Arc::default() };
+        let relay = Relay { address: listener.local_addr()?, link: Arc::default() };
         let link = relay.link.clone();
         std::thread::spawn(move || serve(&listener, target, &link));
         Ok(relay)
     }
 
-    /// Where it begins: connect here.
+    /// The address of the relay, to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -45,7 +47,7 @@ impl Relay {
         self.link.set(State::Lost);
     }
 
-    /// It leads to the target again, and so do the connections that were there before.
+    /// The path leads to the target again; connections from before go on.
     pub fn restore(&self) {
         self.link.set(State::Up);
     }
@@ -54,24 +56,23 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.link.set(State::Closed);
-        // Wakes who accepts.
+        // Wakes the thread that accepts.
         let _already_gone = TcpStream::connect(self.address);
     }
 }
 
 impl Link {
     fn set(&self, state: State) {
-        *self.state.lock().unwrap() = state;
+        *self.state.lock() = state;
         self.changed.notify_all();
     }
 
     fn state(&self) -> State {
-        *self.state.lock().unwrap()
+        *self.state.lock()
     }
 
     fn wait_while_lost(&self) {
-        let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |state| *state == State::Lost).unwrap());
+        self.changed.wait_while(&mut self.state.lock(), |state| *state == State::Lost);
     }
 }
 
@@ -79,7 +80,7 @@ fn serve(listener: &TcpListener, target: SocketAddr, link: &Arc<Link>) {
     for client in listener.incoming().flatten() {
         match link.state() {
             State::Up => {
-                // A target that is not there: the client sees its connection end.
+                // The target may be gone: the client sees its connection end.
                 let _refused = TcpStream::connect(target).and_then(|server| join(&client, &server, link));
             }
             State::Lost => {}

@@ -1,9 +1,9 @@
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+//! A guest that takes its commands one by one.
 
 use crate::Qemu;
 use crate::qemu::QemuConfig;
+use anyhow::{Result, ensure};
+use std::time::Duration;
 
 /// What the guest runs: it takes commands from the serial line, runs each and tells its exit status.
 const SCRIPT: &str = "
@@ -27,13 +27,13 @@ pub struct Shell {
 
 impl Shell {
     /// Starts a guest; the configuration's script is run first.
-    pub fn start(config: QemuConfig) -> Result<Self> {
+    pub fn start(config: QemuConfig) -> Result<Shell> {
         let script = config.script.clone() + SCRIPT;
-        Ok(Self { guest: Qemu::start(&QemuConfig { script, ..config })?, count: 0 })
+        Ok(Shell { guest: Qemu::start(&QemuConfig { script, ..config })?, count: 0 })
     }
 
     /// Goes on with a guest that has moved here, where `self` waited for it.
-    pub fn take_over(&mut self, from: Self) {
+    pub fn take_over(&mut self, from: Shell) {
         self.count = from.count;
     }
 

@@ -1,12 +1,12 @@
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use anyhow::Result;
-use tempfile::TempDir;
+//! QEMU's own vhost-user-blk backend.
 
 use crate::process::Process;
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
 
-/// `qemu-storage-daemon` with one file behind one vhost-user-blk socket: the backend that nobody here wrote.
+/// `qemu-storage-daemon` with one file behind one vhost-user-blk socket: a backend of another maker.
 pub struct StorageDaemon {
     dir: TempDir,
     image: PathBuf,
@@ -16,10 +16,10 @@ pub struct StorageDaemon {
 
 impl StorageDaemon {
     /// Serves `image` (raw, writable) with `queues` queues.
-    pub fn start(image: &Path, queues: u16) -> Result<Self> {
+    pub fn start(image: &Path, queues: u16) -> Result<StorageDaemon> {
         let dir = tempfile::tempdir()?;
         let process = spawn(dir.path(), image, queues)?;
-        Ok(Self { dir, image: image.to_owned(), queues, process })
+        Ok(StorageDaemon { dir, image: image.to_owned(), queues, process })
     }
 
     /// The vhost-user socket.

@@ -1,11 +1,11 @@
+//! User-mode Linux guests: native speed, and a front-end of their own kind.
+
+use crate::process::Process;
+use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
-
-use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-
-use crate::process::Process;
 
 /// A user-mode Linux guest with vhost-user-blk disks, `/dev/vda` and on: native speed, and a front-end of its own kind that has
 /// one split queue and does not connect again. Its root is this machine's own file system, read-only.
@@ -17,7 +17,7 @@ pub struct Uml {
 impl Uml {
     /// Starts a guest with a disk of each of the vhost-user sockets; it runs the shell commands `script` as root and then
     /// powers off. What is written to its console can be read from `/dev/console`.
-    pub fn start(sockets: &[PathBuf], script: &str) -> Result<Self> {
+    pub fn start(sockets: &[PathBuf], script: &str) -> Result<Uml> {
         let dir = tempfile::tempdir()?;
         let init = dir.path().join("init");
         std::fs::write(&init, INIT)?;
@@ -34,7 +34,7 @@ impl Uml {
         if std::fs::read_to_string("/proc/cpuinfo")?.contains(" amx_tile") {
             command.env("LD_PRELOAD", build_xstate_shim(dir.path())?);
         }
-        Ok(Self { process: Process::spawn("uml", &command)?, _dir: dir })
+        Ok(Uml { process: Process::spawn("uml", &command)?, _dir: dir })
     }
 
     /// The guest's process: its output is the guest's console.

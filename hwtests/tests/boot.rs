@@ -1,12 +1,11 @@
 //! Guests boot from a disk of ours: firmware, boot loader, kernel and root file system.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use hwtests::{Daemon, Disk, Firmware, Qemu, QemuConfig, SocketRole, guest_image};
 use serde_json::json;
+use std::fs::File;
+use std::io::Read as _;
+use std::time::{Duration, Instant};
 
 /// What the guest says of its boot disk: queues, whether rings are packed (feature bit 34), its first MiB.
 const LOOK: &str = "

@@ -9,7 +9,7 @@ use serde_json::json;
 
 #[test]
 #[ignore = "needs root"]
-fn flows_between_ports_of_a_card_go_into_it() -> Result<()> {
+fn flows_between_ports_of_a_card_are_offloaded() -> Result<()> {
     let card = Card::new()?;
     card.ping_until("both directions in the card", Card::is_offloaded)?;
     let received = |card: &Card| Ok::<u64, anyhow::Error>(card.received("wire")? + card.received("function")?);
@@ -28,7 +28,7 @@ fn flows_between_ports_of_a_card_go_into_it() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn headers_come_out_changed_whoever_changes_them() -> Result<()> {
+fn header_rewrites_arrive_whether_card_or_worker_applies_them() -> Result<()> {
     let card = Card::new()?;
     let key = "in_port(2),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
     card.daemon.rpc("flow_add", json!({"flow": key, "actions": "set(ipv4(ttl=9)),1"}))?;
@@ -43,7 +43,7 @@ fn headers_come_out_changed_whoever_changes_them() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_flow_that_changes_changes_in_the_card() -> Result<()> {
+fn a_modified_flow_is_modified_in_the_card() -> Result<()> {
     let card = Card::new()?;
     card.ping_until("both directions in the card", Card::is_offloaded)?;
     let key = "in_port(1),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
@@ -64,7 +64,7 @@ fn a_flow_that_changes_changes_in_the_card() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_flow_that_no_rule_expresses_is_told_and_done_by_the_workers() -> Result<()> {
+fn a_flow_without_an_rte_flow_equivalent_is_reported_and_stays_in_software() -> Result<()> {
     let card = Card::new()?;
     let key = "in_port(1),eth(),eth_type(0x0800),ipv4(proto=1,frag=no)";
     card.daemon.rpc("flow_add", json!({"flow": key, "actions": "2,1"}))?;
@@ -78,7 +78,7 @@ fn a_flow_that_no_rule_expresses_is_told_and_done_by_the_workers() -> Result<()>
 
 #[test]
 #[ignore = "needs root"]
-fn a_port_of_the_card_goes_and_comes_back() -> Result<()> {
+fn flows_are_offloaded_again_when_a_card_port_comes_back() -> Result<()> {
     let card = Card::new()?;
     for _ in 0..3 {
         card.ping_until("both directions in the card", Card::is_offloaded)?;
@@ -91,7 +91,7 @@ fn a_port_of_the_card_goes_and_comes_back() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_card_without_room_leaves_flows_to_the_workers() -> Result<()> {
+fn a_full_card_leaves_flows_in_software() -> Result<()> {
     let Some(card) = Card::with_faults(",exact=0,masked=1")? else { return Ok(()) };
     card.ping_until("a flow without room", |card| Ok(card.offloaded("full")? > 0))?;
     ensure!(card.offloaded("flows")? <= 1);
@@ -100,7 +100,7 @@ fn a_card_without_room_leaves_flows_to_the_workers() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_port_has_no_more_rules_than_it_may() -> Result<()> {
+fn the_rule_limit_of_a_port_is_enforced() -> Result<()> {
     let card = Card::with_options(&["--offload-rules-per-port=0"])?;
     card.ping_until("a flow without a credit", |card| Ok(card.offloaded("full")? > 0))?;
     ensure!(card.offloaded("flows")? == 0, "{:#}", card.offload()?);
@@ -109,7 +109,7 @@ fn a_port_has_no_more_rules_than_it_may() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Result<()> {
+fn a_rule_refused_at_insertion_is_reported_with_its_flow() -> Result<()> {
     // Validate says that it is fine.
     let Some(card) = Card::with_faults(",refuse-create=represented_port")? else { return Ok(()) };
     card.ping_until("a refusal with its flow and clause", |card| {
@@ -124,9 +124,9 @@ fn a_clause_that_is_refused_when_the_rule_is_made_is_told_with_its_flow() -> Res
 
 #[test]
 #[ignore = "needs root"]
-fn a_card_that_never_answers_is_told_with_the_flow() -> Result<()> {
+fn an_unanswered_rule_insertion_is_reported_with_its_flow() -> Result<()> {
     let Some(card) = Card::with_faults(",lose-completion=1")? else { return Ok(()) };
-    card.ping_until("a flow whose rule nobody heard of", |card| {
+    card.ping_until("a flow whose rule is unanswered", |card| {
         let is_told = |(flow, reason): &(String, String)| {
             flow.contains("in_port(1)") && reason.starts_with("no completion from the device")
         };
@@ -138,7 +138,7 @@ fn a_card_that_never_answers_is_told_with_the_flow() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn a_card_that_is_reset_is_filled_again() -> Result<()> {
+fn a_reset_card_gets_its_rules_again() -> Result<()> {
     let Some(card) = Card::with_faults(",reset-after=1500")? else { return Ok(()) };
     card.ping_until("a loss", |card| Ok(card.offloaded("lost")? > 0))?;
     card.ping_until("both directions in the card again", Card::is_offloaded)
@@ -146,7 +146,7 @@ fn a_card_that_is_reset_is_filled_again() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
-fn ports_without_rte_flow_are_the_workers_and_flows_to_them_are_told() -> Result<()> {
+fn flows_to_ports_without_rte_flow_stay_in_software_and_are_reported() -> Result<()> {
     let card = Card::new()?;
     let third = hwtests::Namespace::new("t", "10.98.0.3/24")?;
     card.plug("third", &format!("net_af_packet7,iface={}", third.cable()))?;

@@ -1,11 +1,10 @@
 //! What changes under a running guest: the disk's size, its limits, the workers of its queues, the guest's memory.
 
-use std::fs::File;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use hwtests::{Daemon, Disk, Qemu, QemuConfig, Qmp, fio};
 use serde_json::json;
+use std::fs::File;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 

@@ -2,13 +2,12 @@
 
 mod support;
 
-use std::fs::File;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, bail, ensure};
 use hwtests::{Card, Daemon, Disk, Qemu, QemuConfig, Qmp, cloud_init_image, fio, guest_image};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, Instant};
 use support::{CloudDisk, IQN, NQN, iscsi_target, nvme_target};
 
 const MAC: &str = "52:54:00:12:34:56";
@@ -134,7 +133,7 @@ fn a_boot_that_fails_leaves_nothing_behind() -> Result<()> {
 /// Both targets go away under verified I/O and come back: no error in the guest, and the events tell the story.
 #[test]
 #[ignore = "boots a guest"]
-fn verified_io_outlives_the_targets() -> Result<()> {
+fn verified_io_survives_target_outages() -> Result<()> {
     const AWAY: Duration = Duration::from_secs(60);
     let daemon = Daemon::start("0")?;
     daemon.serve_guest_image("boot", json!({"readonly": true}))?;
@@ -206,7 +205,7 @@ done
 #[test]
 #[ignore = "boots a guest"]
 fn data_disks_are_plugged_grown_and_unplugged() -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const PLUG_TIMEOUT: Duration = Duration::from_secs(30);
     let daemon = Daemon::start("0")?;
     daemon.serve_guest_image("boot", json!({"readonly": true}))?;
     let guest = Qemu::start(&QemuConfig::new(vec![Disk::new(daemon.vhost_socket("boot"))], WATCH))?;
@@ -220,17 +219,17 @@ fn data_disks_are_plugged_grown_and_unplugged() -> Result<()> {
         let disk = target(&image, false, "127.0.0.1:0")?;
         daemon.rpc("boot_create", json!({"name": "data", protocol: source(protocol, &disk.address)?}))?;
         plug(&mut monitor, &daemon.vhost_socket("data"))?;
-        guest.console().wait_for(&format!("{protocol}: {} sectors", (64 << 20) / 512), PATIENCE)?;
+        guest.console().wait_for(&format!("{protocol}: {} sectors", (64 << 20) / 512), PLUG_TIMEOUT)?;
         (disk.resize)(96 << 20)?;
-        guest.console().wait_for(&format!("{protocol}: {} sectors", (96 << 20) / 512), PATIENCE)?;
-        guest.console().wait_for(&format!("{protocol}: verified"), PATIENCE)?;
+        guest.console().wait_for(&format!("{protocol}: {} sectors", (96 << 20) / 512), PLUG_TIMEOUT)?;
+        guest.console().wait_for(&format!("{protocol}: verified"), PLUG_TIMEOUT)?;
         monitor.execute("device_del", json!({"id": "data"}))?;
-        guest.console().wait_for(&format!("{protocol}: gone"), PATIENCE)?;
+        guest.console().wait_for(&format!("{protocol}: gone"), PLUG_TIMEOUT)?;
         unplug(&mut monitor)?;
         daemon.rpc("boot_delete", json!({"name": "data"}))?;
     }
     drop(monitor);
-    guest.finish(PATIENCE).map(drop)
+    guest.finish(PLUG_TIMEOUT).map(drop)
 }
 
 fn plug(monitor: &mut Qmp, socket: &Path) -> Result<()> {

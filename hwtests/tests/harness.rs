@@ -1,11 +1,10 @@
-//! The harness against a backend that nobody here wrote: what the other tests rely on is so, and they can fail.
-
-use std::fs::File;
-use std::os::unix::fs::FileExt as _;
-use std::time::Duration;
+//! The harness against a backend of another maker: what the other tests rely on holds, and these tests can fail.
 
 use anyhow::{Result, ensure};
 use hwtests::{Disk, Qemu, QemuConfig, StorageDaemon, Uml, fio, guest_image};
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::time::Duration;
 
 /// A guest boots from one disk and verifies another whose backend is killed three times; then the host changes one byte of
 /// what fio has written, and fio must notice.

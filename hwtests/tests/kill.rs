@@ -1,11 +1,10 @@
 //! The daemon is killed and started again under verified I/O: guests see a pause, never an error.
 
-use std::fs::File;
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use hwtests::{Daemon, Disk, Qemu, QemuConfig, SocketRole, Uml, fio};
 use serde_json::json;
+use std::fs::File;
+use std::time::Duration;
 
 const KILLS: u32 = 20;
 

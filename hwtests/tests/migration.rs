@@ -1,11 +1,10 @@
 //! Live migration: two QEMUs, two daemons, one shared file.
 
-use std::fs::File;
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use hwtests::{Daemon, Disk, Qemu, QemuConfig, fio};
 use serde_json::json;
+use std::fs::File;
+use std::time::Duration;
 
 /// A guest that runs fio moves from one QEMU and daemon to another; what it wrote before verifies after, on split and packed.
 #[test]

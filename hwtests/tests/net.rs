@@ -1,12 +1,11 @@
 //! Two guests behind one switch: what they send arrives, whatever rings and offloads they have, while the daemon is killed and
 //! while a guest moves.
 
-use std::fmt::Display;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use hwtests::{Card, Daemon, Disk, QemuConfig, Shell, SocketRole};
 use serde_json::json;
+use std::fmt::Display;
+use std::time::{Duration, Instant};
 
 /// Guest G's card in network N has the MAC address 52:54:00:00:G:N, is called netN and has the address 10.77.N.G.
 const CONFIGURE: &str = "
@@ -26,7 +25,7 @@ mkfifo /tmp/nothing
 const DATA: u64 = 8 << 20;
 /// Bytes of a frame around its payload.
 const ETHERNET: u64 = 14;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A bridge with a port for each of the guests 1 and 2.
 struct Network {
@@ -122,9 +121,9 @@ fn count(daemon: &Daemon, port: &str, counter: &str) -> Result<u64> {
 
 /// Waits until a counter of a port has reached a value.
 fn wait_for_count(daemon: &Daemon, port: &str, counter: &str, least: u64) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TRAFFIC_TIMEOUT;
     while count(daemon, port, counter)? < least {
-        ensure!(Instant::now() < deadline, "{port}: {counter} has not reached {least} in {PATIENCE:?}");
+        ensure!(Instant::now() < deadline, "{port}: {counter} has not reached {least} in {TRAFFIC_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -154,7 +153,7 @@ fn transfer(guests: &mut [Shell; 2], network: &Network, sender: u8) -> Result<()
     guests[to].send(&receive(5001))?;
     let address = format!("10.77.{}.{}", network.number, 3 - sender);
     let send = format!("until busybox nc {address} 5001 </tmp/data; do sleep 0.1; done; sha256sum </tmp/data");
-    let (sent, received) = (guests[from].run(&send)?, guests[to].wait(PATIENCE)?);
+    let (sent, received) = (guests[from].run(&send)?, guests[to].wait(TRAFFIC_TIMEOUT)?);
     ensure!(digest(&sent)? == digest(&received)?, "{}: sent {sent}, received {received}", network.name);
     Ok(())
 }
@@ -208,7 +207,7 @@ fn sweep_queue_pairs(daemon: &Daemon, guests: &mut [Shell; 2], network: &Network
 
 #[test]
 #[ignore = "boots guests"]
-fn two_guests_talk_whatever_their_rings_and_offloads() -> Result<()> {
+fn two_guests_exchange_traffic_with_every_ring_and_offload() -> Result<()> {
     let daemon = Daemon::start("0")?;
     let mut guests = boot(&daemon, &NETWORKS)?;
     guests[1].run("iperf3 -s -D")?;
@@ -262,7 +261,7 @@ fn end_streams(from: &mut Shell, to: &mut Shell, networks: &[Network]) -> Result
     Ok(())
 }
 
-/// TCP streams go on over kills of the daemon, and nobody does anything for it but the daemon's restart.
+/// TCP streams go on over kills of the daemon, and nothing is needed but the daemon's restart.
 #[test]
 #[ignore = "boots guests"]
 fn streams_go_on_over_kills_of_the_daemon() -> Result<()> {
@@ -292,7 +291,7 @@ fn streams_go_on_over_kills_of_the_daemon() -> Result<()> {
 
 /// Waits until a bridge knows guest 1 behind this port.
 fn wait_for_port(daemon: &Daemon, network: &Network, port: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TRAFFIC_TIMEOUT;
     let mac = format!("52:54:00:00:01:{:02}", network.number);
     loop {
         let stations = daemon.rpc("bridge_get_fdb", json!({"bridge": network.name}))?;
@@ -305,7 +304,7 @@ fn wait_for_port(daemon: &Daemon, network: &Network, port: &str) -> Result<()> {
     }
 }
 
-/// A stream to a guest goes on while the guest moves to other ports of the bridges. In the other network nobody speaks, and the
+/// A stream to a guest goes on while the guest moves to other ports of the bridges. In the other network both guests are silent, and the
 /// guest cannot announce itself: there the bridge learns where it is from the RARP that the front-end has us send.
 #[test]
 #[ignore = "boots guests"]

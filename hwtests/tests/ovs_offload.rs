@@ -1,18 +1,17 @@
-//! Debian's OVS-DPDK with `hw-offload=true` drives the model of an FPGA card, unmodified: a program that nobody here wrote speaks
-//! rte_flow with it, and believes it.
-
-use std::time::{Duration, Instant};
+//! Debian's OVS-DPDK with `hw-offload=true` drives the model of an FPGA card, unmodified: a client of rte_flow of
+//! another maker.
 
 use anyhow::{Context, Result, ensure};
 use hwtests::{Namespace, Ovs};
+use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const OFFLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 const LEFT: &str = "10.97.0.1/24";
 const RIGHT: &str = "10.97.0.2/24";
 /// Bytes of an echo request of busybox, and of the answer.
 const ECHO_BYTES: u64 = 98;
 
-/// OVS on the card's wire and function, with somebody at the other end of each.
+/// OVS on the card's wire and function, with a peer at the other end of each.
 struct Net {
     left: Namespace,
     _right: Namespace,
@@ -85,7 +84,7 @@ impl Net {
         Ok((self.ovs.xstat(0, "device_offloaded_packets")?, self.pmd_stat("packets received")?))
     }
 
-    /// Packets and bytes of the echoes from a port, as the bridge's own table has them: all, whoever forwarded them.
+    /// Packets and bytes of the echoes from a port, as the bridge's own table has them: those of the card and those of OVS.
     fn counted(&self, port: u32) -> Result<(u64, u64)> {
         let said = self.ovs.ofctl("dump-flows", &[&format!("icmp,in_port={port}")])?;
         let figure = |name: &str| said.split(name).nth(1)?.split(',').next()?.parse().ok();
@@ -99,7 +98,7 @@ impl Net {
 }
 
 fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + OFFLOAD_TIMEOUT;
     while !holds()? {
         ensure!(Instant::now() < deadline, "{what}: waited in vain");
     }
@@ -108,7 +107,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()>
 
 #[test]
 #[ignore = "needs root"]
-fn ovs_puts_flows_into_the_card_whole_or_in_part_and_takes_them_out() -> Result<()> {
+fn ovs_offloads_flows_in_whole_or_part_and_removes_them() -> Result<()> {
     let mut net = Net::new("")?;
     net.ping_until("both directions in the card", Net::is_offloaded)?;
     for name in ["wire", "function"] {
@@ -149,7 +148,7 @@ fn ovs_puts_flows_into_the_card_whole_or_in_part_and_takes_them_out() -> Result<
 
 #[test]
 #[ignore = "needs root"]
-fn ovs_goes_on_in_software_when_the_card_has_no_room() -> Result<()> {
+fn ovs_forwards_in_software_when_the_card_is_full() -> Result<()> {
     let mut net = Net::new(",exact=1,masked=0")?;
     let refused = |net: &Net| Ok(net.ovs.xstat(0, "device_missed_packets")? > 1000);
     net.ping_until("packets for OVS itself", refused)?;

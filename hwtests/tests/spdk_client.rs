@@ -1,12 +1,11 @@
 //! SPDK's own RPC client, as it is on PyPI, drives the daemon and does not notice the difference.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
 use anyhow::{Context, Result, ensure};
 use hwtests::Daemon;
 use serde_json::{Value, json};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 /// The client's version; its schema is the contract.
 const CLIENT: &str = "spdk==26.9";
@@ -18,14 +17,14 @@ struct Client<'a> {
 
 impl<'a> Client<'a> {
     /// Installs the client into a Python environment of its own, once.
-    fn new(daemon: &'a Daemon) -> Result<Self> {
+    fn new(daemon: &'a Daemon) -> Result<Client<'a>> {
         let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spdk-client");
         let program = venv.join("bin/spdk-rpc");
         if !program.exists() {
             succeed(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
             succeed(Command::new(venv.join("bin/pip")).args(["install", "--quiet", CLIENT]))?;
         }
-        Ok(Self { daemon, program })
+        Ok(Client { daemon, program })
     }
 
     fn command(&self, args: &[&str]) -> Command {

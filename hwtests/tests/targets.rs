@@ -1,23 +1,22 @@
-//! fio in a guest, through Sluice, over every target: our own, and tgt, istgt, LIO and nvmet, which nobody here wrote.
+//! fio in a guest, through Sluice, over every target: our own, and tgt, istgt, LIO and nvmet.
 
 mod support;
-
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hwtests::iscsi_peers::{self as peers, Peer, Setup, USER};
 use hwtests::{Daemon, LinuxTarget, Protocol, Relay, Uml, fio};
 use serde_json::{Value, json};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 use support::{CloudDisk, IQN, NQN, iscsi_target_with, nvme_target};
 use tempfile::TempDir;
 
 const LINUX_NQN: &str = "nqn.2024-01.org.sluice:linux";
 const LINUX_IQN: &str = "iqn.2024-01.org.sluice:linux";
-const PATIENCE: Duration = Duration::from_secs(240);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// What can be shut down and started again over the same disk at the same address.
 trait Restart {
@@ -49,14 +48,14 @@ impl<'a> Target<'a> {
         nqn: &str,
         setup: Setup,
         service: Box<dyn Restart + 'a>,
-    ) -> Result<Self> {
+    ) -> Result<Target<'a>> {
         let relay = Relay::to(at)?;
         // Without CHAP there is room for header and data digests one by one.
         let (traddr, trsvcid) = (relay.address().ip(), relay.address().port().to_string());
         let source = json!({"nvme": {
             "traddr": traddr, "trsvcid": trsvcid, "subnqn": nqn, "hdgst": setup.digests, "ddgst": setup.chap,
         }});
-        Ok(Self { name, protocol: Protocol::Nvme, relay, service, source })
+        Ok(Target { name, protocol: Protocol::Nvme, relay, service, source })
     }
 
     fn iscsi(
@@ -65,13 +64,13 @@ impl<'a> Target<'a> {
         (iqn, lun): (&str, u64),
         setup: Setup,
         service: Box<dyn Restart + 'a>,
-    ) -> Result<Self> {
+    ) -> Result<Target<'a>> {
         let relay = Relay::to(at)?;
         let user = if setup.chap { format!("{}%{}@", USER.0, USER.1) } else { String::new() };
         let digest = if setup.digests { "crc32c" } else { "none" };
         let url = format!("iscsi://{user}{}/{iqn}/{lun}?header_digest={digest}&data_digest={digest}", relay.address());
         let source = json!({"iscsi": {"url": url, "initiator_iqn": "iqn.2024-01.io.sluice:host"}});
-        Ok(Self { name, protocol: Protocol::Iscsi, relay, service, source })
+        Ok(Target { name, protocol: Protocol::Iscsi, relay, service, source })
     }
 
     fn disk(&self) -> String {
@@ -199,9 +198,9 @@ struct Own {
 }
 
 impl Own {
-    fn start(serve: impl Fn(&str) -> Result<CloudDisk> + 'static) -> Result<Self> {
+    fn start(serve: impl Fn(&str) -> Result<CloudDisk> + 'static) -> Result<Own> {
         let running = serve("127.0.0.1:0")?;
-        Ok(Self { serve: Box::new(serve), address: running.address.clone(), running: Some(running) })
+        Ok(Own { serve: Box::new(serve), address: running.address.clone(), running: Some(running) })
     }
 }
 
@@ -256,7 +255,7 @@ fn script(disks: usize) -> String {
 fn go_on(daemon: &Daemon, targets: &[Target]) -> Result<()> {
     let so_far = targets.iter().map(|target| daemon.io_count(&target.disk())).collect::<Result<Vec<_>>>()?;
     for (target, count) in targets.iter().zip(so_far) {
-        daemon.wait_for_io(&target.disk(), count + 300, PATIENCE)?;
+        daemon.wait_for_io(&target.disk(), count + 300, RECOVERY_TIMEOUT)?;
     }
     Ok(())
 }
@@ -267,7 +266,7 @@ fn outage(daemon: &Daemon, targets: &mut [Target], fault: Fault) -> Result<()> {
     targets.iter_mut().try_for_each(|target| target.break_down(fault))?;
     for target in targets.iter() {
         while !target.is_lost(daemon)? {
-            ensure!(started.elapsed() < PATIENCE, "{} was never missed", target.name);
+            ensure!(started.elapsed() < RECOVERY_TIMEOUT, "{} was never missed", target.name);
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -282,7 +281,7 @@ fn verify(daemon: &Daemon, targets: &mut [Target], setup: Setup) -> Result<()> {
     let started = Instant::now();
     let sockets = targets.iter().map(|target| target.serve(daemon)).collect::<Result<Vec<_>>>()?;
     let mut guest = Uml::start(&sockets, &script(sockets.len()))?;
-    guest.console().wait_for("guest: up", PATIENCE)?;
+    guest.console().wait_for("guest: up", RECOVERY_TIMEOUT)?;
     go_on(daemon, targets)?;
     match (setup.digests, setup.chap) {
         (false, false) => outage(daemon, targets, Fault::PathLost)?,
@@ -290,7 +289,7 @@ fn verify(daemon: &Daemon, targets: &mut [Target], setup: Setup) -> Result<()> {
         _ => {}
     }
     guest.console_mut().write_line("stop")?;
-    let output = guest.finish(PATIENCE)?;
+    let output = guest.finish(RECOVERY_TIMEOUT)?;
     for target in targets.iter() {
         let stat = daemon.rpc("bdev_get_iostat", json!({"name": target.disk()}))?["bdevs"][0].take();
         let [reads, writes, flushes, trims] =
@@ -345,13 +344,13 @@ fn fio_notices_a_byte_that_changed_at_the_target() -> Result<()> {
         fio::mixed_environment("vda")
     );
     let mut guest = Uml::start(&[target.serve(&daemon)?], &script)?;
-    guest.console().wait_for("written", PATIENCE)?;
+    guest.console().wait_for("written", RECOVERY_TIMEOUT)?;
     let (file, at) = (File::options().read(true).write(true).open(daemon.file("own-nvme.img"))?, 5_432_100);
     let mut byte = [0];
     file.read_exact_at(&mut byte, at)?;
     file.write_all_at(&[byte[0] ^ 1], at)?;
     guest.console_mut().write_line("changed")?;
-    let output = guest.finish(PATIENCE)?;
+    let output = guest.finish(RECOVERY_TIMEOUT)?;
     ensure!(output.contains("verify failed at file /dev/vda offset"), "{output}");
     Ok(())
 }

@@ -72,7 +72,7 @@ pub(super) fn run(plan: &Plan, report: &mut Report) -> Result<()> {
     }
     report.section("iSCSI initiator against libiscsi");
     report.text(&format!(
-        "Random reads from a unit without medium of one tgt on CPU {}; our initiator in a loop that sleeps, and `iscsi-perf`, in turn on CPU {}; windows of \
+        "Rng reads from a unit without medium of one tgt on CPU {}; our initiator in a loop that sleeps, and `iscsi-perf`, in turn on CPU {}; windows of \
          {SECONDS} s, median of {} (range). Debian's libiscsi knows no data digest. The aim is a ratio of 0.5 at most.",
         plan.client_cpu, plan.backend_cpu, plan.windows,
     ));

@@ -58,7 +58,7 @@ pub(super) fn run(plan: &Plan, spdk: Option<&Path>, report: &mut Report) -> Resu
         }
     }
     report.text(&format!(
-        "Random reads from our own target in memory, on CPU {}; our initiator in a loop that polls, and `spdk_nvme_perf` ({}), in turn on \
+        "Rng reads from our own target in memory, on CPU {}; our initiator in a loop that polls, and `spdk_nvme_perf` ({}), in turn on \
          CPU {}; windows of {SECONDS} s, median of {} (range). Where both say the same, the target is the limit.",
         plan.client_cpu,
         program.display(),

@@ -21,7 +21,7 @@ const BURSTS: usize = 8;
 pub(super) const BUFFERS: u32 = 16_384;
 /// Bytes of testpmd's packets.
 const FRAME: usize = 64;
-const PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the driver negotiates.
 pub(super) const LAYOUTS: [(&str, &str); 6] = [
@@ -72,7 +72,7 @@ pub(super) fn ours(plan: &Plan, sluice: &Sluice, mempool: &Mempool, layout: &str
 }
 
 fn windows(plan: &Plan, hops: impl Fn() -> u64) -> Result<Measurement> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     while hops() < 10_000 {
         ensure!(Instant::now() < deadline, "no packets go round: {} so far", hops());
         std::thread::sleep(Duration::from_millis(10));
@@ -153,7 +153,7 @@ pub(super) fn testpmd(plan: &Plan, layout: &str) -> Result<Measurement> {
     command.arg("--vdev").arg(format!("net_vhost0,iface={},queues=1", socket.display()));
     command.args(["--", "-i", "--rxd=1024", "--txd=1024", &format!("--total-num-mbufs={BUFFERS}")]);
     let mut testpmd = Process::spawn("dpdk-testpmd", &command)?;
-    testpmd.wait_for("Done", PATIENCE)?;
+    testpmd.wait_for("Done", START_TIMEOUT)?;
     testpmd.write_line(&format!("port attach {}", driver(&socket, layout)))?;
     // What the driver does beside moving packets is the same on both sides.
     for offload in ["rx_offload udp_cksum", "rx_offload tcp_cksum", "tx_offload udp_cksum", "tx_offload tcp_cksum"] {
@@ -162,7 +162,7 @@ pub(super) fn testpmd(plan: &Plan, layout: &str) -> Result<Measurement> {
     for line in ["port start 1", "set fwd io", "start tx_first 8"] {
         testpmd.write_line(line)?;
     }
-    testpmd.wait_for("io packet forwarding", PATIENCE)?;
+    testpmd.wait_for("io packet forwarding", START_TIMEOUT)?;
     let _real_time = RealTime::of_threads(testpmd.id(), "rte-worker")?;
     let hertz = Cycles::from(Duration::from_secs(1)).0 as f64;
     let mut rate = || {
@@ -174,7 +174,7 @@ pub(super) fn testpmd(plan: &Plan, layout: &str) -> Result<Measurement> {
         let before = shown(&testpmd).len();
         std::thread::sleep(plan.window);
         testpmd.write_line("show port stats all")?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + START_TIMEOUT;
         while shown(&testpmd).len() < before + 2 {
             ensure!(Instant::now() < deadline, "testpmd shows no statistics");
             std::thread::sleep(Duration::from_millis(1));

@@ -165,7 +165,7 @@ impl PortShard for EndlessShard {
             mark();
         }
         if self.turns == WARM_UP + ROUNDS {
-            let _ = done.send(()); // the step is over when nobody waits any more
+            let _ = done.send(()); // fails only when the step has ended already
         }
         if self.turns > WARM_UP + ROUNDS {
             return 0;

@@ -86,14 +86,15 @@ impl Sluice {
             let cycles = windows(plan, &sink)?;
             let missed: u64 = switch.ports().iter().map(|port| port.path.upcalls).sum();
             ensure!(missed == 0, "{missed} packets missed");
-            drop((switch.remove_port("source")?, switch.remove_port("sink")?));
+            switch.remove_port("source")?;
+            switch.remove_port("sink")?;
             Ok(cycles)
         };
         let [uniform, zipf] = pcaps.each_ref().map(through);
         Ok(Cost { cycles: [uniform?, zipf?], insertions })
     }
 
-    /// Flows a second that a bridge decides for packets to so many stations that nobody has seen.
+    /// Flows a second that a bridge decides for packets to so many unknown stations.
     pub(crate) fn upcalls(&self, pcap: &Path, stations: usize) -> Result<f64> {
         let switch = Switch::start(self.engine.workers(), self.pool.packets().clone())?;
         switch.create_bridge("bridge", BridgeConfig::default())?;

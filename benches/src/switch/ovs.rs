@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// The datapath's numbers of the ports: the next ones after the bridge's own, in the order that they come.
 const SINK: u32 = 2;
 const SOURCE: u32 = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PURGE_TIMEOUT: Duration = Duration::from_secs(60);
 const SINK_DEVICE: &str = "net_null0,no-rx=1";
 
 fn source_device(pcap: &Path) -> String {
@@ -44,7 +44,7 @@ impl Ovs {
 
     /// Cycles a packet from the source to the sink, all included, by OVS's own count: with either cache.
     pub(crate) fn measure(&self, plan: &Plan, pcap: &Path, load: &Load) -> Result<[Measurement; 2]> {
-        // Flows before packets, and nobody who would replace them by what the bridge says.
+        // Flows before packets, and no revalidator that would replace them by what the bridge says.
         self.0.appctl(&["revalidator/pause"])?;
         self.0.appctl(&["dpctl/del-flows"])?;
         self.0.add_port("sink", SINK_DEVICE)?;
@@ -63,11 +63,11 @@ impl Ovs {
         Ok([emc?, megaflow?])
     }
 
-    /// Flows a second that the bridge decides for packets to so many stations that nobody has seen.
+    /// Flows a second that the bridge decides for packets to so many unknown stations.
     pub(crate) fn upcalls(&self, pcap: &Path, stations: usize) -> Result<f64> {
         self.0.ofctl("add-flow", &["actions=NORMAL"])?;
         self.0.appctl(&["revalidator/purge"])?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PURGE_TIMEOUT;
         while self.installed()? > 0 {
             ensure!(Instant::now() < deadline, "flows do not go");
         }

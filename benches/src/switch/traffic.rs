@@ -1,13 +1,13 @@
 //! The packets and the flows that both sides see: UDP over IPv4, 64 bytes, a flow for each destination address, or for each
 //! destination MAC address where bridges decide.
 
-use crate::measure::Random;
 use anyhow::{Context, Result};
 use pcap_file::pcap::{PcapPacket, PcapWriter};
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use testkit::Rng;
 
 /// Packets of one round of the source, at least: each flow comes at least once.
 const ROUND: usize = 16_384;
@@ -53,7 +53,7 @@ impl Load {
 
     /// Which flow each packet of a round belongs to.
     fn order(&self, popularity: Popularity) -> Vec<usize> {
-        let mut random = Random::new();
+        let mut random = Rng::new(1);
         let packets = self.flows.clamp(ROUND, LARGEST_ROUND);
         let mut order: Vec<usize> = match popularity {
             Popularity::Uniform if self.flows > packets => {
@@ -68,7 +68,7 @@ impl Load {
                         sum
                     })
                     .collect();
-                let pick = |random: &mut Random| random.below(1 << 53) as f64 / (1_u64 << 53) as f64 * sum;
+                let pick = |random: &mut Rng| random.below(1 << 53) as f64 / (1_u64 << 53) as f64 * sum;
                 (0..packets).map(|_| cumulated.partition_point(|&bound| bound <= pick(&mut random))).collect()
             }
         };

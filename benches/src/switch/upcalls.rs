@@ -1,4 +1,4 @@
-//! What packets of flows that nobody has seen cost: how many flows a second are decided and installed.
+//! Upcalls a second: how fast flows of unknown stations are decided and installed.
 
 use super::ours::Sluice;
 use super::ovs::Ovs;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// Flows of a run: fewer than either side has room for.
 const STATIONS: usize = 60_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+const FLOWS_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(plan: &Plan, sluice: &Sluice, peer: &Ovs, report: &mut Report) -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -27,7 +27,7 @@ pub(super) fn run(plan: &Plan, sluice: &Sluice, peer: &Ovs, report: &mut Report)
     table.push(vec![format!("{STATIONS} new flows"), ours.show(0), theirs.show(0), ratio]);
     report.section("Upcalls a second, against OVS-DPDK");
     report.text(&format!(
-        "Packets to {STATIONS} stations that nobody has seen come as fast as the source gives them, round after round, into a bridge with \
+        "Packets to {STATIONS} unknown stations come as fast as the source gives them, round after round, into a bridge with \
          one other port (OVS: NORMAL), until each has its megaflow: flows a second between a tenth and nine tenths of them, median of {} \
          runs (range). OVS decides on the poll core; ours leaves it, so the translator has the other core beside it.",
         plan.windows,
@@ -38,7 +38,7 @@ pub(super) fn run(plan: &Plan, sluice: &Sluice, peer: &Ovs, report: &mut Report)
 
 /// How fast a count grows, from a tenth to nine tenths of `all`, a second.
 pub(super) fn rate_to(all: usize, count: impl Fn() -> Result<usize>) -> Result<f64> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + FLOWS_TIMEOUT;
     let mut first = None;
     loop {
         let (counted, now) = (count()?, Instant::now());
@@ -48,7 +48,7 @@ pub(super) fn rate_to(all: usize, count: impl Fn() -> Result<usize>) -> Result<f
                 return Ok((counted - start) as f64 / (now - since).as_secs_f64());
             }
         }
-        ensure!(now < deadline, "{counted} of {all} flows after {PATIENCE:?}");
+        ensure!(now < deadline, "{counted} of {all} flows after {FLOWS_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -1,4 +1,4 @@
-//! A card with rte_flow under the daemon: two of its ports in a bridge, and somebody at the other end of each.
+//! A card with rte_flow under the daemon: two of its ports in a bridge, and a peer at the other end of each.
 //!
 //! Without more it is the model of an FPGA over veth pairs. A real card is named by the environment:
 //! - `SLUICE_TEST_CARD`: the devargs of two ports of it with a blank between them, in the order in which they are opened, such as
@@ -9,14 +9,13 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use std::env;
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use hwtests::{Daemon, Namespace};
 use serde_json::{Value, json};
+use std::env;
+use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const OFFLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 const ADDRESSES: [&str; 2] = ["10.98.0.1/24", "10.98.0.2/24"];
 /// The second address, as one says it to ping.
 const FUNCTION: &str = "10.98.0.2";
@@ -34,18 +33,18 @@ pub(crate) struct Card {
 impl Card {
     /// The card that the environment names, else the model.
     pub(crate) fn new() -> Result<Card> {
-        Self::with_options(&[])
+        Card::with_options(&[])
     }
 
     /// The same, of a daemon with these options besides.
     pub(crate) fn with_options(options: &[&str]) -> Result<Card> {
-        let Ok(devargs) = env::var("SLUICE_TEST_CARD") else { return Self::model("", options) };
+        let Ok(devargs) = env::var("SLUICE_TEST_CARD") else { return Card::model("", options) };
         let peers = env::var("SLUICE_TEST_CARD_PEERS").context("SLUICE_TEST_CARD_PEERS is not set")?;
         let [wire, function] = pair("SLUICE_TEST_CARD_PEERS", &peers)?;
         let wire = Namespace::holding("l", ADDRESSES[0], &wire)?;
         let function = Namespace::holding("r", ADDRESSES[1], &function)?;
         let eal = env::var("SLUICE_TEST_CARD_EAL").unwrap_or_default();
-        Self::start([wire, function], pair("SLUICE_TEST_CARD", &devargs)?, &eal, options)
+        Card::start([wire, function], pair("SLUICE_TEST_CARD", &devargs)?, &eal, options)
     }
 
     /// The model with these arguments besides. Nothing, with a word, where the tests run with a card.
@@ -54,7 +53,7 @@ impl Card {
             println!("left out: no card has {arguments:?} on demand");
             return Ok(None);
         }
-        Self::model(arguments, &[]).map(Some)
+        Card::model(arguments, &[]).map(Some)
     }
 
     fn model(arguments: &str, options: &[&str]) -> Result<Card> {
@@ -62,7 +61,7 @@ impl Card {
         let [left, right] = [wire.cable(), function.cable()];
         let backends = format!("wire=(net_af_packet0,iface={left}),function=(net_af_packet1,iface={right})");
         let devargs = [format!("net_fpgasim0,{backends}{arguments}"), "net_fpgasim0_representor_0".to_owned()];
-        Self::start([wire, function], devargs, "-d librte_net_fpgasim.so --no-huge -m 256", options)
+        Card::start([wire, function], devargs, "-d librte_net_fpgasim.so --no-huge -m 256", options)
     }
 
     fn start([wire, function]: [Namespace; 2], devargs: [String; 2], eal: &str, options: &[&str]) -> Result<Card> {
@@ -142,7 +141,7 @@ impl Card {
 }
 
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + OFFLOAD_TIMEOUT;
     while !holds()? {
         ensure!(Instant::now() < deadline, "{what}: waited in vain");
     }

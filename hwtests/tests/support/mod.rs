@@ -2,13 +2,12 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+use anyhow::Result;
+use iscsi::Auth;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-
-use anyhow::Result;
-use iscsi::Auth;
 
 pub(crate) const NQN: &str = "nqn.2024-01.io.sluice:test";
 pub(crate) const IQN: &str = "iqn.2024-01.io.sluice:test";

@@ -7,7 +7,7 @@ mod bare;
 mod libiscsi;
 mod spdk;
 
-use crate::measure::{Plan, Random};
+use crate::measure::Plan;
 use crate::report::Report;
 use crate::request::Kind;
 use anyhow::{Result, ensure};
@@ -15,6 +15,7 @@ use block::{BlockChannel, BlockRequest, Completions, Op, Request, Status};
 use clock::Cycles;
 use memory::IoBuffers;
 use std::path::Path;
+use testkit::Rng;
 
 pub(crate) fn run(plan: &Plan, spdk: Option<&Path>, report: &mut Report) -> Result<()> {
     alone::run(plan, report)?;
@@ -29,7 +30,7 @@ struct Reads {
     len: u64,
     places: u64,
     depth: usize,
-    random: Random,
+    random: Rng,
     idle: Vec<Box<Request>>,
     done: Completions,
 }
@@ -38,7 +39,7 @@ impl Reads {
     fn new(len: usize, depth: usize, disk_len: u64) -> Result<Reads> {
         let idle = (0..depth).map(|_| Ok(Request::new(IoBuffers::anonymous(len)?))).collect::<Result<_>>()?;
         let (len, done) = (len as u64, Completions::with_capacity(depth));
-        Ok(Reads { kind: Kind::Read, len, places: disk_len / len, depth, random: Random::new(), idle, done })
+        Ok(Reads { kind: Kind::Read, len, places: disk_len / len, depth, random: Rng::new(1), idle, done })
     }
 
     fn are_idle(&self) -> bool {
