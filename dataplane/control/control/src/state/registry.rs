@@ -18,7 +18,7 @@ pub(crate) trait Object: Send + Sync + 'static {
     const LIMIT: usize;
     /// What to do where the name of a new object is taken.
     const NAME_TAKEN: &'static str = "choose another name, or delete what has this one";
-    /// What is known of a name while the object is being made, is there, or is being taken down.
+    /// What is kept with a name while the object is being made, exists, or is being taken down.
     type Claims: Default + Send;
 }
 
@@ -54,6 +54,12 @@ impl<T: Object> Clone for Registry<T> {
 }
 
 impl<T: Object> Registry<T> {
+    /// The registry for as long as others hold it.
+    pub(crate) fn downgrade(&self) -> impl Fn() -> Option<Registry<T>> + Send + use<T> {
+        let weak = Arc::downgrade(&self.0);
+        move || weak.upgrade().map(Registry)
+    }
+
     /// Takes the name that `field` of a call gives to an object that is about to be made.
     pub(crate) fn reserve(&self, field: &str, name: &str) -> Result<Reservation<T>, RpcError> {
         check_name(field, name)?;
@@ -98,7 +104,7 @@ impl<T: Object> Registry<T> {
         Ok((object, Reservation { registry: self.clone(), name: name.to_owned(), filled: false }))
     }
 
-    /// The names with all that is known of them.
+    /// The names with their objects and claims.
     pub(crate) fn slots(&self) -> MutexGuard<'_, Vec<Slot<T>>> {
         self.0.lock()
     }
