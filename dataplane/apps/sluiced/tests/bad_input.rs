@@ -107,6 +107,23 @@ fn out_of_limits() {
 }
 
 #[test]
+fn iscsi_recovery_options_that_contradict_each_other_are_refused() {
+    let daemon = Daemon::start();
+    let url = "iscsi://127.0.0.1:1/iqn.2024-01.io.example:disk/0";
+    let disk = json!({"name": "i", "initiator_iqn": "iqn.2024-01.io.example:host", "url": url});
+    for (field, options) in [
+        ("ctrlr_loss_timeout_sec", json!({"ctrlr_loss_timeout_sec": -2})),
+        ("reconnect_delay_sec", json!({"ctrlr_loss_timeout_sec": 10, "reconnect_delay_sec": 11})),
+        ("fast_io_fail_timeout_sec", json!({"reconnect_delay_sec": 5, "fast_io_fail_timeout_sec": 4})),
+    ] {
+        let mut params = disk.clone();
+        params.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        let refusal = refused(&daemon, "bdev_iscsi_create", params);
+        assert_eq!((refusal.code, &refusal.data["field"]), (-32602, &json!(field)), "{}", refusal.message);
+    }
+}
+
+#[test]
 fn too_many_disks() {
     let daemon = Daemon::start();
     let mut client = daemon.client();

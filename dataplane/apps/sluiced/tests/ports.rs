@@ -111,6 +111,28 @@ fn namespaces_reach_each_other_over_taps_also_after_sigkill() {
 }
 
 #[test]
+fn a_vhost_user_port_is_created_listed_and_deleted_like_other_ports() {
+    let daemon = Daemon::start();
+    let number = daemon.ok("port_create_vhost_user", json!({"name": "g", "num_queue_pairs": 2, "packed_ring": false}));
+    let info = port(&daemon, "g");
+    assert_eq!((&info["port_no"], &info["kind"]), (&number, &json!("vhost-user")));
+    let socket = daemon.dir().join("g");
+    assert_eq!((&info["vhost_user"]["socket"], socket.exists()), (&json!(socket), true));
+    assert_eq!(info["vhost_user"]["connected"], false);
+    for (method, field) in [("port_create_vhost_user", "name"), ("vhost_create_net_controller", "ctrlr")] {
+        assert_eq!(daemon.err(method, json!({ field: "g" }))["code"], -17, "EEXIST");
+    }
+    // The deprecated listing has it, too.
+    assert_eq!(daemon.ok("vhost_get_net_controllers", json!({}))[0]["ctrlr"], "g");
+    let kept = daemon.ok("framework_get_config", json!({"name": "port"}));
+    assert_eq!((&kept[0]["method"], &kept[0]["params"]["port_no"]), (&json!("port_create_vhost_user"), &number));
+    daemon.ok("port_delete", json!({"name": "g"}));
+    assert_eq!(daemon.ok("port_get", json!({})), json!([]));
+    assert_eq!(daemon.ok("framework_get_config", json!({"name": "port"})), json!([]));
+    assert!(!socket.exists());
+}
+
+#[test]
 fn a_tap_that_cannot_be_made_says_why() {
     let daemon = Daemon::start();
     let error = daemon.err("port_create_tap", json!({"name": "longer-than-15-bytes"}));

@@ -178,14 +178,14 @@ fn a_guest_that_connects_later_sees_the_new_size() {
     assert_eq!((guest.capacity(), guest.read(511)), (2 << 20, 0));
 }
 
-/// A front-end whose ring claims more requests than it has places for. Returns the connection: its end ends the quarantine.
-fn break_the_ring(socket: &Path) -> Frontend {
+/// A front-end whose ring `queue` claims more requests than it has places for. Returns the connection: its end ends the quarantine.
+fn break_the_ring(socket: &Path, queue: usize) -> Frontend {
     const SIZE: u16 = 64;
     const VERSION_1: u64 = 1 << 32;
     const PROTOCOL_FEATURES: u64 = 1 << 30;
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(1 << 20).unwrap();
-    let mut frontend = Frontend::connect(socket, 1).unwrap();
+    let mut frontend = Frontend::connect(socket, 2).unwrap();
     frontend.set_owner().unwrap();
     frontend.get_features().unwrap();
     frontend.set_features(VERSION_1 | PROTOCOL_FEATURES).unwrap();
@@ -210,12 +210,12 @@ fn break_the_ring(socket: &Path) -> Frontend {
         log_addr: None,
     };
     let [kick, call] = [(); 2].map(|()| EventFd::new(0).unwrap());
-    frontend.set_vring_num(0, SIZE).unwrap();
-    frontend.set_vring_base(0, 0).unwrap();
-    frontend.set_vring_addr(0, &addresses).unwrap();
-    frontend.set_vring_call(0, &call).unwrap();
-    frontend.set_vring_kick(0, &kick).unwrap();
-    frontend.set_vring_enable(0, true).unwrap();
+    frontend.set_vring_num(queue, SIZE).unwrap();
+    frontend.set_vring_base(queue, 0).unwrap();
+    frontend.set_vring_addr(queue, &addresses).unwrap();
+    frontend.set_vring_call(queue, &call).unwrap();
+    frontend.set_vring_kick(queue, &kick).unwrap();
+    frontend.set_vring_enable(queue, true).unwrap();
     // The available ring's index (virtio 1.3, 2.7.6) runs ahead by more than the ring's size.
     memory.write_all_at(&(SIZE + 1).to_le_bytes(), avail + 2).unwrap();
     kick.write(1).unwrap();
@@ -228,7 +228,7 @@ fn a_hostile_guest_is_quarantined_alone_and_an_event_says_why() {
     serve(&daemon, "bad");
     serve(&daemon, "good");
     let mut honest = Guest::connect(&daemon.dir().join("c-good"));
-    let hostile = break_the_ring(&daemon.dir().join("c-bad"));
+    let hostile = break_the_ring(&daemon.dir().join("c-bad"), 0);
     let deadline = Instant::now() + Duration::from_secs(20);
     let reason = loop {
         let info = daemon.ok("vhost_get_controllers", json!({"name": "c-bad"}));
@@ -261,6 +261,29 @@ fn a_hostile_guest_is_quarantined_alone_and_an_event_says_why() {
     let mut healed = Guest::connect(&daemon.dir().join("c-bad"));
     assert_eq!(healed.read(0), 0);
     assert_eq!(daemon.ok("vhost_get_controllers", json!({"name": "c-bad"}))[0]["quarantined"], Value::Null);
+}
+
+#[test]
+fn the_listing_of_a_vhost_user_port_tells_why_it_is_quarantined() {
+    let daemon = Daemon::start();
+    daemon.ok("port_create_vhost_user", json!({"name": "bad"}));
+    let quarantined = || daemon.ok("port_get", json!({"name": "bad"}))[0]["vhost_user"]["quarantined"].clone();
+    assert_eq!(quarantined(), Value::Null);
+    let hostile = break_the_ring(&daemon.dir().join("bad"), 1);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let reason = loop {
+        if let Some(reason) = quarantined().as_str().filter(|reason| !reason.is_empty()) {
+            break reason.to_owned();
+        }
+        assert!(Instant::now() < deadline, "not quarantined");
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(reason.contains("queue 1"), "{reason}");
+    drop(hostile);
+    while quarantined() != Value::Null {
+        assert!(Instant::now() < deadline, "still quarantined");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

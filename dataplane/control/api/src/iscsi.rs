@@ -19,6 +19,12 @@ pub struct Create {
     pub initiator_iqn: String,
     /// The logical unit: iscsi://[user[%password]@]host[:port]/target-iqn/lun[?header_digest=crc32c&data_digest=crc32c&...].
     pub url: String,
+    /// Seconds until a lost session is given up and the disk fails; -1, never, by default.
+    pub ctrlr_loss_timeout_sec: Option<i32>,
+    /// Longest pause between attempts to reconnect, in seconds; 5 by default.
+    pub reconnect_delay_sec: Option<u32>,
+    /// Seconds until held I/O fails; 0, never, by default.
+    pub fast_io_fail_timeout_sec: Option<u32>,
 }
 
 /// Deletes an iSCSI disk and logs its sessions out.

@@ -18,6 +18,7 @@
 //!
 //! - `x-sluice-unsupported`: true on a parameter of SPDK's that is not supported. The one value that is accepted is the schema's
 //!   `const`; without it the parameter must not be given.
+//! - `x-sluice-deprecated`: on a method that stays for old documents: the method that replaces it.
 //! - `x-sluice-hidden`: true on a parameter that is accepted for SPDK's clients and changes nothing; a CLI need not show it.
 
 #[macro_use]

@@ -15,6 +15,7 @@ methods! {
     PortMoveQueue: "port_move_queue" -> bool;
     CreateTap: "port_create_tap" -> PortNo;
     CreateDpdk: "port_create_dpdk" -> PortNo;
+    CreateVhostUser: "port_create_vhost_user" -> PortNo;
     CreateNetController: "vhost_create_net_controller" -> PortNo;
     GetNetControllers: "vhost_get_net_controllers" -> Vec<NetControllerInfo>;
     MoveQueuePair: "vhost_net_controller_move_queue_pair" -> bool;
@@ -56,6 +57,26 @@ pub struct PortInfo {
     pub stats: BTreeMap<String, u64>,
     /// Counters of the switch for packets received by the port: drops by reason, upcalls.
     pub switch: BTreeMap<String, u64>,
+    /// The device of a vhost-user port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost_user: Option<VhostUserInfo>,
+}
+
+/// The device of a vhost-user port.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct VhostUserInfo {
+    /// Path of the socket.
+    pub socket: String,
+    /// The daemon's role on the socket.
+    pub socket_role: SocketRole,
+    /// Whether a front-end is connected.
+    pub connected: bool,
+    /// Why the device is quarantined, until the front-end resets it.
+    pub quarantined: Option<String>,
+    /// The last refused message of the front-end, or why the last session ended.
+    pub last_error: Option<String>,
+    /// The queues that a front-end has started: receive and transmit of pair 0, of pair 1, and so on.
+    pub queues: Vec<QueueInfo>,
 }
 
 /// Deletes a port. It is removed from its bridge first; packets in flight are dropped.
@@ -130,9 +151,32 @@ pub struct CreateDpdk {
     pub upcall_pps: Option<u64>,
 }
 
-/// Creates a vhost-user port: a virtio-net device for a guest, with a socket in the daemon's vhost directory. `port_delete` deletes
-/// it.
+/// Creates a vhost-user port: a virtio-net device for a guest, with a socket in the daemon's vhost directory.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CreateVhostUser {
+    /// Name of the port and of the socket.
+    pub name: String,
+    /// Maximum number of queue pairs, 1 to 64; 1 by default. Queues are assigned to workers round-robin.
+    pub num_queue_pairs: Option<u16>,
+    /// MAC address of the guest, for reports; the front-end sets the guest's own.
+    pub mac: Option<String>,
+    /// MTU in bytes; 1500 by default.
+    pub mtu: Option<u16>,
+    /// Offer packed rings (VIRTIO_F_RING_PACKED); true by default.
+    pub packed_ring: Option<bool>,
+    /// Offer mergeable receive buffers (VIRTIO_NET_F_MRG_RXBUF); true by default.
+    pub mrg_rxbuf: Option<bool>,
+    /// Who listens on the socket: server (this daemon, the default) or client (the front-end; this daemon connects and reconnects).
+    pub socket_role: Option<SocketRole>,
+    /// Number of the port in flows; the next free one by default.
+    pub port_no: Option<PortNo>,
+    /// Upcall rate limit per worker, packets per second; unlimited by default.
+    pub upcall_pps: Option<u64>,
+}
+
+/// Deprecated: use port_create_vhost_user. Creates a vhost-user port.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-sluice-deprecated" = "port_create_vhost_user"))]
 pub struct CreateNetController {
     /// Name of the controller, of the port and of the socket.
     pub ctrlr: String,
@@ -156,8 +200,9 @@ pub struct CreateNetController {
     pub upcall_pps: Option<u64>,
 }
 
-/// Lists the vhost-user ports. `port_get` has their counters.
+/// Deprecated: use port_get. Lists the vhost-user ports.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-sluice-deprecated" = "port_get"))]
 pub struct GetNetControllers {
     /// List only this controller.
     pub name: Option<String>,
@@ -172,7 +217,7 @@ pub struct NetControllerInfo {
     pub socket: String,
     /// Whether a front-end is connected.
     pub connected: bool,
-    /// Whether the device is quarantined until the front-end resets it; an event has the reason.
+    /// Whether the device is quarantined until the front-end resets it; port_get has the reason.
     pub quarantined: bool,
     /// The last refused message of the front-end, or why the last session ended.
     pub last_error: Option<String>,
@@ -180,8 +225,9 @@ pub struct NetControllerInfo {
     pub rings: Vec<QueueInfo>,
 }
 
-/// Moves a queue pair of a vhost-user port to another worker, as `port_move_queue` does.
+/// Deprecated: use port_move_queue. Moves a queue pair of a vhost-user port to another worker.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-sluice-deprecated" = "port_move_queue"))]
 pub struct MoveQueuePair {
     /// Name of the controller.
     pub ctrlr: String,

@@ -1,4 +1,4 @@
-//! Every limit of the control plane, in one place. Whoever meets one is told its name and its value.
+//! Every limit of the control plane, in one place. A refusal names the limit and its value.
 
 /// Bytes of one JSON-RPC request.
 pub const REQUEST_BYTES: usize = 8 << 20;
@@ -18,5 +18,5 @@ pub const NAME_BYTES: usize = 127;
 pub const SOCKET_PATH_BYTES: usize = 107;
 /// Events of controllers that wait for the control plane; more are lost.
 pub(crate) const CONTROLLER_EVENTS: usize = 1024;
-/// Notifications that are kept for who asks later.
+/// Notifications that are kept for notify_get_notifications.
 pub const EVENTS: usize = 4096;

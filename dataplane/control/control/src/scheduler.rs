@@ -5,20 +5,27 @@
 //! ```
 //!
 //! A queue that was moved by hand is pinned: the desired state has a call for it. Ports and disks are moved alike. One queue of a
-//! device moves at a time, and whether it is pinned is looked at while no other call can move it.
+//! device moves at a time, and whether it is pinned is checked while no other call can move it.
 
 mod balance;
+mod handlers;
 mod load;
 
 pub(crate) use balance::{QueueLoad, Thresholds};
+pub(crate) use handlers::rows;
 pub(crate) use load::Loads;
 
-use crate::Control;
 use crate::blocking::blocking;
-use crate::controllers::Served;
+use crate::network::NetworkPlane;
+use crate::observe::Observe;
 use crate::rpc::OrRefuse;
 use crate::rpc::method::Effect;
+use crate::state::desired::Desired;
 use crate::state::object::{Aspect, ObjectId, Slot};
+use crate::storage::StoragePlane;
+use crate::storage::vhost_blk::BlkDevice;
+use crate::vhost::VhostController;
+use crate::workers::Workers;
 use ::port::Port;
 use api::RpcError;
 use api::notify::EventType;
@@ -45,7 +52,7 @@ impl QueueId {
     }
 
     pub(crate) fn controller(name: &str, queue: u16) -> QueueId {
-        QueueId { device: ObjectId::controller(name), queue }
+        QueueId { device: ObjectId::vhost_controller(name), queue }
     }
 
     /// Where the call is kept that pins it.
@@ -65,7 +72,7 @@ impl QueueId {
 /// How queues are moved by load.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Settings {
-    /// They are, or they stay.
+    /// Whether queues are moved by load.
     pub(crate) dynamic: bool,
     pub(crate) period: Duration,
     pub(crate) thresholds: Thresholds,
@@ -85,9 +92,13 @@ enum By {
     Load,
 }
 
-/// What is known of the queues' places and loads.
-#[derive(Default)]
+/// Moves queues between workers, and knows their loads.
 pub(crate) struct Scheduler {
+    pub(crate) workers: Arc<Workers>,
+    observe: Arc<Observe>,
+    desired: Arc<Desired>,
+    storage: Arc<StoragePlane>,
+    network: Arc<NetworkPlane>,
     settings: watch::Sender<Settings>,
     /// Of the last period.
     loads: Mutex<Loads>,
@@ -98,6 +109,21 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
+    pub(crate) fn new(storage: &Arc<StoragePlane>, network: &Arc<NetworkPlane>) -> Scheduler {
+        Scheduler {
+            workers: storage.workers.clone(),
+            observe: storage.observe.clone(),
+            desired: storage.desired.clone(),
+            storage: storage.clone(),
+            network: network.clone(),
+            settings: watch::Sender::default(),
+            loads: Mutex::default(),
+            moves_by_hand: AtomicU64::new(0),
+            moves_by_load: AtomicU64::new(0),
+            moving: Mutex::default(),
+        }
+    }
+
     pub(crate) fn settings(&self) -> Settings {
         *self.settings.borrow()
     }
@@ -128,7 +154,7 @@ impl Scheduler {
 /// A device whose queues can be moved.
 enum Device {
     Port(Arc<dyn Port>),
-    Disk(Arc<Served>),
+    Disk(Arc<VhostController<BlkDevice>>),
 }
 
 impl Device {
@@ -136,7 +162,7 @@ impl Device {
         let at = usize::from(queue);
         match self {
             Device::Port(port) => port.rx_queues().get(at)?.worker,
-            Device::Disk(served) => Some(served.controller.report().queues.get(at)?.worker.id()),
+            Device::Disk(served) => Some(served.device.controller.report().queues.get(at)?.worker.id()),
         }
     }
 
@@ -145,6 +171,7 @@ impl Device {
         match self {
             Device::Port(port) => port.move_rx_queue(queue, worker).or_refuse(),
             Device::Disk(served) => served
+                .device
                 .controller
                 .move_queue(queue, worker)
                 .map_err(|error| RpcError::errno(libc::EIO, error.to_string()).hint("the queue stays where it was")),
@@ -152,44 +179,41 @@ impl Device {
     }
 }
 
-impl Control {
+impl Scheduler {
     fn device(&self, device: &ObjectId) -> Result<Device, RpcError> {
-        let name = device.name();
-        if let ObjectId::VhostController(name) = device {
-            return self.controllers.get(name).map(Device::Disk);
+        match device {
+            ObjectId::VhostController(name) => self.storage.controllers.get(name).map(Device::Disk),
+            port => self.network.port(port.name()).map(Device::Port),
         }
-        let found = self.switch("port", name)?.ports().into_iter().find(|port| port.name == name);
-        let report = found.ok_or_else(|| RpcError::no_such("port", name).hint("port_get lists the ports"))?;
-        Ok(Device::Port(report.port))
     }
 
     /// Moves a queue to a worker, as an operator wants; to none: gives it back. The caller keeps the call without another await: it
     /// pins the queue.
     pub(crate) async fn move_by_hand(
-        self: &Arc<Control>,
+        self: &Arc<Scheduler>,
         queue: QueueId,
         worker: Option<usize>,
     ) -> Result<(), RpcError> {
         let Some(worker) = worker else { return Ok(()) };
-        let workers = self.engine().workers();
+        let workers = self.workers.all();
         if worker >= workers.len() {
             return Err(RpcError::invalid("worker", worker, format!("0 to {}", workers.len() - 1)));
         }
         let device = self.device(&queue.device)?;
-        let turn = self.scheduler.turn(&queue.device).lock_owned().await;
+        let turn = self.turn(&queue.device).lock_owned().await;
         self.relocate(device, queue, worker, By::Hand, turn).await
     }
 
-    /// Moves a queue, tells of it, and lets others have their turn.
+    /// Moves a queue, reports it as an event, and lets the next move of the device begin.
     async fn relocate(
-        self: &Arc<Control>,
+        self: &Arc<Scheduler>,
         device: Device,
         QueueId { device: object, queue }: QueueId,
         to: usize,
         by: By,
         _turn: OwnedMutexGuard<()>,
     ) -> Result<(), RpcError> {
-        let worker = self.engine().workers()[to].clone();
+        let worker = self.workers.all()[to].clone();
         let work = move || {
             let from = device.place(queue);
             device.move_queue(queue, &worker).map(|()| from)
@@ -199,18 +223,22 @@ impl Control {
             return Ok(());
         }
         let (counter, why) = match by {
-            By::Hand => (&self.scheduler.moves_by_hand, "by hand"),
-            By::Load => (&self.scheduler.moves_by_load, "by load"),
+            By::Hand => (&self.moves_by_hand, "by hand"),
+            By::Load => (&self.moves_by_load, "by load"),
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let from = from.map_or_else(|| "none".to_owned(), |from| from.to_string());
-        self.events.add(EventType::QueueMove, object.name(), format!("queue {queue}: worker {from} to {to}, {why}"));
+        self.observe.events.add(
+            EventType::QueueMove,
+            object.name(),
+            format!("queue {queue}: worker {from} to {to}, {why}"),
+        );
         Ok(())
     }
 
-    /// Measures loads each period, and moves queues by them if that is wanted. Never returns.
-    pub async fn keep_balanced(self: Arc<Control>) {
-        let mut settings = self.scheduler.settings.subscribe();
+    /// Measures loads each period, and moves queues by them where the scheduler is dynamic. Never returns.
+    pub(crate) async fn keep_balanced(self: Arc<Scheduler>) {
+        let mut settings = self.settings.subscribe();
         let mut watch = Watch::default();
         loop {
             let Settings { period, .. } = *settings.borrow_and_update();
@@ -235,41 +263,43 @@ struct Watch {
 
 impl Watch {
     /// A period is over.
-    async fn look(&mut self, control: &Arc<Control>) {
-        let moves = control.scheduler.moves().iter().map(|(_, count)| count).sum();
-        let sampled = control.clone();
+    async fn look(&mut self, scheduler: &Arc<Scheduler>) {
+        let moves = scheduler.moves().iter().map(|(_, count)| count).sum();
+        let sampled = scheduler.clone();
         // Off the control thread: the last holder of a port takes it down.
         let Ok(now) = blocking(move || Sample::take(&sampled)).await else { return };
-        let loads = self.before.as_ref().map(|before| load::between(before, &now, |queue| control.is_pinned(queue)));
+        let loads = self.before.as_ref().map(|before| load::between(before, &now, |queue| scheduler.is_pinned(queue)));
         self.before = Some(now);
         let Some(loads) = loads else { return };
-        // A period in which something moved does not tell what it costs where it is now.
+        // After a move in the period, its loads are not those of the queues' present workers.
         let settled = std::mem::replace(&mut self.moves, moves) == moves;
-        let Settings { dynamic, thresholds, period } = control.scheduler.settings();
+        let Settings { dynamic, thresholds, period } = scheduler.settings();
         if dynamic && settled {
             let time = self.since.get_or_insert_with(Instant::now).elapsed();
             let moves = self.balancer.balance(thresholds, &loads.workers, &loads.queues, time, period);
-            moves.into_iter().for_each(|one| control.move_by_load(one));
+            for one in moves {
+                scheduler.move_by_load(one);
+            }
         }
-        *control.scheduler.loads.lock() = loads;
+        *scheduler.loads.lock() = loads;
     }
 }
 
-impl Control {
+impl Scheduler {
     fn is_pinned(&self, queue: &QueueId) -> bool {
         self.desired.get(&queue.slot()).is_some()
     }
 
     /// Begins to move a queue, unless another queue of its device is being moved. A disk that does not answer keeps no others waiting.
-    fn move_by_load(self: &Arc<Control>, Move { queue, to, .. }: Move<QueueId>) {
-        let Ok(turn) = self.scheduler.turn(&queue.device).try_lock_owned() else { return };
+    fn move_by_load(self: &Arc<Scheduler>, Move { queue, to, .. }: Move<QueueId>) {
+        let Ok(turn) = self.turn(&queue.device).try_lock_owned() else { return };
         let Ok(device) = self.device(&queue.device) else { return };
         if self.is_pinned(&queue) {
             return;
         }
-        let control = self.clone();
+        let scheduler = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = control.relocate(device, queue, to, By::Load, turn).await {
+            if let Err(error) = scheduler.relocate(device, queue, to, By::Load, turn).await {
                 tracing::warn!(%error, "a queue could not be moved");
             }
         });

@@ -7,6 +7,7 @@ use crate::rpc::OrRefuse;
 use api::RpcError;
 use clock::Cycles;
 use flow::{Metadata, Miniflow, extract};
+use parking_lot::{Mutex, MutexGuard};
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
@@ -15,18 +16,18 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use switch::{Capture, Captured, DropReason, Observed, PortNo, Switch};
 
 /// Packets that may wait to be written.
 const QUEUE: usize = 4096;
-/// Between two looks at an empty queue.
+/// Pause between two polls of an empty queue.
 const PAUSE: Duration = Duration::from_millis(2);
 /// For workers to let go of a capture.
-const PATIENCE: Duration = Duration::from_secs(1);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// `epb_flags`, section 4.3.1: the direction.
 const INBOUND: u32 = 1;
 const OUTBOUND: u32 = 2;
@@ -102,7 +103,7 @@ impl Captures {
         Ok(())
     }
 
-    /// All of them.
+    /// All captures.
     pub(crate) fn all(&self) -> Vec<Arc<Progress>> {
         self.lock().iter().map(|(progress, _)| progress.clone()).collect()
     }
@@ -114,16 +115,18 @@ impl Captures {
         let (progress, thread) = captures.remove(at);
         drop(captures);
         progress.stop.store(true, Ordering::Release);
-        drop(thread.join());
+        let _ = thread.join(); // A panic is not ours to go on with: the capture is gone either way.
         Some(progress)
     }
 
     pub(crate) fn stop_all(&self) {
-        self.all().iter().for_each(|one| drop(self.stop(&one.wanted.port)));
+        for one in self.all() {
+            self.stop(&one.wanted.port);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<(Arc<Progress>, JoinHandle<()>)>> {
-        self.0.lock().expect("no panic under this lock")
+        self.0.lock()
     }
 }
 
@@ -144,11 +147,11 @@ fn release(progress: &Progress, switch: &Switch) {
     if progress.released.swap(true, Ordering::AcqRel) {
         return;
     }
-    // A port that is gone took its part of the capture with it.
+    // A deleted port has ended its part of the capture already.
     if let Err(error) = switch.stop_capture(&progress.wanted.port) {
         tracing::debug!(%error, "capture");
     }
-    for _ in 0..PATIENCE.as_millis() / PAUSE.as_millis() {
+    for _ in 0..RELEASE_TIMEOUT.as_millis() / PAUSE.as_millis() {
         if Arc::strong_count(&progress.capture) == 1 {
             return;
         }
@@ -160,8 +163,7 @@ fn release(progress: &Progress, switch: &Switch) {
 fn run(progress: &Progress, switch: &Switch, number: PortNo, file: File) {
     if let Err(error) = write(progress, switch, number, file) {
         tracing::warn!(port = progress.wanted.port, %error, "a capture ends");
-        *progress.error.lock().expect("no panic under this lock") =
-            Some(format!("file {}: {error}", progress.wanted.file));
+        *progress.error.lock() = Some(format!("file {}: {error}", progress.wanted.file));
     }
     release(progress, switch);
     progress.running.store(false, Ordering::Release);

@@ -1,4 +1,4 @@
-//! DPDK, once for the process. It is started by the first who needs it.
+//! DPDK, once for the process. It is started with its first port, or at once where the operator gave options for it.
 
 use api::RpcError;
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};

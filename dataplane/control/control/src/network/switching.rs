@@ -1,17 +1,16 @@
-//! The switch of this process. It is made with the first port or bridge: who serves disks alone pays nothing for it.
+//! The switch of this process. It is made with the first port or bridge: a daemon that serves disks alone has none.
 
-use crate::blocking::blocking;
-use crate::rpc::{OrRefuse, Refuse};
-use crate::{Control, Settings};
+use crate::Settings;
+use crate::rpc::Refuse;
 use api::RpcError;
 #[cfg(feature = "dpdk")]
 use offload::Offloader;
 use packet::Pool;
+use parking_lot::Mutex;
+use std::sync::Arc;
 #[cfg(feature = "dpdk")]
 use std::sync::OnceLock;
-use std::sync::{Arc, Mutex, MutexGuard};
 use switch::{Switch, SwitchError};
-use virtio_net::NetController;
 
 /// The switch, once there is one.
 pub(crate) struct Switching {
@@ -25,9 +24,7 @@ pub(crate) struct Switching {
     pub(crate) offloader: OnceLock<Arc<Offloader>>,
     made: Mutex<Option<Arc<Switch>>>,
     /// One handler at a time makes it.
-    making: tokio::sync::Mutex<()>,
-    /// Ports that are guests, by name.
-    guests: Mutex<Vec<(String, Arc<NetController>)>>,
+    pub(super) making: tokio::sync::Mutex<()>,
 }
 
 impl Switching {
@@ -45,28 +42,27 @@ impl Switching {
             offloader: OnceLock::new(),
             made: Mutex::default(),
             making: tokio::sync::Mutex::default(),
-            guests: Mutex::default(),
         }
     }
 
     /// The switch, if something needed it already.
     pub(crate) fn get(&self) -> Option<Arc<Switch>> {
-        self.lock().clone()
+        self.made.lock().clone()
     }
 
     /// Takes ports and switch out of use, at the daemon's end. Waits for both.
     pub(crate) fn stop(&self) {
-        let switch = self.lock().take();
-        for port in switch.iter().flat_map(|switch| switch.ports()) {
-            if let Err(error) = switch.iter().try_for_each(|switch| switch.remove_port(&port.name).map(drop)) {
+        let switch = self.made.lock().take();
+        let Some(switch) = switch else { return };
+        for port in switch.ports() {
+            if let Err(error) = switch.remove_port(&port.name) {
                 tracing::error!(%error, port = port.name, "the port could not be removed");
             }
         }
-        drop(std::mem::take(&mut *self.lock_guests()));
     }
 
     /// The pool that the switch's packets come from.
-    fn packet_pool(&self) -> Result<Pool, RpcError> {
+    pub(super) fn packet_pool(&self) -> Result<Pool, RpcError> {
         #[cfg(feature = "dpdk")]
         if self.dpdk.is_wanted() {
             return self.dpdk.start().map(|(_, pool)| pool.packets().clone());
@@ -76,9 +72,9 @@ impl Switching {
         })
     }
 
-    /// Offers what the switch does to the hardware behind its ports.
+    /// Offers the flows of the switch to the hardware behind its ports.
     #[cfg(feature = "dpdk")]
-    fn offload(&self, switch: &Switch) -> Result<(), RpcError> {
+    pub(super) fn offload(&self, switch: &Switch) -> Result<(), RpcError> {
         let started =
             Offloader::start_with(self.limits).map_err(|error| RpcError::from_io(&error, "thread".to_owned()))?;
         let offloader = self.offloader.get_or_init(|| Arc::new(started));
@@ -86,57 +82,8 @@ impl Switching {
         Ok(())
     }
 
-    pub(crate) fn add_guest(&self, name: &str, guest: Arc<NetController>) {
-        self.lock_guests().push((name.to_owned(), guest));
-    }
-
-    pub(crate) fn guest(&self, name: &str) -> Result<Arc<NetController>, RpcError> {
-        let found = self.guests().into_iter().find(|(known, _)| known == name).map(|(_, guest)| guest);
-        found.ok_or_else(|| RpcError::no_such("controller", name).hint("vhost_get_net_controllers lists them"))
-    }
-
-    pub(crate) fn guests(&self) -> Vec<(String, Arc<NetController>)> {
-        self.lock_guests().clone()
-    }
-
-    pub(crate) fn take_guest(&self, name: &str) -> Option<Arc<NetController>> {
-        let mut guests = self.lock_guests();
-        let at = guests.iter().position(|(known, _)| known == name)?;
-        Some(guests.remove(at).1)
-    }
-
-    fn lock_guests(&self) -> MutexGuard<'_, Vec<(String, Arc<NetController>)>> {
-        self.guests.lock().expect("no panic under this lock")
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Switch>>> {
-        self.made.lock().expect("no panic under this lock")
-    }
-}
-
-impl Control {
-    /// The switch, for looking something up by its name.
-    pub(crate) fn switch(&self, kind: &str, name: &str) -> Result<Arc<Switch>, RpcError> {
-        self.switching.get().ok_or_else(|| RpcError::no_such(kind, name))
-    }
-
-    /// The switch, made if there is none yet.
-    pub(crate) async fn make_switch(self: &Arc<Control>) -> Result<Arc<Switch>, RpcError> {
-        let _making = self.switching.making.lock().await;
-        if let Some(switch) = self.switching.get() {
-            return Ok(switch);
-        }
-        let control = self.clone();
-        let made = blocking(move || {
-            let pool = control.switching.packet_pool()?;
-            let switch = Switch::start(control.engine().workers(), pool).or_refuse()?;
-            #[cfg(feature = "dpdk")]
-            control.switching.offload(&switch)?;
-            Ok::<_, RpcError>(switch)
-        });
-        let switch = Arc::new(made.await??);
-        *self.switching.lock() = Some(switch.clone());
-        Ok(switch)
+    pub(super) fn set(&self, switch: Arc<Switch>) {
+        *self.made.lock() = Some(switch);
     }
 }
 
@@ -155,7 +102,7 @@ impl Refuse for SwitchError {
                 RpcError::no_such(kind, &name).hint(lists)
             }
             SwitchError::Exists { kind, name } => RpcError::name_taken(kind, &name),
-            SwitchError::Invalid(error) => RpcError::invalid(error.field, error.got, error.expected),
+            SwitchError::Invalid(error) => error.refuse(),
             SwitchError::Limit { what, limit } => RpcError::limit(what, limit),
             SwitchError::Busy { .. } => {
                 RpcError::errno(libc::EBUSY, text).hint("bridge_remove_port takes a port out of its bridge")
@@ -174,7 +121,7 @@ impl Refuse for port::PortError {
         let error = self;
         let text = error.to_string();
         match error {
-            port::PortError::Invalid(invalid) => RpcError::invalid(invalid.field, invalid.got, invalid.expected),
+            port::PortError::Invalid(error) => error.refuse(),
             port::PortError::Os { source, .. } => RpcError::from_io(&source, text),
             port::PortError::Other { .. } => RpcError::errno(libc::EIO, text),
         }

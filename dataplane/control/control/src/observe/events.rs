@@ -1,9 +1,13 @@
-//! What happened, for who asks later: SPDK's notifications.
+//! Events of the daemon: SPDK's notifications.
 
+use super::Observe;
 use crate::limits;
-use api::notify::{EventType, Notification};
+use crate::rpc::method::{Handler, Row};
+use api::RpcError;
+use api::notify::{EventType, GetNotifications, GetTypes, Notification};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Whether an event needs an operator.
@@ -43,6 +47,27 @@ impl Events {
     pub(crate) fn since(&self, id: u64, max: usize) -> Vec<Notification> {
         let ring = self.0.lock();
         ring.kept.iter().filter(|event| event.id >= id).take(max).cloned().collect()
+    }
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row::of::<GetTypes>(), Row::of::<GetNotifications>()]
+}
+
+impl Handler for GetTypes {
+    type Plane = Observe;
+
+    async fn call(&mut self, _: &Arc<Observe>) -> Result<Self::Output, RpcError> {
+        Ok(EventType::ALL)
+    }
+}
+
+impl Handler for GetNotifications {
+    type Plane = Observe;
+
+    async fn call(&mut self, plane: &Arc<Observe>) -> Result<Vec<Notification>, RpcError> {
+        let max = self.max.map_or(usize::MAX, |max| usize::try_from(max).unwrap_or(usize::MAX));
+        Ok(plane.events.since(self.id, max))
     }
 }
 

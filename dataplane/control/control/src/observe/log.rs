@@ -1,9 +1,13 @@
 //! Structured logs, whose level changes while the daemon runs.
 
-use api::log::LogLevel;
+use super::Observe;
+use crate::rpc::method::{Handler, Row};
+use api::RpcError;
+use api::log::{GetLevel, LogLevel, SetLevel};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io::IsTerminal;
+use std::sync::Arc;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -19,7 +23,7 @@ fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// How a line of the log looks.
+/// The form of a line of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -65,5 +69,26 @@ impl Log {
     pub(crate) fn set_level(&self, level: LogLevel) {
         *self.level.lock() = level;
         (self.apply)(level);
+    }
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row::of::<SetLevel>(), Row::of::<GetLevel>()]
+}
+
+impl Handler for SetLevel {
+    type Plane = Observe;
+
+    async fn call(&mut self, plane: &Arc<Observe>) -> Result<bool, RpcError> {
+        plane.log.set_level(self.level);
+        Ok(true)
+    }
+}
+
+impl Handler for GetLevel {
+    type Plane = Observe;
+
+    async fn call(&mut self, plane: &Arc<Observe>) -> Result<LogLevel, RpcError> {
+        Ok(plane.log.level())
     }
 }

@@ -4,7 +4,10 @@ mod scheduler;
 mod switch;
 
 use crate::Control;
-use crate::methods::iostat;
+use crate::rpc::method::{Handler, Row};
+use crate::storage::iostat;
+use api::RpcError;
+use api::metrics::MetricsGet;
 use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
@@ -60,7 +63,7 @@ pub fn serve_metrics(control: &Arc<Control>, address: SocketAddr) -> Result<Sock
 }
 
 /// All metrics as they are now.
-pub(crate) fn render(control: &Arc<Control>) -> String {
+fn render(control: &Arc<Control>) -> String {
     let mut registry = Registry::with_prefix("sluice");
     registry.register_collector(Box::new(Scrape(control.clone())));
     let mut page = String::new();
@@ -80,7 +83,7 @@ impl fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let control = &self.0;
-        let reports: Vec<WorkerReport> = control.engine().workers().iter().map(|worker| worker.report()).collect();
+        let reports: Vec<WorkerReport> = control.workers.reports();
         workers(control, &mut encoder, &reports)?;
         sources(&mut encoder, &reports)?;
         disks(control, &mut encoder)?;
@@ -105,7 +108,7 @@ fn workers(control: &Control, encoder: &mut DescriptorEncoder, reports: &[Worker
     let time = |value| each(value).into_iter().map(|(labels, cycles)| (labels, seconds(cycles)));
     counters(encoder, "worker_busy", "Time in polls that did work", Some(Unit::Seconds), time(&|r| r.busy))?;
     counters(encoder, "worker_idle", "Time in polls that found none", Some(Unit::Seconds), time(&|r| r.idle))?;
-    counters(encoder, "worker_asleep", "Time asleep", Some(Unit::Seconds), time(&|r| control.asleep(r)))?;
+    counters(encoder, "worker_asleep", "Time asleep", Some(Unit::Seconds), time(&|r| control.workers.asleep(r)))?;
     counters(encoder, "worker_sleeps", "Times it went to sleep", None, each(&|r| r.sleeps))?;
     counters(encoder, "worker_turns", "Turns", None, each(&|r| r.turns))
 }
@@ -135,9 +138,9 @@ const KINDS: [(&str, OpKind); 5] = [
 ];
 
 fn disks(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let disks = control.bdevs.all();
+    let disks = control.storage.bdevs.all();
     let totals: Vec<(&str, IoSnapshot)> =
-        disks.iter().map(|disk| (disk.name(), iostat::total(control, disk))).collect();
+        disks.iter().map(|disk| (disk.name(), iostat::total(&control.storage, disk))).collect();
     let each = || {
         totals.iter().flat_map(|(name, total)| {
             KINDS.map(|(kind, op)| ([("disk", (*name).to_owned()), ("op", kind.to_owned())], total.of(op)))
@@ -159,7 +162,7 @@ fn disks(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {
     Ok(())
 }
 
-/// Upper bounds of the latencies that are told, in seconds.
+/// Upper bounds of the latency buckets, in seconds.
 const LATENCY_BOUNDS: [f64; 22] = [
     1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0,
@@ -184,14 +187,28 @@ fn memory(encoder: &mut DescriptorEncoder) -> fmt::Result {
 }
 
 fn controllers(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let served = control.controllers.all();
-    let reports: Vec<_> = served.iter().map(|served| (served.name.clone(), served.controller.report())).collect();
+    let served = control.storage.controllers.list();
+    let reports: Vec<_> =
+        served.iter().map(|served| (served.name.clone(), served.device.controller.report())).collect();
     let each =
         |value: fn(&ControllerReport) -> u64| reports.iter().map(move |(n, r)| ([("controller", n.clone())], value(r)));
     gauges(encoder, "controller_connected", "Whether a front-end is connected", each(|r| r.session.connected.into()))?;
     gauges(encoder, "controller_quarantined", "Whether it serves nothing", each(|r| r.quarantine.is_some().into()))?;
     gauges(encoder, "controller_in_flight", "Requests in flight", each(|r| r.in_flight.into()))?;
     counters(encoder, "controller_connections", "Connections of front-ends", None, each(|r| r.session.connections))
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row::of::<MetricsGet>()]
+}
+
+impl Handler for MetricsGet {
+    /// Metrics read every plane.
+    type Plane = Control;
+
+    async fn call(&mut self, control: &Arc<Control>) -> Result<String, RpcError> {
+        Ok(render(control))
+    }
 }
 
 /// One family of counters.

@@ -38,7 +38,7 @@ impl Refuse for BlockError {
     fn refuse(self) -> RpcError {
         let hint = self.hint();
         let error = match self {
-            BlockError::Invalid(invalid) => invalid.refuse(),
+            BlockError::Invalid(error) => error.refuse(),
             BlockError::Io { ref source, .. } => RpcError::from_io(source, self.to_string()),
         };
         match hint {

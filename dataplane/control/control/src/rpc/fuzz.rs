@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// Takes the stream that `data` stands for: its first byte says in what pieces it comes. Returns how many calls fitted a method.
 pub fn fuzz_stream(data: &[u8]) -> usize {
     static TABLE: OnceLock<Handlers> = OnceLock::new();
-    let table = TABLE.get_or_init(crate::methods::handlers);
+    let table = TABLE.get_or_init(crate::handlers);
     let Some((&piece, stream)) = data.split_first() else { return 0 };
     let (values, end) = cut(stream, usize::from(piece).max(1));
     assert!(cut(stream, stream.len().max(1)) == (values.clone(), end), "splits matter");

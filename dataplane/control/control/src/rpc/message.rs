@@ -24,7 +24,7 @@ pub(crate) async fn answer(control: &Arc<Control>, text: &[u8]) -> Option<Value>
     }
 }
 
-/// The answer to who asked nothing that has an id.
+/// The answer to a request without a usable id.
 pub(crate) fn refusal(error: RpcError) -> Value {
     response(Value::Null, Err(error))
 }

@@ -1,9 +1,13 @@
 //! Handlers of the methods: parsed, carried out, recorded.
 
 use crate::Control;
-pub(crate) use crate::blocking::blocking;
-use crate::state::desired::Source;
+use crate::network::NetworkPlane;
+use crate::observe::Observe;
+use crate::scheduler::Scheduler;
+use crate::state::desired::{Desired, Source};
 use crate::state::object::{ObjectId, Slot};
+use crate::storage::StoragePlane;
+use crate::workers::Workers;
 use api::config::Call;
 use api::{Entry, Method, RpcError, schema};
 use serde_json::Value;
@@ -13,6 +17,9 @@ use std::sync::Arc;
 
 /// What a method does. Its parameter type is api's; the handler is here.
 pub(crate) trait Handler: Method {
+    /// The part of the control plane that the method needs.
+    type Plane: Plane;
+
     /// What a call that succeeded leaves in the desired state.
     fn effect(&self) -> Effect {
         Effect::None
@@ -20,7 +27,37 @@ pub(crate) trait Handler: Method {
 
     /// Carries out the call. The handler completes its parameters with what it chose itself (a name, a UUID): they are what is
     /// recorded. Nothing may have changed when it returns an error.
-    fn call(&mut self, control: &Arc<Control>) -> impl Future<Output = Result<Self::Output, RpcError>> + Send;
+    fn call(&mut self, plane: &Arc<Self::Plane>) -> impl Future<Output = Result<Self::Output, RpcError>> + Send;
+}
+
+/// A part of the control plane that handlers are given. All of it is for calls that are made of other calls.
+pub(crate) trait Plane: Send + Sync + 'static {
+    fn of(control: &Arc<Control>) -> &Arc<Self>;
+}
+
+macro_rules! planes {
+    ($($plane:ty: $field:ident;)*) => {
+        $(impl Plane for $plane {
+            fn of(control: &Arc<Control>) -> &Arc<$plane> {
+                &control.$field
+            }
+        })*
+    };
+}
+
+planes! {
+    Desired: desired;
+    NetworkPlane: network;
+    Observe: observe;
+    Scheduler: scheduler;
+    StoragePlane: storage;
+    Workers: workers;
+}
+
+impl Plane for Control {
+    fn of(control: &Arc<Control>) -> &Arc<Control> {
+        control
+    }
 }
 
 /// What a successful call does to the desired state.
@@ -30,7 +67,7 @@ pub(crate) enum Effect {
     None,
     /// The call itself is kept, in its slot. `undo` takes it back where deleting the object does not.
     Keep { slot: Slot, undo: Option<Call> },
-    /// All that was kept for this object is forgotten.
+    /// All calls about this object are forgotten.
     Forget(ObjectId),
     /// The call in this slot is forgotten.
     Clear(Slot),
@@ -127,7 +164,7 @@ async fn run<H: Handler>(control: Arc<Control>, source: Source, params: Value) -
         // It was never created: there is nothing else to undo.
         return Ok(Value::Bool(true));
     }
-    let output = method.call(&control).await?;
+    let output = method.call(H::Plane::of(&control)).await?;
     // No await since the handler's last step: on the control thread nothing came between the change and its record.
     match method.effect() {
         Effect::None => {}
@@ -152,7 +189,7 @@ mod tests {
     #[test]
     fn each_method_has_its_handler() {
         // The constructor compares the names.
-        let handlers = crate::methods::handlers();
+        let handlers = crate::handlers();
         assert_eq!(handlers.rows.len(), api::table().entries().len());
     }
 }

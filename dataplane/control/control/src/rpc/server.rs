@@ -25,7 +25,7 @@ pub enum ServeError {
     TooLong {
         /// The path.
         path: PathBuf,
-        /// Its bytes.
+        /// Bytes of the path.
         got: usize,
     },
     /// A live process answers there.
@@ -47,7 +47,7 @@ pub enum ServeError {
         path: PathBuf,
         /// The operation.
         what: &'static str,
-        /// Its reason.
+        /// The reason that the system gave.
         source: io::Error,
     },
 }
@@ -102,7 +102,9 @@ impl Server {
                         drop(permit);
                     });
                 }
-                Err(error) => drop(tokio::spawn(turn_away(stream, error))),
+                Err(error) => {
+                    tokio::spawn(turn_away(stream, error));
+                }
             }
         }
     }
@@ -121,7 +123,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(std::fs::remove_file(&self.path));
+        let _ = std::fs::remove_file(&self.path); // Already gone, or replaced by hand.
     }
 }
 
@@ -166,9 +168,10 @@ async fn converse(control: Arc<Control>, mut stream: UnixStream) {
     }
 }
 
-/// Says why, and closes, once the client has had the time to read it: what it sends meanwhile must not cost it the answer.
+/// Sends an error and closes, once the client has had the time to read it: requests that still arrive must not reset the
+/// connection before.
 async fn turn_away(mut stream: UnixStream, error: RpcError) {
-    const PATIENCE: Duration = Duration::from_secs(1);
+    const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
     let mut ignored = vec![0; 16 << 10];
     let farewell = async {
         send(&mut stream, &message::refusal(error)).await?;
@@ -176,7 +179,7 @@ async fn turn_away(mut stream: UnixStream, error: RpcError) {
         while stream.read(&mut ignored).await? > 0 {}
         Ok::<(), io::Error>(())
     };
-    drop(tokio::time::timeout(PATIENCE, farewell).await);
+    let _ = tokio::time::timeout(FAREWELL_TIMEOUT, farewell).await; // The client is gone, or does not read.
 }
 
 async fn send(stream: &mut UnixStream, answer: &Value) -> io::Result<()> {

@@ -4,8 +4,7 @@
 //! there (sending, packets that were handed over) all queues share by packets. A disk's cycles on a worker are shared evenly by the
 //! queues that it has there.
 
-use super::{QueueId, QueueLoad};
-use crate::Control;
+use super::{QueueId, QueueLoad, Scheduler};
 use ::port::QueueReport;
 use clock::Cycles;
 use engine::WorkerReport;
@@ -46,9 +45,9 @@ pub(super) struct DiskSample {
 }
 
 impl Sample {
-    pub(super) fn take(control: &Control) -> Sample {
-        let switch = control.switching.get();
-        let reports: Vec<WorkerReport> = control.engine().workers().iter().map(|worker| worker.report()).collect();
+    pub(super) fn take(scheduler: &Scheduler) -> Sample {
+        let switch = scheduler.network.switching.get();
+        let reports: Vec<WorkerReport> = scheduler.workers.reports();
         let sources = |report: &WorkerReport| switch.as_ref().and_then(|switch| switch.source(report.id));
         let worker = |report: &WorkerReport| {
             let id = sources(report);
@@ -60,14 +59,14 @@ impl Sample {
             name: report.name,
             costs: report.loads,
         });
-        let disks = control.controllers.all().into_iter().map(|served| {
+        let disks = scheduler.storage.controllers.list().into_iter().map(|served| {
             let busy = |report: &WorkerReport| {
                 let id = sources(report);
                 let own = report.sources.iter().filter(|source| source.name == served.name && Some(source.id) != id);
                 own.map(|source| source.busy).sum()
             };
-            let allowed = reports.iter().filter(|report| served.cpus.contains(&report.cpu));
-            let queues = served.controller.report().queues;
+            let allowed = reports.iter().filter(|report| served.device.cpus.contains(&report.cpu));
+            let queues = served.device.controller.report().queues;
             DiskSample {
                 name: served.name.clone(),
                 busy: reports.iter().map(busy).collect(),
@@ -149,9 +148,9 @@ struct Parts {
 struct Share {
     queue: QueueId,
     worker: usize,
-    /// Its part of its port's time.
+    /// The queue's share of its port's time.
     load: f64,
-    /// Its part of the rest.
+    /// The queue's share of the rest.
     weight: f64,
 }
 

@@ -1,7 +1,7 @@
 //! Queues of ports under traffic, on real workers: spread by load, and every packet in its order.
 
 use super::*;
-use crate::Log;
+use crate::{Control, Log};
 use ::port::{
     Assignment, Deal, MemoryPeer, MemoryPort, PortError, PortInfo, PortKind, PortShard, PortStats, QueueReport, Queues,
 };
@@ -117,7 +117,7 @@ impl Rig {
         };
         let control = Control::new(engine, Log::silent(), settings).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let switch = runtime.block_on(control.make_switch()).unwrap();
+        let switch = runtime.block_on(control.network.make_switch()).unwrap();
         let (pool, (port, sink)) = (Pool::new(1024, None).unwrap(), MemoryPort::new(1024));
         let add = |number: u32, port: Arc<dyn Port>| {
             let config = PortConfig { number: Some(number), upcall_pps: None };
@@ -162,7 +162,7 @@ impl Rig {
         self.lanes[source].push(packet).expect("there is room for all that are under way");
         self.sent[source] += 1;
         // As a port does when something comes: the workers may sleep.
-        self.control.engine().workers().iter().for_each(|worker| worker.waker().wake());
+        self.control.scheduler.workers.all().iter().for_each(|worker| worker.waker().wake());
     }
 
     fn take(&mut self) -> u64 {
@@ -180,11 +180,11 @@ impl Rig {
     /// A period with traffic, and a look at its end.
     fn period(&mut self) {
         self.exchange(ROUND);
-        let (watch, control) = (&mut self.watch, &self.control);
+        let (watch, scheduler) = (&mut self.watch, &self.control.scheduler);
         self.runtime.block_on(async {
-            watch.look(control).await;
+            watch.look(scheduler).await;
             // Moves that it began.
-            while control.scheduler.moving.lock().values().any(|turn| Arc::strong_count(turn) > 1) {
+            while scheduler.moving.lock().values().any(|turn| Arc::strong_count(turn) > 1) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
@@ -220,7 +220,7 @@ fn queues_are_spread_by_load_and_packets_stay_in_order() {
     rig.control.scheduler.set(Settings { dynamic: true, period: Duration::from_millis(1), thresholds });
     rig.until("spread", |rig| rig.places().contains(&1));
     let by_load = rig.control.scheduler.moves()[1].1;
-    let events = rig.control.events.since(0, usize::MAX);
+    let events = rig.control.observe.events.since(0, usize::MAX);
     let told = events.iter().filter(|event| json!(event)["detail"].as_str().unwrap_or_default().ends_with("by load"));
     assert!(by_load > 0 && told.count() as u64 == by_load);
 

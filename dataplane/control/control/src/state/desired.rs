@@ -1,17 +1,17 @@
-//! The desired state: the ordered list of calls that makes today's objects again. It is what `framework_get_config` shows,
-//! what `save_config` and `load_config` carry, and what the state directory keeps.
+//! The desired state: the ordered list of calls that creates the present objects again. `framework_get_config` shows it,
+//! `save_config` and `load_config` carry it, and the state directory keeps it.
 
 use super::object::{ObjectId, Slot};
 use super::store::Store;
 use crate::blocking::blocking;
 use api::RpcError;
-use api::config::{self, Call, Document, Section};
+use api::config::{Call, Document, Pending, Section};
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The subsystems in the order in which they are restored, each with those it needs. Names are SPDK's where SPDK has them.
+/// The subsystems in the order in which they are restored, each with the subsystems that it needs. Names are SPDK's where SPDK has them.
 pub(crate) const SUBSYSTEMS: &[(&str, &[&str])] = &[
     ("engine", &[]),
     ("bdev", &["engine"]),
@@ -55,7 +55,7 @@ impl Placed {
 /// Why a call is not in effect that was just read.
 pub(crate) const NOT_APPLIED: &str = "not applied yet";
 
-/// Where a call came from, and so who keeps it.
+/// Where a call came from. Each source is saved in its own place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// The RPC socket: the state file keeps it.
@@ -68,23 +68,6 @@ impl Source {
         match self {
             Source::Rpc => true,
         }
-    }
-}
-
-/// A call that is desired and not in effect.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    pub(crate) subsystem: String,
-    pub(crate) object: String,
-    pub(crate) call: Call,
-    /// Why the call is not in effect.
-    pub(crate) error: String,
-    pub(crate) source: Source,
-}
-
-impl From<Pending> for config::Pending {
-    fn from(Pending { subsystem, object, call, error, .. }: Pending) -> config::Pending {
-        config::Pending { subsystem, object, call, error }
     }
 }
 
@@ -105,8 +88,7 @@ impl Kept {
     fn as_pending(&self) -> Option<Pending> {
         let error = self.pending.clone()?;
         let object = self.slot.as_ref().map(|slot| slot.object.to_string()).unwrap_or_default();
-        let Kept { source, subsystem, call, .. } = self.clone();
-        Some(Pending { subsystem, object, call, error, source })
+        Some(Pending { subsystem: self.subsystem.clone(), object, call: self.call.clone(), error })
     }
 }
 
@@ -170,15 +152,15 @@ impl Desired {
     }
 
     /// The calls that are not in effect and not being applied, in order: from now on they are being applied.
-    pub(crate) fn begin_applying(&self) -> Vec<Pending> {
+    pub(crate) fn begin_applying(&self) -> Vec<(Source, Pending)> {
         let mut kept = self.lock();
         let begin = |k: &mut Kept| {
             k.applying = true;
-            k.as_pending()
+            Some((k.source, k.as_pending()?))
         };
         let idle = kept.iter_mut().filter(|k| k.pending.is_some() && !k.applying);
-        let mut pending: Vec<Pending> = idle.filter_map(begin).collect();
-        pending.sort_by_key(|pending| rank(&pending.subsystem));
+        let mut pending: Vec<_> = idle.filter_map(begin).collect();
+        pending.sort_by_key(|(_, pending)| rank(&pending.subsystem));
         pending
     }
 

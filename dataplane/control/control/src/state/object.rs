@@ -30,7 +30,7 @@ impl ObjectId {
         ObjectId::NvmeController(name.to_owned())
     }
 
-    pub(crate) fn controller(name: &str) -> ObjectId {
+    pub(crate) fn vhost_controller(name: &str) -> ObjectId {
         ObjectId::VhostController(name.to_owned())
     }
 
@@ -40,10 +40,6 @@ impl ObjectId {
 
     pub(crate) fn bridge(name: &str) -> ObjectId {
         ObjectId::Bridge(name.to_owned())
-    }
-
-    pub(crate) fn flow(flow: &str) -> ObjectId {
-        ObjectId::Flow(flow.to_owned())
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -18,7 +18,7 @@ pub(crate) trait Object: Send + Sync + 'static {
     const LIMIT: usize;
     /// What to do where the name of a new object is taken.
     const NAME_TAKEN: &'static str = "choose another name, or delete what has this one";
-    /// What is known of a name while the object is being made, is there, or is being taken down.
+    /// What is kept with a name while the object is being made, exists, or is being taken down.
     type Claims: Default + Send;
 }
 
@@ -98,7 +98,7 @@ impl<T: Object> Registry<T> {
         Ok((object, Reservation { registry: self.clone(), name: name.to_owned(), filled: false }))
     }
 
-    /// The names with all that is known of them.
+    /// The names with their objects and claims.
     pub(crate) fn slots(&self) -> MutexGuard<'_, Vec<Slot<T>>> {
         self.0.lock()
     }

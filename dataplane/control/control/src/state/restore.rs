@@ -1,10 +1,10 @@
 //! Applies the desired state: at start, and again and again while something that a call needs is missing.
 
-use super::desired::{NOT_APPLIED, Pending, Source, placed_calls, rank};
+use super::desired::{NOT_APPLIED, Source, placed_calls, rank};
 use crate::rpc::method::Effect;
 use crate::{Control, StoreError};
 use api::RpcError;
-use api::config::Call;
+use api::config::{Call, Pending};
 use api::notify::EventType;
 use serde_json::Value;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// A call that is being applied.
 struct Attempt {
+    source: Source,
     pending: Pending,
     task: JoinHandle<Result<Value, RpcError>>,
 }
@@ -42,7 +43,7 @@ impl Control {
         }
         if let Some(damage) = loaded.damage {
             let detail = format!("damaged at {}; kept as {}", damage.place, damage.kept.display());
-            self.events.add(EventType::StateDamaged, "state.json", detail);
+            self.observe.events.add(EventType::StateDamaged, "state.json", detail);
             self.desired.mark_unsaved();
         }
         Ok(())
@@ -73,17 +74,17 @@ impl Control {
         let mut progress = false;
         let (done, in_progress): (Vec<_>, Vec<_>) = slow.drain(..).partition(|attempt| attempt.task.is_finished());
         *slow = in_progress;
-        for Attempt { pending, task } in done {
-            progress |= self.conclude(&pending, task.await).await;
+        for Attempt { source, pending, task } in done {
+            progress |= self.conclude(source, &pending, task.await).await;
         }
-        for pending in self.desired.begin_applying() {
-            let (control, source, Call { method, params }) = (self.clone(), pending.source, pending.call.clone());
+        for (source, pending) in self.desired.begin_applying() {
+            let (control, Call { method, params }) = (self.clone(), pending.call.clone());
             let mut task = tokio::spawn(async move { control.call_for(source, &method, params).await });
             match timeout(FOREGROUND, &mut task).await {
-                Ok(result) => progress |= self.conclude(&pending, result).await,
+                Ok(result) => progress |= self.conclude(source, &pending, result).await,
                 Err(_) => {
                     self.refused(&pending, &format!("still in progress after {} ms", FOREGROUND.as_millis()));
-                    slow.push(Attempt { pending, task });
+                    slow.push(Attempt { source, pending, task });
                 }
             }
         }
@@ -93,6 +94,7 @@ impl Control {
     /// Records how an attempt ended. Returns whether the call is in effect.
     async fn conclude(
         self: &Arc<Control>,
+        source: Source,
         pending: &Pending,
         result: Result<Result<Value, RpcError>, JoinError>,
     ) -> bool {
@@ -100,12 +102,12 @@ impl Control {
         let desired = self.desired.end_applying(&pending.call);
         match result {
             Ok(_) if !desired => {
-                self.undo(pending).await;
+                self.undo(source, &pending.call).await;
                 false
             }
             Ok(_) => {
                 if pending.error != NOT_APPLIED {
-                    self.events.add(EventType::ConfigRestored, &pending.object, pending.call.method.clone());
+                    self.observe.events.add(EventType::ConfigRestored, &pending.object, pending.call.method.clone());
                 }
                 true
             }
@@ -118,14 +120,18 @@ impl Control {
 
     fn refused(&self, pending: &Pending, why: &str) {
         if self.desired.not_in_effect(&pending.call, why) {
-            self.events.add(EventType::ConfigPending, &pending.object, format!("{}: {why}", pending.call.method));
+            self.observe.events.add(
+                EventType::ConfigPending,
+                &pending.object,
+                format!("{}: {why}", pending.call.method),
+            );
         }
     }
 
     /// Undoes a call that came into effect after it was cancelled.
-    async fn undo(self: &Arc<Control>, Pending { call, source, .. }: &Pending) {
+    async fn undo(self: &Arc<Control>, source: Source, call: &Call) {
         let Ok(Effect::Keep { undo: Some(undo), .. }) = self.handlers.effect(call) else { return };
-        if let Err(error) = self.call_for(*source, &undo.method, undo.params).await {
+        if let Err(error) = self.call_for(source, &undo.method, undo.params).await {
             tracing::error!(method = undo.method, %error, "a cancelled call could not be undone");
         }
     }

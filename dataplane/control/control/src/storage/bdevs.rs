@@ -1,38 +1,38 @@
 //! The disks of the daemon, their holders and their identities.
 
 use crate::limits;
-pub(crate) use crate::state::registry::check_name;
 use crate::state::registry::{self, Object, Registry};
 use api::RpcError;
 use block::{Bdev, IoSnapshot, IoStats, Qos};
+use parking_lot::Mutex;
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// A disk that is there.
 pub(crate) struct Registered {
     /// What frontends and decorators open: the backend under its limits.
     pub(crate) bdev: Arc<dyn Bdev>,
-    /// Its limits.
+    /// Rate limits of the disk.
     pub(crate) qos: Arc<Qos>,
-    /// The backend itself, for the methods of its own kind.
+    /// The backend itself, for the methods of one kind of disk.
     pub(crate) backend: Arc<dyn Any + Send + Sync>,
-    /// The method that deletes it.
+    /// The method that deletes the disk.
     pub(crate) deleted_by: &'static str,
-    /// The disk that it stands on.
+    /// The base disk.
     pub(crate) base: Option<String>,
-    /// What its kind says about itself in `bdev_get_bdevs`.
-    pub(crate) about: Mutex<serde_json::Value>,
+    /// Details of the disk's kind: `driver_specific` of bdev_get_bdevs.
+    pub(crate) details: Mutex<serde_json::Value>,
     pub(crate) stats: Mutex<Counted>,
 }
 
-/// Counters of a disk that outlive those who counted.
+/// Counters of a disk that outlive the controllers that counted.
 #[derive(Default)]
 pub(crate) struct Counted {
-    /// By controllers that are gone.
+    /// Counted by controllers that were deleted.
     gone: IoSnapshot,
-    /// By controllers that are being taken down.
+    /// Counted by controllers that are being deleted.
     leaving: Vec<Arc<IoStats>>,
     /// What was counted when the counters were reset.
     pub(crate) reset: IoSnapshot,
@@ -45,26 +45,26 @@ impl Registered {
 }
 
 impl Counted {
-    /// By controllers that are gone, or nearly so.
+    /// The counts of controllers that were or are being deleted.
     pub(crate) fn gone(&self) -> IoSnapshot {
         let mut gone = self.gone.clone();
         self.leaving.iter().for_each(|stats| gone += &stats.snapshot());
         gone
     }
 
-    /// A controller is being taken down: it may still count.
-    pub(crate) fn leaves(&mut self, stats: &[Arc<IoStats>]) {
+    /// Adds the counters of a controller that is being taken down: it may still count.
+    pub(crate) fn add_leaving(&mut self, stats: &[Arc<IoStats>]) {
         self.leaving.extend_from_slice(stats);
     }
 
-    /// It counts no more.
-    pub(crate) fn left(&mut self, stats: &[Arc<IoStats>]) {
+    /// Settles the counters of a controller that was taken down: it counts no more.
+    pub(crate) fn settle(&mut self, stats: &[Arc<IoStats>]) {
         self.leaving.retain(|leaving| !stats.iter().any(|left| Arc::ptr_eq(left, leaving)));
         stats.iter().for_each(|stats| self.gone += &stats.snapshot());
     }
 }
 
-/// Who holds a disk: it cannot be deleted meanwhile.
+/// A user of a disk. A disk in use cannot be deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     /// A disk that stands on it.

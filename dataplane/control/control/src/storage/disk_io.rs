@@ -1,4 +1,4 @@
-//! I/O of the control plane's own on a disk, beside the workers: a first look at a cloud disk, an image that is copied onto one.
+//! I/O of the control plane on a disk, beside the workers: the first read of a cloud disk, the copy of an image.
 //! Blocks: for blocking threads only.
 
 use block::{Bdev, BlockChannel, BlockRequest, Completions, Op, Request, Status};
@@ -8,10 +8,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Pause between two looks at a channel that has nothing to say.
+/// Pause between two polls of a channel without completions.
 const PAUSE: Duration = Duration::from_micros(100);
 /// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A channel with one request and its buffer.
 pub(crate) struct DiskIo {
@@ -33,7 +33,7 @@ impl DiskIo {
     /// Reads `bytes.len()` bytes at `offset`.
     pub(crate) fn read(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.resize(bytes.len())?;
-        // What the disk does not fill must not look like what went through here before.
+        // Bytes that the disk does not fill must not be those of an earlier request.
         self.buffers()?.zero(0, bytes.len() as u64).map_err(io::Error::other)?;
         outcome(self.perform(Op::Read, offset)?)?;
         self.buffers()?.read(0, bytes).map_err(io::Error::other)
@@ -45,7 +45,7 @@ impl DiskIo {
         outcome(self.perform(Op::Write, offset)?)
     }
 
-    /// Has the disk compare what it holds at `offset` with `bytes`. Whether it is the same.
+    /// Has the disk compare its content at `offset` with `bytes`. Returns whether they are equal.
     pub(crate) fn compare(&mut self, offset: u64, bytes: &[u8]) -> io::Result<bool> {
         self.fill(bytes)?;
         match self.perform(Op::Compare, offset)? {
@@ -85,7 +85,7 @@ impl DiskIo {
         let len = request.buffers.len();
         (request.op, request.offset, request.len, request.submitted) = (op, offset, len, Cycles::now());
         self.channel.submit(BlockRequest::new(request), &mut self.done);
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + REQUEST_TIMEOUT;
         loop {
             self.channel.poll(Cycles::now(), &mut self.done);
             if let Some(completed) = self.done.drain().next() {

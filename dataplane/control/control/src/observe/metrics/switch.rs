@@ -2,8 +2,8 @@
 
 use super::{Labels, counters, gauges};
 use crate::Control;
-use crate::methods::flow::offload_totals;
-use crate::methods::port;
+use crate::network::flow::offload_totals;
+use crate::network::port;
 use ::port::Counters;
 use api::flow::OffloadInfo;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -18,12 +18,12 @@ use switch::{PortReport, Switch, WorkerStats};
 /// What a port could not receive or send, among its counters.
 const LOSSES: [&str; 6] = ["rx_no_buffer", "rx_invalid", "tx_full", "tx_down", "tx_no_buffer", "tx_invalid"];
 
-/// All of them; none where there is no switch.
+/// Writes the metrics of the switch; nothing where there is no switch.
 pub(super) fn encode(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let Some(switch) = control.switching.get() else { return Ok(()) };
+    let Some(switch) = control.network.switching.get() else { return Ok(()) };
     ports(encoder, &switch.ports())?;
     caches(encoder, &switch)?;
-    offload(encoder, &offload_totals(control))?;
+    offload(encoder, &offload_totals(&control.network))?;
     captures(control, encoder)
 }
 
@@ -105,7 +105,7 @@ fn offload(encoder: &mut DescriptorEncoder, info: &OffloadInfo) -> fmt::Result {
         ("offload_dropped", "Offers that were dropped, as too many waited", dropped),
         ("offload_lost_completions", "Operations that hardware said nothing of", info.lost_completions),
         ("offload_full", "Flows that found no room in hardware", full),
-        ("offload_lost", "Rules that hardware lost: it was reset, or somebody else took them out", lost),
+        ("offload_lost", "Rules that hardware lost: it was reset, or another program removed them", lost),
     ] {
         ConstCounter::new(value).encode(encoder.encode_descriptor(name, help, None, kind)?)?;
     }
@@ -114,7 +114,7 @@ fn offload(encoder: &mut DescriptorEncoder, info: &OffloadInfo) -> fmt::Result {
 }
 
 fn captures(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Result {
-    let captures = control.captures.all();
+    let captures = control.network.captures.all();
     let each = || captures.iter().map(|one| (label(&one.wanted.port), one));
     let running = each().map(|(port, one)| (port, u64::from(one.running.load(Ordering::Acquire))));
     gauges(encoder, "capture_running", "Whether the port is being captured", running)?;

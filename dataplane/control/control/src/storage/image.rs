@@ -1,19 +1,20 @@
 //! Copying an image onto a disk.
 
-use crate::Control;
-use crate::bdevs::{Holder, Use};
-use crate::disk_io::DiskIo;
+use super::StoragePlane;
+use super::bdevs::{Holder, Use};
+use super::disk_io::DiskIo;
 use crate::rpc::method::{Handler, Row};
 use api::RpcError;
 use api::image::{ImageGetProgress, ImageProgress, ImageWrite};
 use block::Bdev;
+use parking_lot::{Mutex, MutexGuard};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<ImageWrite>(), Row::of::<ImageGetProgress>()]
 }
 
@@ -55,12 +56,14 @@ impl From<io::Error> for CopyError {
 
 impl Copies {
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Copy>>> {
-        self.0.lock().expect("no panic under this lock")
+        self.0.lock()
     }
 }
 
 impl Handler for ImageWrite {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
         let file = File::open(&self.file).map_err(|e| RpcError::from_io(&e, format!("file {}: {e}", self.file)))?;
         let metadata = file.metadata().map_err(|e| RpcError::from_io(&e, format!("file {}: {e}", self.file)))?;
         if !metadata.is_file() {
@@ -68,10 +71,10 @@ impl Handler for ImageWrite {
         }
         let total = metadata.len();
         let holder = Holder::Copy(self.file.clone());
-        let disk = control.bdevs.hold(&self.name, holder.clone(), Use::Exclusive)?;
+        let disk = plane.bdevs.hold(&self.name, holder.clone(), Use::Exclusive)?;
         let room = disk.bdev.geometry().size_bytes();
         if total > room {
-            control.bdevs.release(disk.name(), &holder);
+            plane.bdevs.release(disk.name(), &holder);
             let got = format!("{total} bytes");
             return Err(RpcError::invalid("file", got, format!("at most the {room} bytes of {}", disk.name())));
         }
@@ -85,15 +88,15 @@ impl Handler for ImageWrite {
             verified: AtomicU64::new(0),
             ended: Mutex::default(),
         });
-        let mut copies = control.copies.lock();
+        let mut copies = plane.copies.lock();
         copies.retain(|other| other.disk != name);
         copies.push(copy.clone());
         drop(copies);
-        let control = control.clone();
+        let plane = plane.clone();
         tokio::task::spawn_blocking(move || {
             let result = run(disk.bdev.as_ref(), &file, &copy);
-            control.bdevs.release(&copy.disk, &holder);
-            *copy.ended.lock().expect("no panic under this lock") = Some(result);
+            plane.bdevs.release(&copy.disk, &holder);
+            *copy.ended.lock() = Some(result);
         });
         Ok(true)
     }
@@ -155,11 +158,13 @@ impl Image<'_> {
 }
 
 impl Handler for ImageGetProgress {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<ImageProgress, RpcError> {
-        let copies = control.copies.lock();
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<ImageProgress, RpcError> {
+        let copies = plane.copies.lock();
         let copy = copies.iter().find(|copy| copy.disk == self.name);
         let copy = copy.ok_or_else(|| RpcError::no_such("copy onto the disk", &self.name))?;
-        let ended = copy.ended.lock().expect("no panic under this lock").clone();
+        let ended = copy.ended.lock().clone();
         let error = ended.as_ref().and_then(|ended| ended.as_ref().err());
         Ok(ImageProgress {
             file: copy.file.clone(),

@@ -1,7 +1,7 @@
 //! The desired state as a document.
 
+use super::desired::{Desired, placed_calls};
 use crate::Control;
-use crate::desired::placed_calls;
 use crate::rpc::method::{Effect, Handler, Row};
 use api::RpcError;
 use api::config::{
@@ -10,17 +10,21 @@ use api::config::{
 use serde_json::Value;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     vec![Row::of::<SaveConfig>(), Row::of::<LoadConfig>(), Row::of::<ConfigValidate>(), Row::of::<ConfigGetPending>()]
 }
 
 impl Handler for SaveConfig {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Document, RpcError> {
-        Ok(control.desired.document())
+    type Plane = Desired;
+
+    async fn call(&mut self, desired: &Arc<Desired>) -> Result<Document, RpcError> {
+        Ok(desired.document())
     }
 }
 
 impl Handler for LoadConfig {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let calls = checked(control, &self.subsystems).map_err(|mut problems| problems.swap_remove(0))?;
         let mut undo = Vec::new();
@@ -51,6 +55,8 @@ async fn take_back(control: &Arc<Control>, undo: Vec<Call>, mut error: RpcError)
 }
 
 impl Handler for ConfigValidate {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<Validation, RpcError> {
         let problems = checked(control, &self.subsystems).err().unwrap_or_default();
         let problems: Vec<Value> = problems.iter().map(|problem| serde_json::json!(problem)).collect();
@@ -65,7 +71,7 @@ fn checked(control: &Control, subsystems: &[Section]) -> Result<Vec<(String, Cal
         let effect = placed.call().and_then(|call| Ok((control.handlers.effect(&call)?, call)));
         match effect {
             Ok((Effect::Keep { slot, .. }, _)) if slots.contains(&slot) => {
-                let message = format!("{}: {} {} is there twice", placed.place, slot.object.subsystem(), slot.object);
+                let message = format!("{}: {} {} is given twice", placed.place, slot.object.subsystem(), slot.object);
                 problems.push(RpcError::errno(libc::EEXIST, message));
             }
             Ok((effect, call)) => {
@@ -84,7 +90,9 @@ fn checked(control: &Control, subsystems: &[Section]) -> Result<Vec<(String, Cal
 }
 
 impl Handler for ConfigGetPending {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<Pending>, RpcError> {
-        Ok(control.desired.pending().into_iter().map(Pending::from).collect())
+    type Plane = Desired;
+
+    async fn call(&mut self, desired: &Arc<Desired>) -> Result<Vec<Pending>, RpcError> {
+        Ok(desired.pending())
     }
 }

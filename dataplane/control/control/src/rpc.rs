@@ -4,6 +4,7 @@ mod error;
 mod framing;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+pub(crate) mod introspection;
 mod message;
 pub(crate) mod method;
 mod server;

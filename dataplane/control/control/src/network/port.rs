@@ -1,14 +1,15 @@
 //! Ports of the switch, whatever their kind.
 
 use super::bridge::membership;
-use crate::Control;
-use crate::desired::Object;
+use super::{NetworkPlane, vhost_user};
+use crate::blocking::blocking;
 use crate::rpc::OrRefuse;
-use crate::rpc::method::{Effect, Handler, Row, blocking};
-use crate::scheduler::QueueId;
+use crate::rpc::method::{Effect, Handler, Row};
+use crate::state::object::{Aspect, ObjectId};
+use crate::state::registry::check_name;
 use api::config::Call;
 use api::notify::EventType;
-use api::port::{PortDelete, PortGet, PortInfo, PortMoveQueue, PortSetRateLimit};
+use api::port::{PortDelete, PortGet, PortInfo, PortSetRateLimit};
 use api::{Method, RpcError};
 use port::{Counters, Port, PortError};
 use serde_json::json;
@@ -16,28 +17,28 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use switch::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 
-/// Of ports whose MTU nobody has said.
+/// MTU of a port for which the call gives none.
 pub(super) const DEFAULT_MTU: u16 = 1500;
 
-pub(super) fn methods() -> Vec<Row> {
-    vec![Row::of::<PortGet>(), Row::of::<PortDelete>(), Row::of::<PortSetRateLimit>(), Row::of::<PortMoveQueue>()]
+pub(super) fn rows() -> Vec<Row> {
+    vec![Row::of::<PortGet>(), Row::of::<PortDelete>(), Row::of::<PortSetRateLimit>()]
 }
 
-/// What a successful call that makes a port leaves.
+/// The effect of a call that creates the port `name`.
 pub(super) fn created(name: &str) -> Effect {
     let undo = Call::new(PortDelete::NAME, json!({"name": name}));
-    Effect::Keep { slot: Object::port(name).itself(), undo: Some(undo) }
+    Effect::Keep { slot: ObjectId::port(name).itself(), undo: Some(undo) }
 }
 
 /// Makes a port with `make`, off the control thread, and adds it to the switch. Returns it with its number.
 pub(super) async fn add<P: Port + 'static>(
-    control: &Arc<Control>,
+    plane: &Arc<NetworkPlane>,
     name: &str,
     config: PortConfig,
     make: impl FnOnce(&Switch) -> Result<P, PortError> + Send + 'static,
 ) -> Result<(Arc<P>, PortNo), RpcError> {
-    crate::bdevs::check_name("name", name)?;
-    let switch = control.make_switch().await?;
+    check_name("name", name)?;
+    let switch = plane.make_switch().await?;
     if switch.ports().iter().any(|port| port.name == name) {
         return Err(RpcError::name_taken("name", name));
     }
@@ -48,26 +49,29 @@ pub(super) async fn add<P: Port + 'static>(
         Ok::<_, RpcError>((port, number))
     });
     let (port, number) = made.await??;
-    control.events.add(EventType::PortCreate, name, format!("{} port {number}", port.info().kind));
+    plane.observe.events.add(EventType::PortCreate, name, format!("{} port {number}", port.info().kind));
     Ok((port, number))
 }
 
 impl Handler for PortGet {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<PortInfo>, RpcError> {
-        let mut ports = control.switching.get().map(|switch| switch.ports()).unwrap_or_default();
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<PortInfo>, RpcError> {
+        let mut ports = plane.switching.get().map(|switch| switch.ports()).unwrap_or_default();
         if let Some(name) = &self.name {
             ports.retain(|port| port.name == *name);
             if ports.is_empty() {
                 return Err(RpcError::no_such("port", name));
             }
         }
-        Ok(ports.into_iter().map(describe).collect())
+        Ok(ports.into_iter().map(|port| describe(plane, port)).collect())
     }
 }
 
-fn describe(report: PortReport) -> PortInfo {
+fn describe(plane: &NetworkPlane, report: PortReport) -> PortInfo {
     let info = report.port.info();
     PortInfo {
+        vhost_user: plane.vhost_user.get(&report.name).ok().map(|port| vhost_user::describe(&port)),
         stats: owned(counters(&*report.port).named()),
         switch: owned(report.path.named().chain(report.drops)),
         name: report.name,
@@ -88,7 +92,7 @@ fn owned(counters: impl IntoIterator<Item = (&'static str, u64)>) -> BTreeMap<St
     counters.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
 }
 
-/// The limits by the names that they have in calls.
+/// The limits by the parameter names of port_set_rate_limit.
 fn limits(limit: &RateLimit) -> [(&'static str, Option<u64>); 4] {
     [
         ("packets_per_second", limit.packets_per_second),
@@ -104,64 +108,50 @@ pub(crate) fn counters(port: &dyn Port) -> Counters {
 }
 
 impl Handler for PortDelete {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
-        Effect::Forget(Object::port(&self.name))
+        Effect::Forget(ObjectId::port(&self.name))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let switch = control.switch("port", &self.name)?;
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
+        let switch = plane.switch("port", &self.name)?;
         let bridge = switch.ports().into_iter().find(|port| port.name == self.name).and_then(|port| port.bridge);
-        let guest = control.switching.take_guest(&self.name);
-        let (name, capturing) = (self.name.clone(), control.clone());
-        // The port itself goes with its last holder, there.
+        let guest = plane.vhost_user.take(&self.name).ok();
+        let (name, capturing) = (self.name.clone(), plane.clone());
+        // The last holder of the port takes it down.
         let remove = move || {
-            drop(capturing.captures.stop(&name));
-            switch.remove_port(&name).map(drop).map(|()| drop(guest))
+            capturing.captures.stop(&name);
+            switch.remove_port(&name).map(|_| drop(guest))
         };
         blocking(remove).await?.or_refuse()?;
         if let Some(bridge) = bridge {
-            control.desired.clear(&membership(&bridge, &self.name));
+            plane.desired.clear(&membership(&bridge, &self.name));
         }
-        control.events.add(EventType::PortDelete, &self.name, "");
+        plane.observe.events.add(EventType::PortDelete, &self.name, "");
         Ok(true)
     }
 }
 
 impl Handler for PortSetRateLimit {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
-        let slot = Object::port(&self.name).aspect(crate::desired::Aspect::RateLimit);
+        let slot = ObjectId::port(&self.name).aspect(Aspect::RateLimit);
         if self.packets_per_second.is_none() && self.bits_per_second.is_none() {
             return Effect::Clear(slot);
         }
         Effect::Keep { slot, undo: Some(Call::new(Self::NAME, json!({"name": self.name}))) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let limit = RateLimit {
             packets_per_second: self.packets_per_second,
             burst_packets: self.burst_packets,
             bits_per_second: self.bits_per_second,
             burst_bytes: self.burst_bytes,
         };
-        control.switch("port", &self.name)?.limit_port(&self.name, limit).or_refuse()?;
-        Ok(true)
-    }
-}
-
-impl Handler for PortMoveQueue {
-    fn effect(&self) -> Effect {
-        QueueId::port(&self.name, self.queue).effect(self.worker)
-    }
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let ports = control.switch("port", &self.name)?.ports();
-        let found = ports.iter().find(|port| port.name == self.name);
-        let report = found.ok_or_else(|| RpcError::no_such("port", &self.name).hint("port_get lists the ports"))?;
-        let queues = report.port.rx_queues().len();
-        if usize::from(self.queue) >= queues {
-            return Err(RpcError::invalid("queue", self.queue, format!("0 to {}", queues.saturating_sub(1))));
-        }
-        control.move_by_hand(QueueId::port(&self.name, self.queue), self.worker).await?;
+        plane.switch("port", &self.name)?.limit_port(&self.name, limit).or_refuse()?;
         Ok(true)
     }
 }

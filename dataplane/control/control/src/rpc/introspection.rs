@@ -1,4 +1,4 @@
-//! What can be called.
+//! The methods and the version, as a client asks for them.
 
 use crate::Control;
 use crate::rpc::method::{Handler, Row};
@@ -7,11 +7,13 @@ use api::{Phase, RpcError};
 use serde_json::Value;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     vec![Row::of::<GetMethods>(), Row::of::<GetVersion>(), Row::of::<Discover>()]
 }
 
 impl Handler for GetMethods {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<String>, RpcError> {
         let entries = control.handlers.methods().entries().iter();
         Ok(entries.filter(|e| !self.current || e.phase == Phase::Runtime).map(|e| e.name.to_owned()).collect())
@@ -19,6 +21,8 @@ impl Handler for GetMethods {
 }
 
 impl Handler for GetVersion {
+    type Plane = Control;
+
     async fn call(&mut self, _: &Arc<Control>) -> Result<Version, RpcError> {
         let number = |text: &str| text.parse().unwrap_or(0);
         let fields = VersionFields {
@@ -32,6 +36,8 @@ impl Handler for GetVersion {
 }
 
 impl Handler for Discover {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<Value, RpcError> {
         Ok(api::openrpc(control.handlers.methods()))
     }

@@ -1,20 +1,23 @@
 //! The boot flow: from a cloud disk across the network to a device that a host boots from, in one call that leaves nothing behind
 //! when it fails.
 
+use super::disk_io::DiskIo;
 use crate::Control;
-use crate::disk_io::DiskIo;
-use crate::rpc::method::{Handler, Row, blocking};
+use crate::blocking::blocking;
+use crate::rpc::method::{Handler, Row};
 use api::RpcError;
 use api::boot::{BootCreate, BootDelete, BootInfo, BootStep};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<BootCreate>(), Row::of::<BootDelete>()]
 }
 
 impl Handler for BootCreate {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<BootInfo, RpcError> {
         let begun = Instant::now();
         let mut flow = Flow { control, steps: Vec::new(), undo: Vec::new() };
@@ -81,7 +84,7 @@ fn with_value(mut params: Map<String, Value>, field: &str, value: Value) -> Map<
     params
 }
 
-/// Steps, and how to take them back.
+/// The steps of a boot flow, and the calls that undo them.
 struct Flow<'a> {
     control: &'a Arc<Control>,
     steps: Vec<BootStep>,
@@ -111,7 +114,7 @@ impl Flow<'_> {
     /// Reads the first block: the disk can be used.
     async fn first_read(&mut self, disk: &str) -> Result<(), RpcError> {
         let begun = Instant::now();
-        let bdev = self.control.bdevs.get(disk)?.bdev.clone();
+        let bdev = self.control.storage.bdevs.get(disk)?.bdev.clone();
         let read = blocking(move || {
             let block = bdev.geometry().block_size as usize;
             DiskIo::open(bdev.as_ref(), block)?.read(0, &mut vec![0; block])
@@ -132,16 +135,18 @@ impl Flow<'_> {
 }
 
 impl Handler for BootDelete {
+    type Plane = Control;
+
     async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
         let name = &self.name;
         let seed = format!("{name}-cidata");
-        control.controllers.get(name)?;
+        control.storage.controllers.get(name)?;
         let mut calls = vec![(UNSERVE, json!({"ctrlr": name}))];
-        if control.controllers.get(&seed).is_ok() {
+        if control.storage.controllers.get(&seed).is_ok() {
             calls.push((UNSERVE, json!({"ctrlr": seed})));
             calls.push(("bdev_cidata_delete", json!({"name": seed})));
         }
-        let nvme = control.nvme.get(name).is_ok();
+        let nvme = control.storage.nvme.get(name).is_ok();
         calls.push((if nvme { "bdev_nvme_detach_controller" } else { "bdev_iscsi_delete" }, json!({"name": name})));
         for (method, params) in calls {
             Box::pin(control.call_unsaved(method, params)).await?;

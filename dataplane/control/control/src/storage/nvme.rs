@@ -1,10 +1,11 @@
 //! Disks at NVMe/TCP targets.
 
-use crate::Control;
-use crate::desired::Object;
-use crate::nvme::{Attached, DETACH, sync};
-use crate::rpc::method::{Effect, Handler, Row, blocking};
+use super::StoragePlane;
+use super::nvme_controllers::{Attached, DETACH, sync};
+use crate::blocking::blocking;
+use crate::rpc::method::{Effect, Handler, Row};
 use crate::rpc::{OrRefuse, Refuse};
+use crate::state::object::ObjectId;
 use ::nvme::{AttachError, AttachParams, Options, RecoveryOptions};
 use api::RpcError;
 use api::config::Call;
@@ -17,7 +18,7 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::of::<AttachController>(),
         Row::of::<DetachController>(),
@@ -54,60 +55,49 @@ fn attach_params(call: &AttachController) -> AttachParams {
 }
 
 impl Handler for AttachController {
+    type Plane = StoragePlane;
+
     fn effect(&self) -> Effect {
         let undo = Call::new(DETACH, json!({"name": self.name}));
-        Effect::Keep { slot: Object::nvme_controller(&self.name).itself(), undo: Some(undo) }
+        Effect::Keep { slot: ObjectId::nvme_controller(&self.name).itself(), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<String>, RpcError> {
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<Vec<String>, RpcError> {
         let params = attach_params(self);
         params.validate().or_refuse()?;
-        control.nvme.reserve(&self.name)?;
-        let connecting = control.clone();
-        let connected = match blocking(move || Attached::connect(&connecting, &params)).await {
-            Ok(connected) => connected.or_refuse(),
-            Err(error) => Err(error),
-        };
+        let reservation = plane.nvme.reserve("name", &self.name)?;
+        let connecting = plane.clone();
+        let attached = blocking(move || Attached::connect(&connecting, &params)).await?.or_refuse()?;
         let max = self.max_bdevs.map_or(usize::MAX, |max| max as usize);
-        let synced = connected.and_then(|attached| {
-            let found = attached.controller.namespaces().len();
-            if found > max {
-                attached.controller.detach();
-                return Err(RpcError::invalid(
-                    "max_bdevs",
-                    max,
-                    format!("at least the {found} namespaces of the subsystem"),
-                ));
-            }
-            sync(control, &attached).map(|()| attached.clone()).or_else(|error| {
-                let_go(control, &attached)?;
-                Err(error)
-            })
-        });
-        match synced {
-            Ok(attached) => {
-                control.nvme.settle(&self.name, Some(attached.clone()));
-                Ok(attached.disks())
-            }
-            Err(error) => {
-                control.nvme.settle(&self.name, None);
-                Err(error)
-            }
+        let found = attached.controller.namespaces().len();
+        if found > max {
+            attached.controller.detach();
+            return Err(RpcError::invalid(
+                "max_bdevs",
+                max,
+                format!("at least the {found} namespaces of the subsystem"),
+            ));
         }
+        if let Err(error) = sync(plane, &attached) {
+            let_go(plane, &attached)?;
+            return Err(error);
+        }
+        let disks = attached.disks();
+        reservation.fill(attached);
+        Ok(disks)
     }
 }
 
 /// Takes down the disks of a controller; none when one of them is held.
-fn let_go(control: &Control, attached: &Attached) -> Result<(), RpcError> {
+fn let_go(plane: &StoragePlane, attached: &Attached) -> Result<(), RpcError> {
     let names = attached.disks();
-    if let Some((name, holder)) = names.iter().find_map(|n| control.bdevs.holders(n).into_iter().next().map(|h| (n, h)))
-    {
+    if let Some((name, holder)) = names.iter().find_map(|n| plane.bdevs.holders(n).into_iter().next().map(|h| (n, h))) {
         let error = RpcError::errno(libc::EBUSY, format!("the disk {name} is busy: {holder}"));
         return Err(error.field("name", name).hint("delete what holds it first"));
     }
     for name in names {
-        drop(control.bdevs.take(&name, DETACH)?);
-        control.events.add(EventType::BdevUnregister, &name, "");
+        drop(plane.bdevs.take(&name, DETACH)?);
+        plane.observe.events.add(EventType::BdevUnregister, &name, "");
     }
     Ok(())
 }
@@ -117,7 +107,7 @@ impl Refuse for AttachError {
         let error = self;
         let message = error.to_string();
         match error {
-            AttachError::Invalid(invalid) => invalid.refuse(),
+            AttachError::Invalid(error) => error.refuse(),
             AttachError::Failed { .. } => RpcError::errno(libc::EIO, message),
             AttachError::Timeout { .. } => RpcError::errno(libc::ETIMEDOUT, message),
             AttachError::System { source, .. } => RpcError::from_io(&source, message),
@@ -126,25 +116,28 @@ impl Refuse for AttachError {
 }
 
 impl Handler for DetachController {
+    type Plane = StoragePlane;
+
     fn effect(&self) -> Effect {
-        Effect::Forget(Object::nvme_controller(&self.name))
+        Effect::Forget(ObjectId::nvme_controller(&self.name))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let attached = control.nvme.get(&self.name)?;
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
+        let attached = plane.nvme.get(&self.name)?;
         let disks = attached.disks();
-        let_go(control, &attached)?;
-        disks.iter().for_each(|disk| control.desired.forget(&Object::bdev(disk)));
+        let_go(plane, &attached)?;
+        let (attached, reservation) = plane.nvme.take(&self.name)?;
+        disks.iter().for_each(|disk| plane.desired.forget(&ObjectId::bdev(disk)));
         blocking(move || attached.controller.detach()).await?;
-        control.nvme.settle(&self.name, None);
+        drop(reservation);
         Ok(true)
     }
 }
 
-fn selected(control: &Control, name: Option<&String>) -> Result<Vec<Arc<Attached>>, RpcError> {
+fn selected(plane: &StoragePlane, name: Option<&String>) -> Result<Vec<Arc<Attached>>, RpcError> {
     match name {
-        Some(name) => Ok(vec![control.nvme.get(name)?]),
-        None => Ok(control.nvme.all()),
+        Some(name) => Ok(vec![plane.nvme.get(name)?]),
+        None => Ok(plane.nvme.list()),
     }
 }
 
@@ -160,8 +153,10 @@ fn transport(attached: &Attached) -> TransportId {
 }
 
 impl Handler for GetControllers {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<ControllerInfo>, RpcError> {
-        Ok(selected(control, self.name.as_ref())?.iter().map(|attached| describe(attached)).collect())
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<Vec<ControllerInfo>, RpcError> {
+        Ok(selected(plane, self.name.as_ref())?.iter().map(|attached| describe(attached)).collect())
     }
 }
 
@@ -198,9 +193,11 @@ fn state(phase: &str) -> &str {
 }
 
 impl Handler for GetIoPaths {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<IoPaths, RpcError> {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<IoPaths, RpcError> {
         let mut io_paths = Vec::new();
-        for attached in control.nvme.all() {
+        for attached in plane.nvme.list() {
             let status = attached.controller.status();
             let up = state(&status.phase.to_string()) == "enabled";
             for bdev_name in
@@ -221,14 +218,18 @@ impl Handler for GetIoPaths {
 }
 
 impl Handler for ResetController {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.nvme.get(&self.name)?.controller.reset();
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
+        plane.nvme.get(&self.name)?.controller.reset();
         Ok(true)
     }
 }
 
 impl Handler for Discover {
-    async fn call(&mut self, _: &Arc<Control>) -> Result<Vec<DiscoveredSubsystem>, RpcError> {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, _: &Arc<StoragePlane>) -> Result<Vec<DiscoveredSubsystem>, RpcError> {
         let placeholder = SocketAddr::from(([0, 0, 0, 0], 0));
         let params = AttachParams {
             traddr: self.traddr.clone(),

@@ -1,9 +1,9 @@
-//! Limits of disks.
+//! Rate limits of disks.
 
-use crate::Control;
-use crate::bdevs::Registered;
-use crate::desired::{Aspect, Object, Slot};
+use super::StoragePlane;
+use super::bdevs::Registered;
 use crate::rpc::method::{Effect, Handler, Row};
+use crate::state::object::{Aspect, ObjectId, Slot};
 use api::bdev::{RateLimits, SetQosLimit};
 use api::config::Call;
 use api::{Method, RpcError};
@@ -11,14 +11,14 @@ use block::{QosLimits, Rate};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<SetQosLimit>()]
 }
 
 const MIB: u64 = 1 << 20;
 
 fn slot(bdev: &str) -> Slot {
-    Object::bdev(bdev).aspect(Aspect::Qos)
+    ObjectId::bdev(bdev).aspect(Aspect::Qos)
 }
 
 /// The limits of a call, in the order of [`FIELDS`].
@@ -68,7 +68,7 @@ const FIELDS: [&str; 7] = [
     "burst_ms",
 ];
 
-/// The limits as bdev_get_bdevs tells them.
+/// The limits as bdev_get_bdevs reports them.
 pub(super) fn assigned(limits: &QosLimits) -> RateLimits {
     RateLimits {
         rw_ios_per_sec: limits.rw_ios.per_second,
@@ -81,19 +81,21 @@ pub(super) fn assigned(limits: &QosLimits) -> RateLimits {
 }
 
 impl Handler for SetQosLimit {
+    type Plane = StoragePlane;
+
     fn effect(&self) -> Effect {
         let mut lifted = json!({"name": self.name});
         FIELDS.iter().for_each(|field| lifted[*field] = json!(0));
         Effect::Keep { slot: slot(&self.name), undo: Some(Call::new(Self::NAME, lifted)) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
         if fields(self).into_iter().all(|limit| limit.is_none()) {
             return Err(RpcError::invalid("limits", "none", format!("at least one of {}", FIELDS.join(", "))));
         }
-        let disk: Arc<Registered> = control.bdevs.get(&self.name)?;
+        let disk: Arc<Registered> = plane.bdevs.get(&self.name)?;
         self.name = disk.name().to_owned();
-        let in_effect = control.desired.get(&slot(&self.name));
+        let in_effect = plane.desired.get(&slot(&self.name));
         complete(self, &in_effect.map(|call| call.params).unwrap_or_default());
         disk.qos.set_limits(limits(self)?);
         Ok(true)

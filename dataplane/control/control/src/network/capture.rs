@@ -1,14 +1,15 @@
 //! Captures of ports.
 
-use crate::Control;
-use crate::capture::{Progress, Wanted};
-use crate::rpc::method::{Handler, Row, blocking};
+use super::NetworkPlane;
+use super::captures::{Progress, Wanted};
+use crate::blocking::blocking;
+use crate::rpc::method::{Handler, Row};
 use api::RpcError;
 use api::capture::{CaptureGet, CaptureInfo, CaptureStart, CaptureStop};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<CaptureStart>(), Row::of::<CaptureGet>(), Row::of::<CaptureStop>()]
 }
 
@@ -18,12 +19,14 @@ const MAX_SNAP_LEN: u32 = 65535;
 const DEFAULT_MAX_BYTES: u64 = 1 << 30;
 
 impl Handler for CaptureStart {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let snap_len = self.snap_len.unwrap_or(DEFAULT_SNAP_LEN);
         if !(14..=MAX_SNAP_LEN).contains(&snap_len) {
             return Err(RpcError::invalid("snap_len", snap_len, format!("14 to {MAX_SNAP_LEN}")));
         }
-        let switch = control.switch("port", &self.port)?;
+        let switch = plane.switch("port", &self.port)?;
         if !switch.ports().iter().any(|port| port.name == self.port) {
             return Err(RpcError::no_such("port", &self.port).hint("port_get lists the ports"));
         }
@@ -34,17 +37,19 @@ impl Handler for CaptureStart {
             packets: self.count.unwrap_or(u64::MAX),
             bytes: self.max_bytes.unwrap_or(DEFAULT_MAX_BYTES),
         };
-        let control = control.clone();
-        blocking(move || control.captures.start(switch, wanted)).await??;
+        let plane = plane.clone();
+        blocking(move || plane.captures.start(switch, wanted)).await??;
         Ok(true)
     }
 }
 
 impl Handler for CaptureGet {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<CaptureInfo>, RpcError> {
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<CaptureInfo>, RpcError> {
         let wanted = |one: &Arc<Progress>| self.port.as_ref().is_none_or(|port| *port == one.wanted.port);
         let found: Vec<CaptureInfo> =
-            control.captures.all().iter().filter(|one| wanted(one)).map(|one| describe(one)).collect();
+            plane.captures.all().iter().filter(|one| wanted(one)).map(|one| describe(one)).collect();
         match &self.port {
             Some(port) if found.is_empty() => Err(RpcError::no_such("capture of port", port)),
             _ => Ok(found),
@@ -62,13 +67,15 @@ fn describe(progress: &Progress) -> CaptureInfo {
         packets: progress.packets.load(Ordering::Relaxed),
         bytes: progress.bytes.load(Ordering::Relaxed),
         lost: progress.lost(),
-        error: progress.error.lock().expect("no panic under this lock").clone(),
+        error: progress.error.lock().clone(),
     }
 }
 
 impl Handler for CaptureStop {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<CaptureInfo, RpcError> {
-        let (owner, port) = (control.clone(), self.port.clone());
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<CaptureInfo, RpcError> {
+        let (owner, port) = (plane.clone(), self.port.clone());
         let stopped = blocking(move || owner.captures.stop(&port)).await?;
         stopped.map(|one| describe(&one)).ok_or_else(|| RpcError::no_such("capture of port", &self.port))
     }

@@ -1,10 +1,10 @@
-//! Bridges, their ports and their stations.
+//! Bridges, their ports and their FDBs.
 
-use crate::Control;
-use crate::bdevs::check_name;
-use crate::desired::{Object, Slot};
+use super::NetworkPlane;
 use crate::rpc::OrRefuse;
 use crate::rpc::method::{Effect, Handler, Row};
+use crate::state::object::{Aspect, ObjectId, Slot};
+use crate::state::registry::check_name;
 use api::bridge::{
     AddFdb, AddPort, BridgeCreate, BridgeDelete, BridgeGet, BridgeInfo, BridgePortInfo, DeleteFdb, FdbEntry, FlushFdb,
     GetFdb, RemovePort,
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use switch::{BridgeConfig, BridgePort, BridgeReport, Mac, Security, Station, VlanMode};
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::of::<BridgeCreate>(),
         Row::of::<BridgeDelete>(),
@@ -32,12 +32,14 @@ pub(super) fn methods() -> Vec<Row> {
 }
 
 impl Handler for BridgeCreate {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         let undo = Call::new(BridgeDelete::NAME, json!({"name": self.name}));
-        Effect::Keep { slot: Object::bridge(&self.name).itself(), undo: Some(undo) }
+        Effect::Keep { slot: ObjectId::bridge(&self.name).itself(), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         check_name("name", &self.name)?;
         let default = BridgeConfig::default();
         let config = BridgeConfig {
@@ -45,25 +47,29 @@ impl Handler for BridgeCreate {
             mac_table_size: self.mac_table_size.map_or(default.mac_table_size, |size| size as usize),
             flood_pps: self.flood_pps,
         };
-        control.make_switch().await?.create_bridge(&self.name, config).or_refuse()?;
+        plane.make_switch().await?.create_bridge(&self.name, config).or_refuse()?;
         Ok(true)
     }
 }
 
 impl Handler for BridgeDelete {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
-        Effect::Forget(Object::bridge(&self.name))
+        Effect::Forget(ObjectId::bridge(&self.name))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.switch("bridge", &self.name)?.delete_bridge(&self.name).or_refuse()?;
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
+        plane.switch("bridge", &self.name)?.delete_bridge(&self.name).or_refuse()?;
         Ok(true)
     }
 }
 
 impl Handler for BridgeGet {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<BridgeInfo>, RpcError> {
-        let mut bridges = control.switching.get().map(|switch| switch.bridges()).unwrap_or_default();
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<BridgeInfo>, RpcError> {
+        let mut bridges = plane.switching.get().map(|switch| switch.bridges()).unwrap_or_default();
         if let Some(name) = &self.name {
             bridges.retain(|bridge| bridge.name == *name);
             if bridges.is_empty() {
@@ -101,12 +107,14 @@ fn describe(bridge: BridgeReport) -> BridgeInfo {
 }
 
 impl Handler for AddPort {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         let undo = Call::new(RemovePort::NAME, json!({"bridge": self.bridge, "port": self.port}));
         Effect::Keep { slot: membership(&self.bridge, &self.port), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let vlan = match self.tag {
             Some(vlan) if self.trunks.is_empty() && self.native_vlan.is_none() => VlanMode::Access { vlan },
             Some(vlan) => {
@@ -120,14 +128,14 @@ impl Handler for AddPort {
             ips: parse_all("allowed_ips", &self.allowed_ips)?,
         };
         let config = BridgePort { vlan, security, flood_pps: self.flood_pps };
-        control.switch("bridge", &self.bridge)?.attach(&self.bridge, &self.port, config).or_refuse()?;
+        plane.switch("bridge", &self.bridge)?.attach(&self.bridge, &self.port, config).or_refuse()?;
         Ok(true)
     }
 }
 
-/// Where the desired state keeps that a port is in a bridge.
+/// The slot of the call that adds a port to a bridge.
 pub(super) fn membership(bridge: &str, port: &str) -> Slot {
-    Object::bridge(bridge).aspect(crate::desired::Aspect::BridgePort(port.to_owned()))
+    ObjectId::bridge(bridge).aspect(Aspect::BridgePort(port.to_owned()))
 }
 
 fn parse_all<T: FromStr<Err = switch::ParseError>>(field: &str, texts: &[String]) -> Result<Vec<T>, RpcError> {
@@ -139,20 +147,24 @@ fn parse<T: FromStr<Err = switch::ParseError>>(field: impl Into<String>, text: &
 }
 
 impl Handler for RemovePort {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         Effect::Clear(membership(&self.bridge, &self.port))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.switch("bridge", &self.bridge)?.detach(&self.bridge, &self.port).or_refuse()?;
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
+        plane.switch("bridge", &self.bridge)?.detach(&self.bridge, &self.port).or_refuse()?;
         Ok(true)
     }
 }
 
 impl Handler for GetFdb {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<FdbEntry>, RpcError> {
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<FdbEntry>, RpcError> {
         let (stations, now) =
-            (control.switch("bridge", &self.bridge)?.stations(&self.bridge).or_refuse()?, Instant::now());
+            (plane.switch("bridge", &self.bridge)?.stations(&self.bridge).or_refuse()?, Instant::now());
         let describe = |(entry, port): (switch::MacEntry, String)| FdbEntry {
             mac: entry.station.mac.to_string(),
             vlan: entry.station.vlan,
@@ -164,21 +176,25 @@ impl Handler for GetFdb {
 }
 
 impl Handler for FlushFdb {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<usize, RpcError> {
-        Ok(control.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref()).or_refuse()?)
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<usize, RpcError> {
+        Ok(plane.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref()).or_refuse()?)
     }
 }
 
 impl Handler for AddFdb {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         let params = json!({"bridge": self.bridge, "mac": self.mac, "vlan": self.vlan});
         let undo = Call::new(DeleteFdb::NAME, params);
         Effect::Keep { slot: fdb_entry(&self.bridge, &self.mac, self.vlan), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let station = station(&self.mac, self.vlan)?;
-        control.switch("bridge", &self.bridge)?.pin(&self.bridge, station, &self.port).or_refuse()?;
+        plane.switch("bridge", &self.bridge)?.pin(&self.bridge, station, &self.port).or_refuse()?;
         Ok(true)
     }
 }
@@ -187,20 +203,22 @@ fn station(mac: &str, vlan: u16) -> Result<Station, RpcError> {
     Ok(Station { vlan, mac: parse("mac", mac)? })
 }
 
-/// One address has one place, however it is written.
+/// The slot of a static FDB entry. However an address is written, it has one slot.
 fn fdb_entry(bridge: &str, mac: &str, vlan: u16) -> Slot {
     let mac = mac.parse().map_or_else(|_| mac.to_owned(), |mac: Mac| mac.to_string());
-    Object::bridge(bridge).aspect(crate::desired::Aspect::Fdb { vlan, mac })
+    ObjectId::bridge(bridge).aspect(Aspect::Fdb { vlan, mac })
 }
 
 impl Handler for DeleteFdb {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         Effect::Clear(fdb_entry(&self.bridge, &self.mac, self.vlan))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let station = station(&self.mac, self.vlan)?;
-        control.switch("bridge", &self.bridge)?.unpin(&self.bridge, station).or_refuse()?;
+        plane.switch("bridge", &self.bridge)?.unpin(&self.bridge, station).or_refuse()?;
         Ok(true)
     }
 }

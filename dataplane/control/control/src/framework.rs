@@ -1,8 +1,10 @@
 //! The workers, and what SPDK's clients ask of a framework.
 
 use crate::Control;
-use crate::desired::{Object, SUBSYSTEMS};
 use crate::rpc::method::{Effect, Handler, Row};
+use crate::state::desired::{Desired, SUBSYSTEMS};
+use crate::state::object::{Aspect, ObjectId};
+use crate::workers::Workers;
 use api::config::Call;
 use api::framework::{
     GetConfig, GetPollers, GetReactors, GetSubsystems, GetThreadStats, LwThread, Poller, Pollers, Reactor, Reactors,
@@ -14,7 +16,7 @@ use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     vec![
         Row::of::<GetReactors>(),
         Row::of::<GetSubsystems>(),
@@ -28,8 +30,10 @@ pub(super) fn methods() -> Vec<Row> {
 }
 
 impl Handler for GetReactors {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Reactors, RpcError> {
-        let in_interrupt = control.sleeps_when_idle();
+    type Plane = Workers;
+
+    async fn call(&mut self, plane: &Arc<Workers>) -> Result<Reactors, RpcError> {
+        let in_interrupt = plane.sleep_when_idle();
         let reactor = |report: WorkerReport| {
             let cpumask = mask_of(report.cpu);
             let thread = |(i, source): (usize, SourceReport)| LwThread {
@@ -38,7 +42,7 @@ impl Handler for GetReactors {
                 cpumask: cpumask.clone(),
                 elapsed: source.busy,
             };
-            let asleep = control.asleep(&report);
+            let asleep = plane.asleep(&report);
             Reactor {
                 lcore: report.cpu,
                 busy: report.busy,
@@ -49,7 +53,7 @@ impl Handler for GetReactors {
                 lw_threads: report.sources.into_iter().enumerate().map(thread).collect(),
             }
         };
-        let reactors = control.engine().workers().iter().map(|worker| reactor(worker.report())).collect();
+        let reactors = plane.reports().into_iter().map(reactor).collect();
         Ok(Reactors { tick_rate: clock::hz(), pid: std::process::id(), reactors })
     }
 }
@@ -60,7 +64,9 @@ fn mask_of(cpu: usize) -> String {
 }
 
 impl Handler for GetSubsystems {
-    async fn call(&mut self, _: &Arc<Control>) -> Result<Vec<Subsystem>, RpcError> {
+    type Plane = Workers;
+
+    async fn call(&mut self, _: &Arc<Workers>) -> Result<Vec<Subsystem>, RpcError> {
         Ok(SUBSYSTEMS
             .iter()
             .map(|(subsystem, needs)| Subsystem {
@@ -72,60 +78,72 @@ impl Handler for GetSubsystems {
 }
 
 impl Handler for GetConfig {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<Call>, RpcError> {
-        let known = control.desired.subsystems();
+    type Plane = Desired;
+
+    async fn call(&mut self, plane: &Arc<Desired>) -> Result<Vec<Call>, RpcError> {
+        let known = plane.subsystems();
         if known.contains(&self.name) {
-            return Ok(control.desired.section(&self.name));
+            return Ok(plane.section(&self.name));
         }
         Err(RpcError::invalid("name", &self.name, format!("one of {}", known.join(", "))))
     }
 }
 
 impl Handler for WaitInit {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        control.restored().await;
+    type Plane = Control;
+
+    async fn call(&mut self, plane: &Arc<Control>) -> Result<bool, RpcError> {
+        plane.restored().await;
         Ok(true)
     }
 }
 
 impl Handler for StartInit {
-    async fn call(&mut self, _: &Arc<Control>) -> Result<bool, RpcError> {
+    type Plane = Workers;
+
+    async fn call(&mut self, _: &Arc<Workers>) -> Result<bool, RpcError> {
         Ok(true)
     }
 }
 
 impl Handler for SetIdle {
+    type Plane = Workers;
+
     fn effect(&self) -> Effect {
         let undo = Call::new(Self::NAME, json!({"spin_us": Control::DEFAULT_SPIN_US}));
-        Effect::Keep { slot: Object::Engine.aspect(crate::desired::Aspect::Idle), undo: Some(undo) }
+        Effect::Keep { slot: ObjectId::Engine.aspect(Aspect::Idle), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<Workers>) -> Result<bool, RpcError> {
         let spin = |us| IdlePolicy::spin_for(Duration::from_micros(us));
-        control.set_idle(self.spin_us.map_or(IdlePolicy::POLL, spin));
+        plane.set_idle(self.spin_us.map_or(IdlePolicy::POLL, spin));
         Ok(true)
     }
 }
 
 impl Handler for GetThreadStats {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<ThreadStats, RpcError> {
+    type Plane = Workers;
+
+    async fn call(&mut self, plane: &Arc<Workers>) -> Result<ThreadStats, RpcError> {
         let thread = |report: WorkerReport| ThreadTimes {
             name: format!("worker-{}", report.id),
             id: report.id as u64 + 1,
             cpumask: mask_of(report.cpu),
             busy: report.busy,
-            idle: report.idle + control.asleep(&report),
+            idle: report.idle + plane.asleep(&report),
             active_pollers_count: report.sources.len(),
             timed_pollers_count: 0,
             paused_pollers_count: 0,
         };
-        let threads = control.engine().workers().iter().map(|worker| thread(worker.report())).collect();
+        let threads = plane.reports().into_iter().map(thread).collect();
         Ok(ThreadStats { tick_rate: clock::hz(), threads })
     }
 }
 
 impl Handler for GetPollers {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<ThreadPollers, RpcError> {
+    type Plane = Workers;
+
+    async fn call(&mut self, plane: &Arc<Workers>) -> Result<ThreadPollers, RpcError> {
         let poller = |(i, source): (usize, SourceReport)| Poller {
             name: source.name,
             id: i as u64 + 1,
@@ -141,7 +159,7 @@ impl Handler for GetPollers {
             timed_pollers: Vec::new(),
             paused_pollers: Vec::new(),
         };
-        let threads = control.engine().workers().iter().map(|worker| thread(worker.report())).collect();
+        let threads = plane.reports().into_iter().map(thread).collect();
         Ok(ThreadPollers { tick_rate: clock::hz(), threads })
     }
 }

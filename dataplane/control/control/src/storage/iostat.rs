@@ -1,7 +1,7 @@
 //! Counters and latencies of disks.
 
-use crate::Control;
-use crate::bdevs::{Holder, Registered};
+use super::StoragePlane;
+use super::bdevs::{Holder, Registered};
 use crate::rpc::method::{Handler, Row};
 use api::RpcError;
 use api::iostat::{BdevIostat, EnableHistogram, GetHistogram, GetIostat, Histogram, Iostat, ResetIostat, ResetMode};
@@ -11,23 +11,26 @@ use block::stats::{KindSnapshot, bucket_floor};
 use block::{IoSnapshot, OpKind};
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<GetIostat>(), Row::of::<ResetIostat>(), Row::of::<EnableHistogram>(), Row::of::<GetHistogram>()]
 }
 
 /// What a disk has served since it was made: by the controllers on it and on the disks above it, those of today and those that
 /// are gone.
-pub(crate) fn total(control: &Control, disk: &Registered) -> IoSnapshot {
-    let mut total = disk.stats.lock().expect("no panic under this lock").gone();
-    for holder in control.bdevs.holders(disk.name()) {
+pub(crate) fn total(plane: &StoragePlane, disk: &Registered) -> IoSnapshot {
+    let mut total = disk.stats.lock().gone();
+    for holder in plane.bdevs.holders(disk.name()) {
         match holder {
             Holder::Controller(name) => {
-                let served = control.controllers.get(&name);
-                served.iter().flat_map(|s| s.controller.stats()).for_each(|stats| total += &stats.snapshot());
+                let served = plane.controllers.get(&name);
+                served
+                    .iter()
+                    .flat_map(|served| served.device.controller.stats())
+                    .for_each(|stats| total += &stats.snapshot());
             }
             Holder::Bdev(name) => {
-                if let Ok(above) = control.bdevs.get(&name) {
-                    total += &self::total(control, &above);
+                if let Ok(above) = plane.bdevs.get(&name) {
+                    total += &self::total(plane, &above);
                 }
             }
             Holder::Copy(_) => {}
@@ -37,9 +40,9 @@ pub(crate) fn total(control: &Control, disk: &Registered) -> IoSnapshot {
 }
 
 /// The same since the last reset; then `mode` resets.
-fn since_reset(control: &Control, disk: &Registered, mode: ResetMode) -> IoSnapshot {
-    let now = total(control, disk);
-    let mut stats = disk.stats.lock().expect("no panic under this lock");
+fn since_reset(plane: &StoragePlane, disk: &Registered, mode: ResetMode) -> IoSnapshot {
+    let now = total(plane, disk);
+    let mut stats = disk.stats.lock();
     let since = now.since(&stats.reset);
     reset(&mut stats.reset, now, mode);
     since
@@ -57,13 +60,15 @@ fn reset(last: &mut IoSnapshot, now: IoSnapshot, mode: ResetMode) {
 }
 
 impl Handler for GetIostat {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Iostat, RpcError> {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<Iostat, RpcError> {
         let names: Vec<&String> = self.names.iter().flatten().chain(&self.name).collect();
         let disks = match names.as_slice() {
-            [] => control.bdevs.all(),
-            names => names.iter().map(|name| control.bdevs.get(name)).collect::<Result<_, _>>()?,
+            [] => plane.bdevs.all(),
+            names => names.iter().map(|name| plane.bdevs.get(name)).collect::<Result<_, _>>()?,
         };
-        let bdevs = disks.iter().map(|disk| describe(disk.name(), &since_reset(control, disk, self.reset_mode)));
+        let bdevs = disks.iter().map(|disk| describe(disk.name(), &since_reset(plane, disk, self.reset_mode)));
         Ok(Iostat { bdevs: bdevs.collect(), tick_rate: clock::hz(), ticks: clock::Cycles::now().0 })
     }
 }
@@ -103,21 +108,25 @@ fn lowest(counted: &KindSnapshot) -> u64 {
 }
 
 impl Handler for ResetIostat {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
         let disks = match &self.name {
-            Some(name) => vec![control.bdevs.get(name)?],
-            None => control.bdevs.all(),
+            Some(name) => vec![plane.bdevs.get(name)?],
+            None => plane.bdevs.all(),
         };
-        disks.iter().for_each(|disk| drop(since_reset(control, disk, self.mode)));
+        disks.iter().for_each(|disk| drop(since_reset(plane, disk, self.mode)));
         Ok(true)
     }
 }
 
 impl Handler for EnableHistogram {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        let disk = control.bdevs.get(&self.name)?;
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
+        let disk = plane.bdevs.get(&self.name)?;
         if self.enable {
-            drop(since_reset(control, &disk, ResetMode::Maxmin));
+            drop(since_reset(plane, &disk, ResetMode::Maxmin));
         }
         Ok(true)
     }
@@ -127,10 +136,12 @@ impl Handler for EnableHistogram {
 const GRANULARITY: u8 = 3;
 
 impl Handler for GetHistogram {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Histogram, RpcError> {
-        let disk = control.bdevs.get(&self.name)?;
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<Histogram, RpcError> {
+        let disk = plane.bdevs.get(&self.name)?;
         let mut sum = KindSnapshot::default();
-        since_reset(control, &disk, ResetMode::None).kinds.iter().for_each(|kind| sum += kind);
+        since_reset(plane, &disk, ResetMode::None).kinds.iter().for_each(|kind| sum += kind);
         let bytes: Vec<u8> = sum.histogram.iter().flat_map(|count| count.to_le_bytes()).collect();
         let max_range = (sum.histogram.len() >> GRANULARITY) - 1;
         Ok(Histogram {

@@ -1,28 +1,24 @@
 //! cloud-init disks.
 
-use super::bdev;
-use crate::Control;
-use crate::desired::Object;
-use crate::rpc::method::{Effect, Handler, Row};
+use super::StoragePlane;
+use super::disk_kind::{DiskKind, New};
 use crate::rpc::{OrRefuse, Refuse};
 use api::bdev::{CidataCreate, CidataDelete, CidataInfo};
-use api::config::Call;
 use api::{Method, RpcError};
+use block::Bdev;
 use cidata::{Cidata, Instance, Seed, SeedError};
 use serde_json::json;
 use std::sync::Arc;
 
-pub(super) fn methods() -> Vec<Row> {
-    vec![Row::of::<CidataCreate>(), Row::of::<CidataDelete>()]
-}
+impl DiskKind for CidataCreate {
+    const DELETED_BY: &'static str = CidataDelete::NAME;
+    type Disk = Cidata;
 
-impl Handler for CidataCreate {
-    fn effect(&self) -> Effect {
-        let undo = Call::new(CidataDelete::NAME, json!({"name": self.name}));
-        Effect::Keep { slot: Object::bdev(&self.name).itself(), undo: Some(undo) }
+    fn name(&self) -> String {
+        self.name.clone()
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<CidataInfo, RpcError> {
+    fn prepare(&mut self, _: &Arc<StoragePlane>, _: Option<Arc<dyn Bdev>>) -> Result<New<Self>, RpcError> {
         let instance = match (self.instance_id.clone(), self.new_instance) {
             (Some(_), Some(true)) => {
                 return Err(RpcError::invalid("new_instance", true, "not together with instance_id"));
@@ -31,24 +27,18 @@ impl Handler for CidataCreate {
             (None, Some(true)) => Instance::New,
             (None, _) => Instance::OfName,
         };
-        let asked_for_new = instance == Instance::New;
+        let is_new = instance == Instance::New;
         let (user, meta, network) = (self.user_data.clone(), self.meta_data.clone(), self.network_config.clone());
         let seed = Seed::new(&self.name, user, meta, network, instance).or_refuse()?;
         let instance_id = seed.instance_id().to_owned();
-        let new = bdev::New {
-            name_field: "name",
-            name: &self.name,
-            deleted_by: CidataDelete::NAME,
-            base: None,
-            about: json!({"cidata": {"instance_id": instance_id, "network_config": self.network_config.is_some()}}),
-        };
-        let name = self.name.clone();
-        bdev::register(control, new, move || Cidata::create(&name, &seed)).await?;
-        if asked_for_new {
+        if is_new {
             // New once: after a restart the guest is the same machine.
-            (self.instance_id, self.new_instance) = (Some(instance_id.clone()), None);
+            self.instance_id = Some(instance_id.clone());
+            self.new_instance = None;
         }
-        Ok(CidataInfo { name: self.name.clone(), instance_id })
+        let details = json!({"cidata": {"instance_id": instance_id, "network_config": self.network_config.is_some()}});
+        let (name, answer) = (self.name.clone(), CidataInfo { name: self.name.clone(), instance_id });
+        Ok(New { open: Box::new(move || Cidata::create(&name, &seed).or_refuse()), details, answer })
     }
 }
 
@@ -67,16 +57,5 @@ impl Refuse for SeedError {
                 error
             }
         }
-    }
-}
-
-impl Handler for CidataDelete {
-    fn effect(&self) -> Effect {
-        Effect::Forget(Object::bdev(&self.name))
-    }
-
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
-        self.name = bdev::delete(control, &self.name, Self::NAME).await?;
-        Ok(true)
     }
 }

@@ -1,9 +1,10 @@
 //! Flows of operators, and all flows, in the text of `ovs-appctl dpctl/*-flow`.
 
-use crate::Control;
-use crate::desired::Object;
+use super::NetworkPlane;
+use crate::blocking::blocking;
 use crate::rpc::OrRefuse;
-use crate::rpc::method::{Effect, Handler, Row, blocking};
+use crate::rpc::method::{Effect, Handler, Row};
+use crate::state::object::ObjectId;
 use api::config::Call;
 use api::flow::{FlowAdd, FlowDelete, FlowDump, FlowGetOffload, FlowTrace, OffloadInfo, RefusedFlow, TraceInfo};
 use api::{Method, RpcError};
@@ -13,7 +14,7 @@ use serde_json::json;
 use std::sync::Arc;
 use switch::{FlowReport, Placed, Station, Trace};
 
-pub(super) fn methods() -> Vec<Row> {
+pub(super) fn rows() -> Vec<Row> {
     vec![
         Row::of::<FlowAdd>(),
         Row::of::<FlowDelete>(),
@@ -24,33 +25,35 @@ pub(super) fn methods() -> Vec<Row> {
 }
 
 impl Handler for FlowAdd {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         let undo = Call::new(FlowDelete::NAME, json!({"flow": self.flow}));
         Effect::Keep { slot: object(&self.flow).itself(), undo: Some(undo) }
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let FlowMatch { key, mask } = parse_match(&self.flow)?;
         let actions = parse_actions(&self.actions).map_err(|error| refused("actions", &self.actions, &error))?;
         flow::execute::supported(&actions).map_err(|error| {
             RpcError::invalid("actions", &self.actions, "actions that the datapath carries out").hint(error.to_string())
         })?;
-        control.make_switch().await?.add_flow(&key, &mask, actions).or_refuse()?;
+        plane.make_switch().await?.add_flow(&key, &mask, actions).or_refuse()?;
         Ok(true)
     }
 }
 
-/// A flow goes by what it matches, however that is written.
-fn object(flow: &str) -> Object {
+/// The static flow of a match, however the match is written.
+fn object(flow: &str) -> ObjectId {
     let name = flow.parse().map_or_else(|_| flow.to_owned(), |flow: FlowMatch| flow.to_string());
-    Object::flow(&name)
+    ObjectId::Flow(name)
 }
 
 fn parse_match(text: &str) -> Result<FlowMatch, RpcError> {
     text.parse().map_err(|error| refused("flow", text, &error))
 }
 
-/// Points at the place.
+/// Refuses a text, with the place where the parser stopped.
 fn refused(field: &str, text: &str, error: &ParseError) -> RpcError {
     let refusal = RpcError::invalid(field, text, format!("{} at byte {}", error.expected, error.offset));
     let rest = if error.rest.is_empty() { "the end".to_owned() } else { format!("`{}`", error.rest) };
@@ -61,20 +64,24 @@ fn refused(field: &str, text: &str, error: &ParseError) -> RpcError {
 }
 
 impl Handler for FlowDelete {
+    type Plane = NetworkPlane;
+
     fn effect(&self) -> Effect {
         Effect::Forget(object(&self.flow))
     }
 
-    async fn call(&mut self, control: &Arc<Control>) -> Result<bool, RpcError> {
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<bool, RpcError> {
         let FlowMatch { key, mask } = parse_match(&self.flow)?;
-        control.switch("flow", &self.flow)?.delete_flow(&key, &mask).or_refuse()?;
+        plane.switch("flow", &self.flow)?.delete_flow(&key, &mask).or_refuse()?;
         Ok(true)
     }
 }
 
 impl Handler for FlowDump {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<String>, RpcError> {
-        let Some(switch) = control.switching.get() else { return Ok(Vec::new()) };
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<String>, RpcError> {
+        let Some(switch) = plane.switching.get() else { return Ok(Vec::new()) };
         let more = self.more;
         blocking(move || {
             let (flows, now) = (switch.dump(), Cycles::now());
@@ -94,9 +101,11 @@ impl Handler for FlowDump {
 }
 
 impl Handler for FlowTrace {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<TraceInfo, RpcError> {
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<TraceInfo, RpcError> {
         let packet = parse_match(&self.flow)?.key;
-        let trace = control.make_switch().await?.trace(&packet);
+        let trace = plane.make_switch().await?.trace(&packet);
         Ok(describe(&trace))
     }
 }
@@ -118,20 +127,22 @@ fn describe(trace: &Trace) -> TraceInfo {
 }
 
 impl Handler for FlowGetOffload {
-    async fn call(&mut self, control: &Arc<Control>) -> Result<OffloadInfo, RpcError> {
-        let Some(switch) = control.switching.get() else { return Ok(OffloadInfo::default()) };
+    type Plane = NetworkPlane;
+
+    async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<OffloadInfo, RpcError> {
+        let Some(switch) = plane.switching.get() else { return Ok(OffloadInfo::default()) };
         let reports = blocking(move || switch.dump()).await?;
         let refused = reports.iter().filter_map(|FlowReport { flow, refused, .. }| {
             let reason = refused.clone()?;
             Some(RefusedFlow { flow: FlowMatch { key: flow.key, mask: flow.mask }.to_string(), reason })
         });
-        Ok(OffloadInfo { refused: refused.collect(), ..offload_totals(control) })
+        Ok(OffloadInfo { refused: refused.collect(), ..offload_totals(plane) })
     }
 }
 
 #[cfg(feature = "dpdk")]
-pub(crate) fn offload_totals(control: &Control) -> OffloadInfo {
-    let Some(offloader) = control.switching.offloader.get() else { return OffloadInfo::default() };
+pub(crate) fn offload_totals(plane: &NetworkPlane) -> OffloadInfo {
+    let Some(offloader) = plane.switching.offloader.get() else { return OffloadInfo::default() };
     let totals = offloader.totals();
     let spent = Cycles(totals.insertion_cycles).to_duration();
     OffloadInfo {
@@ -155,6 +166,6 @@ pub(crate) fn offload_totals(control: &Control) -> OffloadInfo {
 
 /// Hardware is behind ports of DPDK alone.
 #[cfg(not(feature = "dpdk"))]
-pub(crate) fn offload_totals(_: &Control) -> OffloadInfo {
+pub(crate) fn offload_totals(_: &NetworkPlane) -> OffloadInfo {
     OffloadInfo::default()
 }
