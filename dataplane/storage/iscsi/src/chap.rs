@@ -1,4 +1,6 @@
-//! CHAP, one-way and mutual (RFC 7143 section 12.1.3; algorithms beyond MD5 by the IANA PPP registry and RFC 7143 12.1.3).
+//! CHAP, one-way and mutual ([RFC 7143 § 12.1.3]; algorithms beyond MD5 by the IANA PPP registry).
+//!
+//! [RFC 7143 § 12.1.3]: https://www.rfc-editor.org/rfc/rfc7143#section-12.1.3
 
 use digest::Digest;
 

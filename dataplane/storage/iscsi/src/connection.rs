@@ -1,7 +1,9 @@
-//! One connection, which is one session: from the login to the last byte (RFC 7143; error recovery level 0).
+//! One connection, which is one session: from the login to the last byte ([RFC 7143]; error recovery level 0).
 //!
-//! Sans-IO: a [`ByteStream`] gives and takes bytes, `now` is an argument. The owner calls [`Connection::turn`] until it fails, and
-//! then takes the requests back with [`Connection::take_requests`].
+//! Sans-IO: a [`ByteStream`] gives and takes bytes, `now` is an argument. The owner calls [`Connection::turn`] until it
+//! fails, and then takes the requests back with [`Connection::take_requests`].
+//!
+//! [RFC 7143]: https://www.rfc-editor.org/rfc/rfc7143
 
 mod command;
 mod disposition;

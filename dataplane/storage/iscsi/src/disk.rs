@@ -50,7 +50,7 @@ pub enum AttachError {
 pub struct IscsiDisk {
     identity: Identity,
     geometry: Geometry,
-    shared: Arc<DiskState>,
+    state: Arc<DiskState>,
     status: Arc<Mutex<Vec<SessionStatus>>>,
     commands: Arc<CommandQueue<Command>>,
     known_blocks: Mutex<u64>,
@@ -75,14 +75,14 @@ impl IscsiDisk {
         })?;
         let info = link.connection.info().expect("known once ready").clone();
         let wake = SupervisorWake::new()?;
-        let shared = Arc::new(DiskState::new(info.geometry.num_blocks, wake.clone()));
+        let state = Arc::new(DiskState::new(info.geometry.num_blocks, wake.clone()));
         let commands = Arc::new(CommandQueue::new(wake.clone()));
         let status = Arc::new(Mutex::new(Vec::new()));
         let mut supervisor = Supervisor {
             template,
             portal: portal.clone(),
             recovery: params.recovery,
-            disk: shared.clone(),
+            disk: state.clone(),
             sink,
             commands: commands.clone(),
             status: status.clone(),
@@ -98,7 +98,7 @@ impl IscsiDisk {
             identity: identity(params, &info),
             geometry: info.geometry,
             known_blocks: Mutex::new(info.geometry.num_blocks),
-            shared,
+            state,
             status,
             commands,
             open_timeout: params.connect_timeout + Duration::from_secs(1),
@@ -124,7 +124,7 @@ impl Bdev for IscsiDisk {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry { num_blocks: self.shared.num_blocks.load(Ordering::Acquire), ..self.geometry }
+        Geometry { num_blocks: self.state.num_blocks.load(Ordering::Acquire), ..self.geometry }
     }
 
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError> {
@@ -136,7 +136,7 @@ impl Bdev for IscsiDisk {
         let (opener, opened) = channel();
         self.commands.send(Command::Open(opener));
         match opened.recv_timeout(self.open_timeout) {
-            Ok(Ok(session)) => Ok(Box::new(IscsiChannel::new(session, self.shared.clone()))),
+            Ok(Ok(session)) => Ok(Box::new(IscsiChannel::new(session, self.state.clone()))),
             Ok(Err(error)) => Err(failed(std::io::ErrorKind::ConnectionRefused, error.to_string())),
             Err(_) => Err(failed(std::io::ErrorKind::TimedOut, "no session in time".into())),
         }
@@ -148,7 +148,7 @@ impl Bdev for IscsiDisk {
         self.commands.send(Command::Rescan);
         let mut known = self.known_blocks.lock();
         for _ in 0..20 {
-            let now = self.shared.num_blocks.load(Ordering::Acquire);
+            let now = self.state.num_blocks.load(Ordering::Acquire);
             if *known != now {
                 *known = now;
                 return Ok(true);

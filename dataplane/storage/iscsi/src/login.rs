@@ -1,7 +1,9 @@
-//! Login from the initiator's side: stages, negotiation of every key, CHAP (RFC 7143 sections 6, 11.12, 12, 13).
+//! Login from the initiator's side: stages, negotiation of every key, CHAP ([RFC 7143 § 6], 11.12, 12, 13).
 //!
 //! Sans-IO: [`LoginMachine::start`] gives the first request, [`LoginMachine::on_response`] takes each response and says what
 //! follows. Every key is sent explicitly, because targets differ in the defaults they assume.
+//!
+//! [RFC 7143 § 6]: https://www.rfc-editor.org/rfc/rfc7143#section-6
 
 use crate::chap::{self, ChapAlgorithm, Credentials};
 use crate::pdu::{Bhs, Isid, Login, Stage};

@@ -1,7 +1,9 @@
-//! PDUs: the bytes of a Basic Header Segment, and what they mean (RFC 7143 section 11).
+//! PDUs: the bytes of a Basic Header Segment, and what they mean ([RFC 7143 § 11]).
 //!
 //! [`Bhs`] is the view of the bytes; the structs are the meaning. Both directions are here, because the initiator and the
 //! target share them. Sequence numbers sit at the same place in every PDU of a direction and are read from the view.
+//!
+//! [RFC 7143 § 11]: https://www.rfc-editor.org/rfc/rfc7143#section-11
 
 /// Bytes of a Basic Header Segment (11.2.1).
 pub(crate) const BHS_LEN: usize = 48;

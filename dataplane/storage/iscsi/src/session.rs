@@ -6,12 +6,14 @@
 //!
 //! A write that was under way when a connection died may still be carried out by the target, now or later. Sending it again and
 //! letting newer writes follow would be unsound while that can happen: the old one could land on top of a newer one. So every
-//! incarnation of a session logs in with the same ISID and TSIH 0. That is a session reinstatement (RFC 7143 6.3.5): the target
+//! incarnation of a session logs in with the same ISID and TSIH 0. That is a session reinstatement ([RFC 7143 § 6.3.5]): the target
 //! must end the old session and all its tasks before it answers the login. Only after that answer is any request sent again. And
 //! the bytes of the old connection cannot arrive later either: it is cut with a reset, and the target has let go of it.
 //!
 //! Session reinstatement is between the same two ports. If the target sends us to another portal group, the old session is not
 //! ended by the login; then the unit is reset first (SAM-5 7.7), which ends the tasks of every session.
+//!
+//! [RFC 7143 § 6.3.5]: https://www.rfc-editor.org/rfc/rfc7143#section-6.3.5
 
 use crate::chap::ChapAlgorithm;
 use crate::connection::{Connection, ConnectionConfig, ConnectionError};

@@ -1,4 +1,6 @@
-//! `key=value` text of login and text PDUs (RFC 7143 section 6.1).
+//! `key=value` text of login and text PDUs ([RFC 7143 § 6.1]).
+//!
+//! [RFC 7143 § 6.1]: https://www.rfc-editor.org/rfc/rfc7143#section-6.1
 
 /// Bytes of text that one sequence of PDUs may add up to: more is a peer gone wrong.
 pub(crate) const MAX_TEXT: usize = 64 * 1024;

@@ -80,8 +80,8 @@ fn hint(reason: &ControllerError) -> &'static str {
 pub struct NvmeController {
     params: AttachParams,
     settings: Arc<Settings>,
-    shared: Arc<IoQueues>,
-    board: Arc<SharedStatus>,
+    io_queues: Arc<IoQueues>,
+    shared_status: Arc<SharedStatus>,
 }
 
 impl fmt::Debug for NvmeController {
@@ -109,14 +109,15 @@ impl NvmeController {
         let system = |what| move |source| AttachError::System { what, source };
         clock::hz();
         let wake = SupervisorWake::new().map_err(system("eventfd"))?;
-        let shared = Arc::new(IoQueues::new(sink, wake.clone()));
+        let io_queues = Arc::new(IoQueues::new(sink, wake.clone()));
         let now = Cycles::now();
-        let board = Arc::new(SharedStatus::new(CommandQueue::new(wake.clone()), now));
+        let shared_status = Arc::new(SharedStatus::new(CommandQueue::new(wake.clone()), now));
         let dialer = Box::new(SocketDial { target: settings.target, source: settings.source });
-        let supervisor = Supervisor::new(settings.clone(), shared.clone(), board.clone(), dialer, now.0, now);
+        let supervisor =
+            Supervisor::new(settings.clone(), io_queues.clone(), shared_status.clone(), dialer, now.0, now);
         // The thread ends by itself, when the last fence has fallen.
         initiator::spawn(format!("nvme-{}", settings.name), supervisor, wake).map_err(system("thread"))?;
-        let controller = NvmeController { params: params.clone(), settings, shared, board };
+        let controller = NvmeController { params: params.clone(), settings, io_queues, shared_status };
         controller.wait_until_up()?;
         Ok(controller)
     }
@@ -125,7 +126,7 @@ impl NvmeController {
         let after = self.settings.connect_timeout + self.settings.admin_timeout;
         let (traddr, subnqn) = (self.settings.target, self.settings.connect.subnqn.clone());
         let end = Instant::now() + after;
-        let mut status = self.board.status.lock();
+        let mut status = self.shared_status.current.lock();
         loop {
             match (status.phase, &status.last_error) {
                 (Phase::Up, _) => return Ok(()),
@@ -134,7 +135,7 @@ impl NvmeController {
                 }
                 _ => {}
             }
-            if self.board.changed.wait_until(&mut status, end).timed_out() {
+            if self.shared_status.changed.wait_until(&mut status, end).timed_out() {
                 return Err(AttachError::Timeout { traddr, subnqn, after });
             }
         }
@@ -152,29 +153,29 @@ impl NvmeController {
 
     /// The status of the controller.
     pub fn status(&self) -> Status {
-        self.board.status.lock().clone()
+        self.shared_status.current.lock().clone()
     }
 
     /// Requests that wait for a connection or a fence, and the age of the oldest.
     pub fn held(&self) -> (u64, Duration) {
-        let (held, oldest) = self.shared.held();
+        let (held, oldest) = self.io_queues.held();
         (held, Cycles::now().since(oldest).to_duration())
     }
 
     /// Errors and retries so far.
     pub fn counters(&self) -> Counters {
-        self.shared.counters()
+        self.io_queues.counters()
     }
 
     /// One disk a namespace, as they are now, by NSID.
     pub fn namespaces(&self) -> Vec<(u32, Arc<dyn Bdev>)> {
-        let namespaces = self.board.namespaces.lock();
+        let namespaces = self.shared_status.namespaces.lock();
         let disk = |(&nsid, namespace): (&u32, &Arc<Namespace>)| {
             let disk = Disk {
                 namespace: namespace.clone(),
                 settings: self.settings.clone(),
-                shared: self.shared.clone(),
-                board: self.board.clone(),
+                io_queues: self.io_queues.clone(),
+                shared_status: self.shared_status.clone(),
             };
             (nsid, Arc::new(disk) as Arc<dyn Bdev>)
         };
@@ -183,20 +184,20 @@ impl NvmeController {
 
     /// Resets the controller: its association ends and a new one begins; requests are held meanwhile.
     pub fn reset(&self) {
-        self.board.commands.send(Command::Reset);
+        self.shared_status.commands.send(Command::Reset);
     }
 
     /// Shuts the controller down. Requests that are under way fail once it has let go of them; disks of it never work again.
     pub fn detach(&self) {
-        self.board.commands.send(Command::Stop);
-        let mut status = self.board.status.lock();
-        self.board.changed.wait_while_for(&mut status, |status| status.phase != Phase::Dead, DETACH_TIMEOUT);
+        self.shared_status.commands.send(Command::Stop);
+        let mut status = self.shared_status.current.lock();
+        self.shared_status.changed.wait_while_for(&mut status, |status| status.phase != Phase::Dead, DETACH_TIMEOUT);
     }
 }
 
 impl Drop for NvmeController {
     fn drop(&mut self) {
-        self.board.commands.send(Command::Stop);
+        self.shared_status.commands.send(Command::Stop);
     }
 }
 
@@ -205,8 +206,8 @@ impl Drop for NvmeController {
 struct Disk {
     namespace: Arc<Namespace>,
     settings: Arc<Settings>,
-    shared: Arc<IoQueues>,
-    board: Arc<SharedStatus>,
+    io_queues: Arc<IoQueues>,
+    shared_status: Arc<SharedStatus>,
 }
 
 impl fmt::Display for Phase {
@@ -231,20 +232,20 @@ impl Bdev for Disk {
 
     /// Opens an I/O queue: the channel can be used at once and holds requests until its queue is connected.
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError> {
-        let queue = open_queue(&self.shared, &self.board, true)?;
-        self.shared.wake.wake();
+        let queue = open_queue(&self.io_queues, &self.shared_status, true)?;
+        self.io_queues.wake.wake();
         let limits = ChannelLimits { io_timeout: self.settings.io_timeout, retries: self.settings.retries };
-        Ok(Box::new(Channel::new(self.namespace.clone(), self.shared.clone(), queue, limits)))
+        Ok(Box::new(Channel::new(self.namespace.clone(), self.io_queues.clone(), queue, limits)))
     }
 
     /// Asks the controller for its namespaces now and waits for the answer, at most the admin timeout.
     fn rescan(&self) -> Result<bool, BlockError> {
         let before = self.geometry();
-        let mut status = self.board.status.lock();
+        let mut status = self.shared_status.current.lock();
         let seen = status.scans;
-        self.board.commands.send(Command::Rescan);
+        self.shared_status.commands.send(Command::Rescan);
         let unseen = |status: &mut Status| status.scans == seen && status.phase == Phase::Up;
-        self.board.changed.wait_while_for(&mut status, unseen, self.settings.admin_timeout);
+        self.shared_status.changed.wait_while_for(&mut status, unseen, self.settings.admin_timeout);
         if status.scans == seen {
             return Err(Invalid::new("controller", status.phase, "up and answering").into());
         }
@@ -254,10 +255,14 @@ impl Bdev for Disk {
 }
 
 /// Opens an I/O queue for a channel.
-pub(crate) fn open_queue(shared: &IoQueues, board: &SharedStatus, with_wake: bool) -> Result<Arc<IoQueue>, BlockError> {
-    let granted = board.status.lock().facts.io_queues.max(1);
+pub(crate) fn open_queue(
+    io_queues: &IoQueues,
+    shared_status: &SharedStatus,
+    with_wake: bool,
+) -> Result<Arc<IoQueue>, BlockError> {
+    let granted = shared_status.current.lock().facts.io_queues.max(1);
     let system = |source| BlockError::Io { what: "epoll", path: "channel".to_owned(), source };
-    shared.open(granted, with_wake).map_err(system)?.ok_or_else(|| {
+    io_queues.open(granted, with_wake).map_err(system)?.ok_or_else(|| {
         let expected = format!("at most {granted}: as many I/O queues as the target grants, one a channel");
         Invalid::new("num_io_queues", format!("channel {}", granted + 1), expected).into()
     })

@@ -78,7 +78,7 @@ pub(crate) struct ChannelLimits {
 #[derive(Debug)]
 pub(crate) struct Channel {
     namespace: Arc<Namespace>,
-    shared: Arc<IoQueues>,
+    io_queues: Arc<IoQueues>,
     queue: Arc<IoQueue>,
     limits: ChannelLimits,
     max_io_size: u64,
@@ -98,14 +98,14 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(
         namespace: Arc<Namespace>,
-        shared: Arc<IoQueues>,
+        io_queues: Arc<IoQueues>,
         queue: Arc<IoQueue>,
         limits: ChannelLimits,
     ) -> Channel {
         Channel {
             max_io_size: namespace.max_io_size().into(),
             namespace,
-            shared,
+            io_queues,
             queue,
             limits,
             link: None,
@@ -217,7 +217,7 @@ impl Channel {
             }
             Outcome::Answered(cqe) => self.fail(io, cqe, now, done),
             Outcome::DataDigestError => {
-                self.shared.counters.digest_errors.add(1);
+                self.io_queues.counters.digest_errors.add(1);
                 self.retry(io, Status::IoError, done);
             }
         }
@@ -231,8 +231,8 @@ impl Channel {
         }
         // Not the command but the moment is wrong: namespace not ready, queue going away, a path that is not usable now.
         let later = is(NvmeStatus::new(0, 0x82)) || is(NvmeStatus::ABORTED_SQ_DELETION) || status.code_type() == 3;
-        if later && !status.do_not_retry() && self.shared.policy() == HoldPolicy::Hold {
-            self.shared.counters.retried.add(1);
+        if later && !status.do_not_retry() && self.io_queues.policy() == HoldPolicy::Hold {
+            self.io_queues.counters.retried.add(1);
             self.resume_at = now + Cycles::from(RETRY_PAUSE);
             self.held.push_front(io);
             return;
@@ -257,7 +257,7 @@ impl Channel {
             return self.complete(io, status, done);
         }
         io.retries += 1;
-        self.shared.counters.retried.add(1);
+        self.io_queues.counters.retried.add(1);
         self.held.push_front(io);
     }
 
@@ -265,7 +265,7 @@ impl Channel {
     fn lose_link(&mut self) {
         let Some(mut link) = self.link.take() else { return };
         link.stream().reset();
-        let Channel { taken, held, shared, association, .. } = self;
+        let Channel { taken, held, io_queues, association, .. } = self;
         taken.extend((0..link.queue.slots()).filter_map(|slot| link.queue.take(slot)));
         while let Some(Completion { payload, .. }) = link.queue.pop_completion() {
             // Ended, but not looked at before the connection died: asking again is as good, and simpler.
@@ -276,13 +276,13 @@ impl Channel {
         for Taken { payload, started, .. } in taken.drain(..) {
             let IoCommand::Request(io) = payload else { continue };
             if held.take_back(*association, started, io) {
-                shared.counters.fenced.add(1);
+                io_queues.counters.fenced.add(1);
             } else {
-                shared.counters.retried.add(started.into());
+                io_queues.counters.retried.add(started.into());
             }
         }
         self.queue.give_back(self.association, link);
-        self.shared.wake.wake();
+        self.io_queues.wake.wake();
     }
 
     /// Without a connection: takes a new one if it came, or lets requests fail where they are not to be held.
@@ -292,7 +292,7 @@ impl Channel {
             self.link = Some(link);
             self.max_io_size = self.namespace.max_io_size().into();
             self.next_check = now;
-        } else if self.shared.policy() == HoldPolicy::Fail {
+        } else if self.io_queues.policy() == HoldPolicy::Fail {
             self.fail_waiting(done);
         }
         self.report_held();
@@ -336,7 +336,7 @@ impl Channel {
             }
         }
         if completed > 0 {
-            self.shared.note_traffic();
+            self.io_queues.note_traffic();
             if !self.held.is_empty() {
                 self.refill(now);
             }
@@ -363,12 +363,12 @@ impl Channel {
         let late = |times: u32| Cycles(now.since(Cycles::from(timeout * times)).0);
         if link.queue.overdue(late(2)).is_some() {
             self.queue.request_reset(self.association);
-            self.shared.wake.wake();
+            self.io_queues.wake.wake();
         } else if let Some(cid) = link.queue.overdue(late(1))
             && self.queue.request_abort(cid)
         {
-            self.shared.counters.timeouts.add(1);
-            self.shared.wake.wake();
+            self.io_queues.counters.timeouts.add(1);
+            self.io_queues.wake.wake();
         }
     }
 }
@@ -399,7 +399,7 @@ impl BlockChannel for Channel {
 
     fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
         if self.held.fenced() > 0 {
-            self.shared.counters.retried.add(self.held.lift(&self.shared.fence) as u64);
+            self.io_queues.counters.retried.add(self.held.lift(&self.io_queues.fence) as u64);
             self.report_held();
         }
         self.queue.handoff.clear_wake();
@@ -413,7 +413,7 @@ impl BlockChannel for Channel {
         match self.poll_link(now, done) {
             Ok(events) => events,
             Err(_) => {
-                self.shared.counters.lost.add(1);
+                self.io_queues.counters.lost.add(1);
                 self.lose_link();
                 self.poll_detached(now, done);
                 1
@@ -443,10 +443,10 @@ impl Drop for Channel {
     /// of the next channel: the supervisor resets the controller, and connects no queue until it has let go.
     fn drop(&mut self) {
         self.lose_link();
-        for io in self.held.take_all(&self.shared.fence) {
+        for io in self.held.take_all(&self.io_queues.fence) {
             io.request.abandon();
         }
         self.queue.handoff.close();
-        self.shared.wake.wake();
+        self.io_queues.wake.wake();
     }
 }

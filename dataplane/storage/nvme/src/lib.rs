@@ -18,7 +18,7 @@
 //! Errors: attach says what is wrong and what to do ([`AttachError`]); afterwards nothing is an error for long: a lost
 //! controller is reconnected and reports [`Event`]s, until the operator's timeouts say otherwise.
 //!
-//! Sections are those of the [NVM Express Base, NVM Command Set and TCP Transport specifications](https://nvmexpress.org/specifications/).
+//! Sections are those of the NVM Express specifications: <https://nvmexpress.org/specifications/>.
 
 mod attach;
 mod channel;

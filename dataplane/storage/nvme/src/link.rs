@@ -74,8 +74,8 @@ impl<P: Payload> Link<P> {
         Ok(total)
     }
 
-    /// Receives what is there. Returns the bytes received. On an error the peer is sent a terminate request where that helps, and the
-    /// connection is cut.
+    /// Receives what is there. Returns the bytes received. On an error the peer is sent a terminate request where that helps,
+    /// and the connection is cut.
     #[inline]
     pub fn receive(&mut self) -> Result<usize, LinkError> {
         let mut total = 0;

@@ -110,8 +110,8 @@ struct Run {
     now: Cycles,
     network: Network<Target>,
     target: Arc<Target>,
-    shared: Arc<IoQueues>,
-    board: Arc<SharedStatus>,
+    io_queues: Arc<IoQueues>,
+    shared_status: Arc<SharedStatus>,
     supervisor: Supervisor,
     channels: Vec<Channel>,
     model: DiskModel,
@@ -132,21 +132,21 @@ impl Run {
         target.set_faults(plan.faults.clone());
         let network = Network::new(target.clone(), plan.network.clone(), seed ^ 1, start);
         let log = EventLog::default();
-        let shared = Arc::new(IoQueues::new(log.sink(), SupervisorWake::none()));
+        let io_queues = Arc::new(IoQueues::new(log.sink(), SupervisorWake::none()));
         if !plan.fence {
-            shared.fence.release(u64::MAX);
+            io_queues.fence.release(u64::MAX);
         }
-        let board = Arc::new(SharedStatus::new(CommandQueue::new(SupervisorWake::none()), start));
+        let shared_status = Arc::new(SharedStatus::new(CommandQueue::new(SupervisorWake::none()), start));
         let settings = Arc::new(plan.params.validate().unwrap());
         let dialer = Box::new(SimDial(network.clone()));
-        let supervisor = Supervisor::new(settings, shared.clone(), board.clone(), dialer, seed, start);
+        let supervisor = Supervisor::new(settings, io_queues.clone(), shared_status.clone(), dialer, seed, start);
         Run {
             rng: Rng::new(seed),
             now: start,
             network,
             target,
-            shared,
-            board,
+            io_queues,
+            shared_status,
             supervisor,
             channels: Vec::new(),
             model,
@@ -157,12 +157,12 @@ impl Run {
     }
 
     fn open_channels(&mut self, plan: &Plan, count: usize) {
-        let namespace: Arc<Namespace> = self.board.namespaces.lock()[&1].clone();
+        let namespace: Arc<Namespace> = self.shared_status.namespaces.lock()[&1].clone();
         let settings = plan.params.validate().unwrap();
         let limits = ChannelLimits { io_timeout: settings.io_timeout, retries: settings.retries };
         for _ in 0..count {
-            let queue = open_queue(&self.shared, &self.board, false).unwrap();
-            self.channels.push(Channel::new(namespace.clone(), self.shared.clone(), queue, limits));
+            let queue = open_queue(&self.io_queues, &self.shared_status, false).unwrap();
+            self.channels.push(Channel::new(namespace.clone(), self.io_queues.clone(), queue, limits));
         }
     }
 
@@ -185,7 +185,7 @@ impl Run {
     }
 
     fn phase(&self) -> Phase {
-        self.board.status.lock().phase
+        self.shared_status.current.lock().phase
     }
 
     /// Both sides do what is to be done now; then time goes on to the next thing.
@@ -253,7 +253,7 @@ impl Run {
         // Whatever old controllers still hold comes now.
         self.pass(Duration::from_secs(5));
         self.model.check_store();
-        let counters = self.shared.counters();
+        let counters = self.io_queues.counters();
         Report {
             completed: self.model.completed,
             failed: self.model.failed,
@@ -274,7 +274,7 @@ fn target_namespace(store: Arc<MemoryStore>, id: u128) -> crate::target::Namespa
 fn simulate(plan: &Plan, seed: u64) -> Report {
     let mut run = Run::new(plan, seed);
     while run.phase() != Phase::Up {
-        assert!(run.phase() != Phase::Dead, "seed {seed}: {:?}", run.board.status.lock().last_error);
+        assert!(run.phase() != Phase::Dead, "seed {seed}: {:?}", run.shared_status.current.lock().last_error);
         run.step();
     }
     run.open_channels(plan, 2);

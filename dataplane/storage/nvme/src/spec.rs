@@ -1,7 +1,8 @@
 //! What the specifications define, as types: commands, completions, identify structures, log pages and Fabrics commands.
 //!
 //! "Base" is the NVM Express Base Specification 2.0, "NVM" the NVM Command Set Specification 1.0, "TCP" the TCP Transport
-//! Specification 1.0. Byte views come first, meaning second: unknown values pass through unchanged.
+//! Specification 1.0 (<https://nvmexpress.org/specifications/>). Byte views come first, meaning second: unknown values pass
+//! through unchanged.
 
 mod command;
 mod fabrics;

@@ -97,7 +97,7 @@ pub struct Status {
 /// The state that the supervisor and the owner of a controller share.
 #[derive(Debug)]
 pub(crate) struct SharedStatus {
-    pub(crate) status: Mutex<Status>,
+    pub(crate) current: Mutex<Status>,
     /// The phase changed, or the namespaces were looked at.
     pub(crate) changed: Condvar,
     pub(crate) namespaces: Mutex<BTreeMap<u32, Arc<Namespace>>>,
@@ -117,7 +117,7 @@ impl SharedStatus {
             scans: 0,
         };
         let namespaces = Mutex::new(BTreeMap::new());
-        SharedStatus { status: Mutex::new(status), changed: Condvar::new(), namespaces, commands }
+        SharedStatus { current: Mutex::new(status), changed: Condvar::new(), namespaces, commands }
     }
 }
 
@@ -154,8 +154,8 @@ enum State {
 /// The life of one controller.
 pub(crate) struct Supervisor {
     settings: Arc<Settings>,
-    shared: Arc<IoQueues>,
-    board: Arc<SharedStatus>,
+    io_queues: Arc<IoQueues>,
+    shared_status: Arc<SharedStatus>,
     dialer: Box<dyn Dial>,
     state: State,
     fences: PendingFences,
@@ -169,8 +169,8 @@ pub(crate) struct Supervisor {
 impl Supervisor {
     pub(crate) fn new(
         settings: Arc<Settings>,
-        shared: Arc<IoQueues>,
-        board: Arc<SharedStatus>,
+        io_queues: Arc<IoQueues>,
+        shared_status: Arc<SharedStatus>,
         dialer: Box<dyn Dial>,
         seed: u64,
         now: Cycles,
@@ -178,8 +178,8 @@ impl Supervisor {
         Supervisor {
             backoff: Backoff::new(&settings.recovery, seed),
             settings,
-            shared,
-            board,
+            io_queues,
+            shared_status,
             dialer,
             state: State::Down { retry_at: now },
             fences: PendingFences::default(),
@@ -244,11 +244,11 @@ impl Supervisor {
     }
 
     fn report(&self, event: impl Into<Event>) {
-        (self.shared.sink)(&event.into());
+        (self.io_queues.sink)(&event.into());
     }
 
     fn process_commands(&mut self, now: Cycles) {
-        while let Some(command) = self.board.commands.pop() {
+        while let Some(command) = self.shared_status.commands.pop() {
             let state = std::mem::replace(&mut self.state, State::Dead);
             self.state = match (command, state) {
                 (Command::Rescan, State::Up(mut association)) => {
@@ -258,7 +258,7 @@ impl Supervisor {
                 (Command::Reset, State::Up(association)) => self.reset(association, "reset on demand", now),
                 (Command::Stop, State::Up(mut association)) => {
                     self.stop_wanted = true;
-                    self.shared.set_policy(HoldPolicy::Fail);
+                    self.io_queues.set_policy(HoldPolicy::Fail);
                     association.controller.stop(false, STOP_TIMEOUT, now);
                     State::Stopping(association)
                 }
@@ -274,7 +274,7 @@ impl Supervisor {
 
     /// Cuts whatever is left of an association when the controller is stopped.
     fn tear_down(&mut self, state: State, now: Cycles) {
-        self.shared.set_policy(HoldPolicy::Fail);
+        self.io_queues.set_policy(HoldPolicy::Fail);
         if let State::Starting(association) | State::Up(association) | State::Stopping(association) = state {
             self.cut(association, false, now);
         }
@@ -313,14 +313,14 @@ impl Supervisor {
         self.backoff.reset();
         self.was_up = true;
         {
-            let mut status = self.board.status.lock();
+            let mut status = self.shared_status.current.lock();
             status.facts = association.controller.facts().clone();
             status.attempts = 0;
             status.last_error = None;
             status.since = now;
             status.associations += 1;
         }
-        self.shared.set_policy(HoldPolicy::Hold);
+        self.io_queues.set_policy(HoldPolicy::Hold);
         self.turn_up(association, now)
     }
 
@@ -330,7 +330,7 @@ impl Supervisor {
             association.controller.rescan(now);
         }
         self.serve_aborts(&mut association, now);
-        if let Err(error) = association.controller.turn(now, self.shared.take_traffic()) {
+        if let Err(error) = association.controller.turn(now, self.io_queues.take_traffic()) {
             return self.lost(association, error, false, now);
         }
         while let Some(event) = association.controller.pop_event() {
@@ -346,7 +346,7 @@ impl Supervisor {
             Ok(()) => State::Up(association),
             Err(error) => {
                 let reason = error.to_string();
-                self.board.status.lock().last_error = Some(error);
+                self.shared_status.current.lock().last_error = Some(error);
                 self.reset(association, &reason, now)
             }
         }
@@ -354,7 +354,7 @@ impl Supervisor {
 
     /// Sends the aborts that channels ask for.
     fn serve_aborts(&self, association: &mut Association, now: Cycles) {
-        for queue in self.shared.queues.lock().iter() {
+        for queue in self.io_queues.queues.lock().iter() {
             if let Some(cid) = queue.take_abort() {
                 self.report(NvmeEvent::CommandTimeout { queue: queue.qid });
                 association.controller.abort(queue.qid, cid, now);
@@ -364,10 +364,10 @@ impl Supervisor {
 
     /// The reason for which an association must be reset although its admin queue works.
     fn reset_reason(&self, association: &Association) -> Option<&'static str> {
-        if self.shared.fence.abandoned() == association.number {
+        if self.io_queues.fence.abandoned() == association.number {
             return Some("a channel was dropped with writes in flight");
         }
-        for queue in self.shared.queues.lock().iter() {
+        for queue in self.io_queues.queues.lock().iter() {
             if queue.reset_association() == association.number {
                 return Some("a command was not answered, nor could it be aborted");
             }
@@ -383,9 +383,9 @@ impl Supervisor {
         if !association.scanned {
             return Ok(());
         }
-        let queues: Vec<Arc<IoQueue>> = self.shared.queues.lock().clone();
+        let queues: Vec<Arc<IoQueue>> = self.io_queues.queues.lock().clone();
         // After the look at the queues: that of the next channel comes with the news of the dropped one.
-        if self.shared.fence.blocks_new_queues() {
+        if self.io_queues.fence.blocks_new_queues() {
             return Ok(());
         }
         for queue in queues {
@@ -459,7 +459,7 @@ impl Supervisor {
     /// The admin queue is lost: the controller cannot be asked to stop.
     fn lost(&mut self, association: Association, error: ControllerError, confirmed: bool, now: Cycles) -> State {
         self.note_lost(&error.to_string(), now);
-        self.board.status.lock().last_error = Some(error);
+        self.shared_status.current.lock().last_error = Some(error);
         self.cut(association, confirmed, now);
         self.go_down(now)
     }
@@ -467,7 +467,7 @@ impl Supervisor {
     fn note_lost(&mut self, reason: &str, now: Cycles) {
         self.report(ConnectionEvent::Lost { reason: reason.to_owned() });
         self.outage = Outage::new(now);
-        let mut status = self.board.status.lock();
+        let mut status = self.shared_status.current.lock();
         status.phase = Phase::Reconnecting;
         status.since = now;
     }
@@ -491,7 +491,7 @@ impl Supervisor {
 
     fn attempt_failed(&mut self, error: ControllerError, now: Cycles) -> State {
         let next = self.backoff.fail();
-        let (held, oldest) = self.shared.held();
+        let (held, oldest) = self.io_queues.held();
         self.report(ConnectionEvent::AttemptFailed {
             attempt: self.backoff.failures(),
             reason: error.to_string(),
@@ -501,7 +501,7 @@ impl Supervisor {
         });
         let retry_at = now + Cycles::from(next);
         {
-            let mut status = self.board.status.lock();
+            let mut status = self.shared_status.current.lock();
             status.attempts = self.backoff.failures();
             status.next_attempt = retry_at;
             status.last_error = Some(error);
@@ -511,18 +511,18 @@ impl Supervisor {
             self.set_phase(Phase::Dead);
             return State::Dead;
         }
-        self.board.changed.notify_all();
+        self.shared_status.changed.notify_all();
         State::Down { retry_at }
     }
 
     fn release_fences(&mut self, now: Cycles) {
-        while let Some(fallen) = self.fences.release_next(&self.shared.fence, now) {
+        while let Some(fallen) = self.fences.release_next(&self.io_queues.fence, now) {
             self.report(ConnectionEvent::FenceReleased {
                 association: fallen.connection,
                 confirmed: fallen.confirmed,
                 after: now.since(fallen.lost_at).to_duration(),
             });
-            self.shared.wake_channels();
+            self.io_queues.wake_channels();
         }
     }
 
@@ -534,7 +534,7 @@ impl Supervisor {
             match limit {
                 OutageLimit::FastIoFail => {
                     self.report(ConnectionEvent::FailingFast);
-                    self.shared.set_policy(HoldPolicy::Fail);
+                    self.io_queues.set_policy(HoldPolicy::Fail);
                 }
                 OutageLimit::Loss => {
                     self.report(ConnectionEvent::GivenUp);
@@ -547,7 +547,7 @@ impl Supervisor {
 
     /// Frees lost queues, and forgets those whose channels were dropped, with their connections.
     fn forget_closed_queues(&mut self) {
-        let mut queues = self.shared.queues.lock();
+        let mut queues = self.io_queues.queues.lock();
         queues.retain(|queue| {
             let _ = queue.handoff.take_lost(); // freed here, off the poll core
             let closed = queue.handoff.is_closed();
@@ -560,8 +560,8 @@ impl Supervisor {
     }
 
     fn set_phase(&self, phase: Phase) {
-        self.board.status.lock().phase = phase;
-        self.board.changed.notify_all();
+        self.shared_status.current.lock().phase = phase;
+        self.shared_status.changed.notify_all();
     }
 
     /// Takes over what the controller has now: namespaces come, go and change. Events are sent when the list is up to date.
@@ -569,16 +569,16 @@ impl Supervisor {
         for event in self.take_namespaces(found, controller.facts()) {
             self.report(event);
         }
-        let mut status = self.board.status.lock();
+        let mut status = self.shared_status.current.lock();
         status.scans += 1;
         status.phase = Phase::Up;
-        self.board.changed.notify_all();
+        self.shared_status.changed.notify_all();
     }
 
     fn take_namespaces(&self, found: &[NamespaceInfo], facts: &ControllerFacts) -> Vec<NvmeEvent> {
         let subnqn = &self.settings.connect.subnqn;
         let mut events = Vec::new();
-        let mut namespaces = self.board.namespaces.lock();
+        let mut namespaces = self.shared_status.namespaces.lock();
         namespaces.retain(|&nsid, namespace| {
             let stays = found.iter().find(|info| info.nsid == nsid).is_some_and(|info| {
                 match namespace.update(subnqn, info, facts) {

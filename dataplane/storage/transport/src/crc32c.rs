@@ -1,5 +1,7 @@
-//! CRC32C (Castagnoli): the digest of NVMe/TCP PDUs (TCP transport specification 1.0, section 3.3.1.1) and of iSCSI (RFC 7143,
-//! section 13.1). On the wire the least significant byte comes first.
+//! CRC32C (Castagnoli): the digest of NVMe/TCP PDUs (TCP transport specification 1.0, section 3.3.1.1) and of iSCSI
+//! ([RFC 7143 § 13.1]). On the wire the least significant byte comes first.
+//!
+//! [RFC 7143 § 13.1]: https://www.rfc-editor.org/rfc/rfc7143#section-13.1
 
 use crc_fast::{CrcAlgorithm, Digest};
 
