@@ -1,6 +1,6 @@
 //! Files: what conformance does not cover. Bad input, files that change under the disk, full file systems, sleeping workers.
 
-use crate::support::{Frontend, PATIENCE, bytes, simple, write};
+use crate::support::{Frontend, TIMEOUT, bytes, simple, write};
 use block::{Bdev, BlockError, FileBdev, FileEngine, FileParams, FileProduct, Op, Status};
 use clock::Cycles;
 use std::fs::File;
@@ -252,7 +252,7 @@ fn a_sleeping_worker_is_woken_by_each_completion() {
         for round in 0..200 {
             frontend.submit(write(0, &[round; 4096]), Cycles::now());
             while frontend.poll(Cycles::now()) == 0 {
-                assert!(sleep(PATIENCE), "round {round}, {engine:?}: asleep with a completion to take");
+                assert!(sleep(TIMEOUT), "round {round}, {engine:?}: asleep with a completion to take");
             }
             assert_eq!(frontend.outstanding(), 0);
         }

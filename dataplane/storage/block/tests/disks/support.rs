@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a wait for completions may take before the test fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Where a request's bytes lie in its memory: (address, length) of each piece.
 pub(crate) type Layout = Vec<(u64, u64)>;
@@ -121,7 +121,7 @@ impl Frontend {
 
     /// Polls by the wall clock until all are back, and once more: nothing may come after that.
     pub(crate) fn drain(&mut self) -> Vec<Ended> {
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + TIMEOUT;
         while self.outstanding() > 0 {
             if self.poll(Cycles::now()) == 0 {
                 std::thread::yield_now();
