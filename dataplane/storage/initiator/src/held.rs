@@ -49,18 +49,18 @@ impl<R: HeldRequest> HeldRequests<R> {
         self.waiting.pop_front()
     }
 
-    /// Whether no request can be sent.
+    /// Whether a request can be sent.
     #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
-    /// Requests that can be sent, and those behind a fence.
-    pub fn len(&self) -> usize {
+    /// The number of requests that can be sent and of those behind a fence.
+    pub fn count(&self) -> usize {
         self.waiting.len() + self.fenced.len()
     }
 
-    /// Requests behind a fence.
+    /// The number of requests behind a fence.
     #[inline]
     pub fn fenced(&self) -> usize {
         self.fenced.len()
@@ -134,7 +134,7 @@ mod tests {
         assert!(!held.take_back(3, false, Fake(4, true)));
         assert!(!held.take_back(3, true, Fake(3, false)));
         assert!(held.take_back(3, true, Fake(2, true)) && held.take_back(3, true, Fake(1, true)));
-        assert_eq!((held.fenced(), held.len(), held.oldest()), (2, 5, Cycles(1)));
+        assert_eq!((held.fenced(), held.count(), held.oldest()), (2, 5, Cycles(1)));
         fence.release(2);
         assert_eq!(held.lift(&fence), 0);
         fence.release(3);

@@ -55,7 +55,7 @@ impl IscsiChannel {
     #[cold]
     fn poll_without_link(&mut self, done: &mut Completions) -> usize {
         self.session.handoff.clear_wake();
-        let count = self.held.len();
+        let count = self.held.count();
         if let Some(mut link) = self.session.handoff.take_incoming() {
             // The session was delivered after the fence of the one before had fallen.
             self.held.lift(&self.session.fence);
@@ -124,14 +124,14 @@ impl IscsiChannel {
         }
         let counters = link.connection.counters;
         self.session.aborts.add(counters.aborts);
-        self.session.retries.add(counters.retries + self.held.len() as u64);
+        self.session.retries.add(counters.retries + self.held.count() as u64);
         self.report_held();
         self.session.handoff.give_back(LostLink { link, error, writes: self.held.fenced() > 0 });
         self.disk.wake.wake();
     }
 
     fn report_held(&self) {
-        self.session.handoff.report_held(self.held.len(), self.held.oldest());
+        self.session.handoff.report_held(self.held.count(), self.held.oldest());
     }
 }
 
@@ -177,7 +177,7 @@ impl BlockChannel for IscsiChannel {
     }
 
     fn outstanding(&self) -> usize {
-        self.held.len() + self.link.as_ref().map_or(0, |link| link.connection.outstanding())
+        self.held.count() + self.link.as_ref().map_or(0, |link| link.connection.outstanding())
     }
 }
 

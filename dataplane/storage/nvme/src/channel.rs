@@ -337,7 +337,7 @@ impl Channel {
         }
         if completed > 0 {
             self.io_queues.note_traffic();
-            if !self.held.is_empty() {
+            if self.held.has_waiting() {
                 self.refill(now);
             }
             events += completed;
@@ -430,7 +430,7 @@ impl BlockChannel for Channel {
             return Cycles::NEVER;
         }
         let timeout = if self.outstanding > 0 { self.next_timeout_check } else { Cycles::NEVER };
-        if self.held.is_empty() { timeout } else { timeout.min(self.resume_at) }
+        if self.held.has_waiting() { timeout.min(self.resume_at) } else { timeout }
     }
 
     fn outstanding(&self) -> usize {

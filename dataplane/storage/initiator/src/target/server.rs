@@ -142,13 +142,18 @@ fn serve<T: TargetService>(target: &Arc<T>, listener: &TcpListener, orders: &Ord
             }
         });
         if !busy {
-            sleep(&**target, listener, orders, &mut clients);
+            sleep(target, listener, orders, &mut clients);
         }
     }
     clients.iter_mut().for_each(|client| client.connection.disconnect(Cycles::now()));
 }
 
-fn sleep<T: TargetService>(target: &T, listener: &TcpListener, orders: &Orders, clients: &mut [Client<T::Connection>]) {
+fn sleep<T: TargetService>(
+    target: &Arc<T>,
+    listener: &TcpListener,
+    orders: &Orders,
+    clients: &mut [Client<T::Connection>],
+) {
     let mut interests = vec![
         Interest { fd: listener.as_raw_fd(), writable: false },
         Interest { fd: orders.wake.as_raw_fd(), writable: false },
