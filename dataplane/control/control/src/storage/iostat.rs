@@ -115,7 +115,9 @@ impl Handler for ResetIostat {
             Some(name) => vec![plane.bdevs.get(name)?],
             None => plane.bdevs.all(),
         };
-        disks.iter().for_each(|disk| drop(since_reset(plane, disk, self.mode)));
+        for disk in disks {
+            let _ = since_reset(plane, &disk, self.mode); // The counts before the reset are not asked for.
+        }
         Ok(true)
     }
 }
@@ -126,7 +128,7 @@ impl Handler for EnableHistogram {
     async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
         let disk = plane.bdevs.get(&self.name)?;
         if self.enable {
-            drop(since_reset(plane, &disk, ResetMode::Maxmin));
+            let _ = since_reset(plane, &disk, ResetMode::Maxmin); // The counts before the reset are not asked for.
         }
         Ok(true)
     }
