@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn buckets_begin_where_spdks_clients_take_them_to() {
+    fn buckets_begin_where_spdk_clients_expect() {
         for bucket in 0..BUCKETS {
             assert_eq!(bucket_floor(bucket).0, spdk_bucket_start(bucket as u64), "bucket {bucket}");
         }
     }
 
     #[test]
-    fn a_reset_touches_what_its_mode_names() {
+    fn a_reset_zeroes_only_the_counters_of_its_mode() {
         let mut now = IoSnapshot::default();
         (now.kinds[0].ops, now.kinds[0].errors, now.kinds[0].histogram[9]) = (5, 2, 5);
         let after = |mode| {
