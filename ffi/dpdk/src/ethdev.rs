@@ -139,7 +139,7 @@ pub enum DeviceError {
         /// The operation.
         what: &'static str,
     },
-    /// It is not there any more.
+    /// The device is gone.
     #[error("{device}: {what}: the device is gone: remove the port")]
     Gone {
         /// Name of the device.
@@ -156,7 +156,7 @@ pub enum DeviceError {
         what: &'static str,
         /// The value.
         got: String,
-        /// What is accepted.
+        /// The accepted values.
         expected: String,
     },
     /// Anything else.
@@ -187,12 +187,12 @@ impl EthDev {
         &self.port
     }
 
-    /// Its name on its bus.
+    /// Name of the device on its bus.
     pub fn name(&self) -> &str {
         &self.port.name
     }
 
-    /// What it is.
+    /// The properties of the device.
     pub fn info(&self) -> Result<DeviceInfo, DeviceError> {
         let raw = self.raw_info()?;
         // SAFETY: the device exists; without a node the answer is negative.
@@ -218,7 +218,7 @@ impl EthDev {
         Ok(raw)
     }
 
-    /// Its MAC address.
+    /// MAC address of the device.
     pub fn mac(&self) -> Result<[u8; 6], DeviceError> {
         let mut mac = sys::rte_ether_addr::default();
         // SAFETY: lent-port; `mac` has room for an address.
@@ -238,7 +238,7 @@ impl EthDev {
         }
     }
 
-    /// Its MTU.
+    /// MTU of the device.
     pub fn mtu(&self) -> Result<u16, DeviceError> {
         let mut mtu = 0;
         // SAFETY: lent-port; `mtu` has room for a number.
@@ -288,7 +288,7 @@ impl EthDev {
         self.check("change promiscuous mode", returned)
     }
 
-    /// Its counters since it was attached or [reset](Self::reset_stats).
+    /// Counters of the device since it was attached or [reset](Self::reset_stats).
     pub fn stats(&self) -> Result<Stats, DeviceError> {
         let mut raw = sys::rte_eth_stats::default();
         // SAFETY: lent-port; `raw` has room for the counters.
@@ -337,7 +337,7 @@ impl EthDev {
         unsafe { sys::rte_eth_dev_is_removed(self.port.id) == 1 }
     }
 
-    /// What a call returned, as a result.
+    /// The result of a call that returned this number.
     fn check(&self, what: &'static str, returned: i32) -> Result<(), DeviceError> {
         let device = || self.port.name.clone();
         Errno::check(returned).map_err(|errno| match errno.0 {

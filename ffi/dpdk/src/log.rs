@@ -5,11 +5,11 @@ use std::cell::RefCell;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
 
-/// Bytes of DPDK's words that an error carries at most.
+/// Largest number of bytes of DPDK's messages in an error.
 const SAID_LIMIT: usize = 1024;
 
 thread_local! {
-    /// What DPDK has complained of on this thread, while [`listen`] runs.
+    /// DPDK's complaints on this thread, while [`listen`] runs.
     static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 

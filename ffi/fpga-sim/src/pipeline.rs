@@ -47,16 +47,16 @@ use table::{Format, FormatId, Formats};
 pub enum Domain {
     /// All that pass the device's switch.
     Transfer,
-    /// Those that the host receives through a port.
+    /// Packets that the host receives through a port.
     Ingress(u16),
-    /// Those that the host sends through a port.
+    /// Packets that the host sends through a port.
     Egress(u16),
 }
 
 /// Where a packet comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// What a port stands for: the wire or a guest function.
+    /// The other side of a port: the wire or a guest function.
     Represented(u16),
     /// The host, through a port.
     Representor(u16),
@@ -71,7 +71,7 @@ pub enum Destination {
     Host {
         /// The port it is received through.
         port: u16,
-        /// Its queue there.
+        /// Receive queue of the port.
         queue: u16,
         /// The mark a rule gave it.
         mark: Option<u32>,
@@ -452,7 +452,7 @@ impl Pipeline {
         &self.shared
     }
 
-    /// What a shared action has counted, as the device shows it now; starts again at zero if `reset`.
+    /// Counters of a shared action, as the device shows them now; `reset` sets them to zero.
     pub fn shared_counters(&mut self, id: RuleId, now: Duration, reset: bool) -> Option<Counters> {
         let Shared::Count(tally) = self.shared.get_mut(id)? else { return None };
         let shown = tally.show(now, self.faults.counter_delay);
@@ -542,7 +542,7 @@ impl Pipeline {
         self.rules.get(id)
     }
 
-    /// What a rule has counted, as the device shows it now.
+    /// Counters of a rule, as the device shows them now.
     pub fn counters(&mut self, id: RuleId, now: Duration) -> Option<Counters> {
         let delay = self.faults.counter_delay;
         self.rules.get_mut(id).map(|entry| entry.tally.show(now, delay))

@@ -37,7 +37,7 @@ pub(crate) struct Context<'a> {
     pub rss: Option<&'a Rss>,
     /// Sizes of the device.
     pub limits: &'a Limits,
-    /// What rules can share.
+    /// Actions that rules can share.
     pub shared: Option<&'a SharedActions>,
     /// The meters of the port.
     pub meters: Option<&'a Meters>,
@@ -85,12 +85,12 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// The device does not do that.
+    /// Refuses a feature that the device does not have.
     fn unsupported<T>(kind: sys::rte_flow_error_type, cause: *const T, message: &'static CStr) -> Refusal {
         Refusal { errno: libc::ENOTSUP, kind, cause: cause.cast(), message }
     }
 
-    /// It makes no sense.
+    /// Refuses an invalid value.
     fn invalid<T>(kind: sys::rte_flow_error_type, cause: *const T, message: &'static CStr) -> Refusal {
         Refusal { errno: libc::EINVAL, kind, cause: cause.cast(), message }
     }

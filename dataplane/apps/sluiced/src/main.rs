@@ -9,10 +9,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Clients wait this long for what is restored; slower things (a cloud disk that does not answer) go on beside.
-const RESTORE_FIRST: Duration = Duration::from_secs(3);
+/// Time that clients wait for the restoration; slower calls (a cloud disk that does not answer) go on in the background.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What was begun may take this long to end after the last answer.
+/// Time that background work gets to end after the last answer.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
@@ -78,18 +78,18 @@ async fn serve(control: std::sync::Arc<Control>, server: Server, socket: &std::p
     tokio::spawn(control.clone().keep_applying());
     tokio::spawn(control.clone().keep_balanced());
     tokio::select! {
-        _ = tokio::time::timeout(RESTORE_FIRST, control.restored()) => {}
+        _ = tokio::time::timeout(RESTORE_TIMEOUT, control.restored()) => {}
         _ = term.recv() => return Ok(()),
         _ = int.recv() => return Ok(()),
     }
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]); // Nothing to notify outside systemd.
     tracing::info!(socket = %socket.display(), workers = control.workers(), "ready");
     tokio::select! {
         _ = server.serve(control.clone()) => {}
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     control.stop().await;
     tracing::info!("stopped");
     Ok(())

@@ -133,7 +133,7 @@ fn a_vhost_user_port_is_created_listed_and_deleted_like_other_ports() {
 }
 
 #[test]
-fn a_tap_that_cannot_be_made_says_why() {
+fn a_tap_that_cannot_be_created_reports_the_reason() {
     let daemon = Daemon::start();
     let error = daemon.err("port_create_tap", json!({"name": "longer-than-15-bytes"}));
     assert_eq!(error["data"]["field"], "ifname", "{error}");
@@ -204,7 +204,7 @@ mod dpdk {
     }
 
     #[test]
-    fn metrics_tell_of_ports_caches_and_captures() {
+    fn metrics_cover_ports_caches_and_captures() {
         let daemon = Daemon::start();
         assert_eq!(metric(&daemon, "sluice_switch_megaflows"), None, "there is no switch yet");
         let path = |name: &str| daemon.dir().join(name);
@@ -345,7 +345,7 @@ mod dpdk {
     }
 
     #[test]
-    fn captures_show_what_comes_goes_and_is_dropped_and_limits_hold() {
+    fn captures_show_received_sent_and_dropped_packets() {
         const INBOUND: u32 = 1;
         const OUTBOUND: u32 = 2;
         let daemon = Daemon::start();
@@ -445,7 +445,7 @@ mod dpdk {
     }
 
     #[test]
-    fn queues_move_by_load_when_that_is_wanted() {
+    fn queues_move_by_load_when_the_scheduler_is_dynamic() {
         if std::thread::available_parallelism().unwrap().get() < 2 {
             println!("skipped: needs two CPUs");
             return;
@@ -489,7 +489,7 @@ mod dpdk {
     }
 
     #[test]
-    fn a_device_that_cannot_be_opened_says_why() {
+    fn a_device_that_cannot_be_opened_reports_the_reason() {
         let daemon = Daemon::start();
         let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "0000:7f:00.0"}));
         assert!(error["message"].as_str().unwrap().contains("0000:7f:00.0"), "{error}");
@@ -501,7 +501,7 @@ mod dpdk {
     }
 
     #[test]
-    fn dpdk_that_does_not_start_is_said_and_the_rest_goes_on() {
+    fn a_failed_start_of_dpdk_is_reported_and_other_ports_work() {
         let daemon = Daemon::start_with(&["--eal", "--no-such-option"]);
         for _ in 0..2 {
             let error = daemon.err("port_create_dpdk", json!({"name": "n", "devargs": "net_null0"}));

@@ -37,7 +37,7 @@ fn a_socket_left_by_a_dead_process_is_replaced() {
 }
 
 #[test]
-fn a_socket_that_cannot_be_is_said() {
+fn a_socket_that_cannot_be_created_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("rpc");
     let socket = path.to_str().unwrap();
@@ -55,7 +55,7 @@ fn a_socket_that_cannot_be_is_said() {
 }
 
 #[test]
-fn one_daemon_a_state_directory() {
+fn a_state_directory_is_used_by_one_daemon() {
     let daemon = Daemon::start();
     let (dir, socket) = (daemon.dir().join("state"), daemon.dir().join("other"));
     let said = complaint(&["--rpc-socket", socket.to_str().unwrap(), "--state-dir", dir.to_str().unwrap()]);
@@ -64,7 +64,7 @@ fn one_daemon_a_state_directory() {
 }
 
 #[test]
-fn bad_options_are_said() {
+fn bad_options_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("rpc");
     let with = |args: &[&str]| complaint(&[&["--rpc-socket", socket.to_str().unwrap()], args].concat());
@@ -95,7 +95,7 @@ fn options_come_from_a_file_and_the_command_line_wins() {
 }
 
 #[test]
-fn the_log_level_changes_while_it_runs() {
+fn the_log_level_changes_at_run_time() {
     let daemon = Daemon::start();
     daemon.ok("bdev_get_bdevs", json!({}));
     assert!(!daemon.log().contains("bdev_get_bdevs"));
@@ -107,7 +107,7 @@ fn the_log_level_changes_while_it_runs() {
 }
 
 #[test]
-fn sigterm_ends_it_cleanly() {
+fn sigterm_stops_the_daemon_cleanly() {
     let mut daemon = Daemon::start();
     daemon.ok("bdev_null_create", json!({"name": "n", "block_size": 512, "num_blocks": 8}));
     daemon.ok("vhost_create_blk_controller", json!({"ctrlr": "c", "dev_name": "n"}));
@@ -132,7 +132,7 @@ fn sigterm_does_not_wait_for_a_silent_target() {
 }
 
 #[test]
-fn a_service_manager_is_told_when_it_is_ready() {
+fn a_service_manager_is_notified_when_ready() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();

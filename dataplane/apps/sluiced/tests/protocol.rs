@@ -43,7 +43,7 @@ fn a_request_split_at_each_byte_is_one_request() {
 }
 
 #[test]
-fn a_client_that_stops_in_the_middle_disturbs_nobody() {
+fn a_client_that_stops_mid_request_does_not_disturb_others() {
     let daemon = Daemon::start();
     let mut halves: Vec<_> = (0..20).map(|_| daemon.client()).collect();
     halves.iter_mut().for_each(|client| client.send(b"{\"id\":1,\"meth"));
@@ -86,7 +86,7 @@ fn batches_are_answered_as_batches() {
 }
 
 #[test]
-fn what_is_no_request_is_refused_and_the_connection_goes_on() {
+fn invalid_requests_are_refused_and_the_connection_stays() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     let not_requests = [
@@ -108,7 +108,7 @@ fn what_is_no_request_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
-fn what_is_no_json_is_refused_and_the_connection_ends() {
+fn invalid_json_is_refused_and_ends_the_connection() {
     let daemon = Daemon::start();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x00\xff", b"}"] {
         let mut client = daemon.client();
@@ -142,7 +142,7 @@ fn deep_nesting_is_refused() {
 }
 
 #[test]
-fn clients_beyond_the_limit_are_told_so() {
+fn clients_beyond_the_limit_are_refused() {
     let daemon = Daemon::start();
     let mut clients: Vec<_> = (0..control::limits::CLIENTS).map(|_| daemon.client()).collect();
     for client in &mut clients {
@@ -166,7 +166,7 @@ fn clients_beyond_the_limit_are_told_so() {
 }
 
 #[test]
-fn a_call_that_waits_holds_up_nobody() {
+fn a_waiting_call_does_not_delay_other_clients() {
     let daemon = Daemon::start();
     let mut patient = daemon.client();
     patient.send(br#"{"id":1,"method":"bdev_get_bdevs","params":{"name":"late","timeout":10000}}"#);

@@ -80,7 +80,7 @@ fn stat(daemon: &Daemon, name: &str) -> Value {
 }
 
 #[test]
-fn what_a_disk_has_served_is_counted_and_outlives_its_controller() {
+fn disk_counters_outlive_the_controller() {
     let daemon = Daemon::start();
     serve(&daemon, "d");
     let mut guest = Guest::connect(&daemon.dir().join("c-d"));
@@ -223,7 +223,7 @@ fn break_the_ring(socket: &Path, queue: usize) -> Frontend {
 }
 
 #[test]
-fn a_hostile_guest_is_quarantined_alone_and_an_event_says_why() {
+fn a_hostile_guest_is_quarantined_alone_with_an_event() {
     let daemon = Daemon::start();
     serve(&daemon, "bad");
     serve(&daemon, "good");

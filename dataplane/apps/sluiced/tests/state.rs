@@ -65,7 +65,7 @@ fn everything_is_back_after_sigkill() {
 }
 
 #[test]
-fn queues_stay_where_they_were_put() {
+fn moved_queues_stay_after_a_restart() {
     if std::thread::available_parallelism().unwrap().get() < 2 {
         println!("skipped: needs two CPUs");
         return;
@@ -100,7 +100,7 @@ fn each_change_is_durable_when_it_is_answered() {
 }
 
 #[test]
-fn what_cannot_be_restored_is_shown_kept_and_tried_again() {
+fn calls_that_cannot_be_restored_are_listed_and_retried() {
     let daemon = Daemon::start();
     let path = daemon.dir().join("disk");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
@@ -137,7 +137,7 @@ fn what_cannot_be_restored_is_shown_kept_and_tried_again() {
 
 /// A target that takes connections and says nothing keeps only its own disks waiting.
 #[test]
-fn a_silent_target_holds_up_nobody() {
+fn a_silent_target_delays_only_its_own_disks() {
     let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = target.local_addr().unwrap().port().to_string();
     let daemon = Daemon::start();
@@ -168,7 +168,7 @@ fn a_silent_target_holds_up_nobody() {
 }
 
 #[test]
-fn what_cannot_be_restored_can_be_deleted_or_replaced() {
+fn unrestored_objects_can_be_deleted_or_replaced() {
     let daemon = Daemon::start();
     for name in ["f", "g"] {
         let path = daemon.dir().join(name);
@@ -236,7 +236,7 @@ fn a_call_of_another_version_is_kept() {
 
 /// A state directory that takes no more says so, and the change is saved once it does again.
 #[test]
-fn a_state_that_cannot_be_saved_is_said_and_made_up_for() {
+fn a_failed_save_is_reported_and_made_up_by_the_next() {
     let daemon = Daemon::start();
     daemon.ok("bdev_null_create", null_disk("a"));
     // A directory where the new file has to be: it cannot be made.

@@ -11,7 +11,7 @@ const ACTIVE_PER_POLL: usize = 1 << 14;
 /// Number of places that a poll visits for inactive flows.
 const RULES_PER_POLL: u32 = 1024;
 
-/// What the counters of one flow have shown.
+/// The outcome of reading the counters of one flow.
 enum Polled {
     /// There are new packets.
     Moved,

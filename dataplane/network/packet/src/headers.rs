@@ -28,7 +28,7 @@ pub struct Headers {
     pub l3_len: usize,
     /// IPv6, else IPv4.
     pub ipv6: bool,
-    /// What follows the IP header, as IANA numbers it.
+    /// IANA's number of the protocol after the IP header.
     pub protocol: u8,
     /// A fragment: the L4 header is not there, or not for all of its data.
     pub fragment: bool,

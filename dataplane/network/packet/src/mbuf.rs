@@ -20,7 +20,7 @@ pub struct Mbuf {
     pub port: u16,
     /// Bits of [`offload_flag`].
     pub ol_flags: u64,
-    /// What a NIC found the packet to be.
+    /// Packet type, as a NIC has parsed it.
     pub packet_type: u32,
     /// Bytes of the packet; good in the first segment.
     pub pkt_len: u32,

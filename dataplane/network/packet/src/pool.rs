@@ -152,7 +152,7 @@ impl Drop for Owner {
 
 /// Buffers of ours.
 struct Native {
-    /// What no thread has in its cache.
+    /// Buffers in no thread's cache.
     shared: ArrayQueue<NonNull<Mbuf>>,
     caches: Box<[CachePadded<Cache>]>,
     memory: Memory,

@@ -46,15 +46,15 @@ pub trait PortShard: Send {
     /// Publishes what was sent and notifies the other side if it wants that. Once a turn.
     fn flush(&mut self) {}
 
-    /// As [`engine::Source::arm`]: asks to be woken, then looks. Returns whether something is there already.
+    /// Asks to be woken, then looks for packets, as [`engine::Source::arm`] does. Returns whether there are some already.
     fn arm(&mut self) -> bool {
         false
     }
 
-    /// As [`engine::Source::disarm`].
+    /// Ends the request to be woken, as [`engine::Source::disarm`] does.
     fn disarm(&mut self) {}
 
-    /// As [`engine::Source::quiesce`].
+    /// Settles between two turns, as [`engine::Source::quiesce`] does.
     fn quiesce(&mut self) {}
 }
 

@@ -90,7 +90,7 @@ pub struct Ipv6 {
     pub traffic_class: u8,
     /// Flow label, of 20 bits.
     pub flow_label: u32,
-    /// It is a fragment: it has that extension header.
+    /// Whether the packet has a fragment extension header.
     pub has_fragment: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a rule does to a packet.
+//! Actions of rules.
 
 use super::shared::SharedKind;
 use super::table::RuleId;
@@ -31,7 +31,7 @@ pub enum Action {
     Mark(u32),
     /// A VLAN tag in front of all others, with the VLAN of the one that was in front.
     PushVlan {
-        /// Its TPID.
+        /// TPID of the tag.
         tpid: u16,
     },
     /// Takes the front tag away.
@@ -70,7 +70,7 @@ pub enum Action {
     Spread(Arc<Rss>),
     /// Fate: the rules of another group.
     Jump(u32),
-    /// What rules share that have this number: a counter, an age, a meter, a connection or, as fate, queues to spread over.
+    /// A shared action with its number: a counter, an age, a meter, a connection or, as fate, queues to spread over.
     Shared(SharedKind, RuleId),
 }
 
@@ -82,7 +82,7 @@ impl Action {
         spreads || matches!(self, Drop | ToRepresented(_) | ToRepresentor(_) | Queue(_) | Jump(_))
     }
 
-    /// What it shares with other rules.
+    /// Kind and number of a shared action.
     pub(super) fn shared(&self) -> Option<(SharedKind, RuleId)> {
         if let Action::Shared(kind, id) = self { Some((*kind, *id)) } else { None }
     }

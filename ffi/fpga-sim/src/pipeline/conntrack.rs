@@ -11,17 +11,17 @@ pub const MAX_WINDOW: u32 = 0xffff << MAX_SCALE;
 /// The largest scaling factor.
 pub const MAX_SCALE: u8 = 14;
 
-/// What is said of a packet; bits of [`field::CONNTRACK`](super::key::field::CONNTRACK), as rte_flow has them.
+/// The result of the check of a packet; bits of [`field::CONNTRACK`](super::key::field::CONNTRACK), as rte_flow has them.
 pub mod judged {
-    /// It fits into the connection.
+    /// The packet is valid.
     pub const VALID: u8 = 1;
-    /// It has changed the connection's state.
+    /// The packet is valid and has changed the connection's state.
     pub const CHANGED: u8 = 2;
-    /// It does not fit.
+    /// The packet is invalid.
     pub const INVALID: u8 = 4;
     /// The connection judges no packets.
     pub const DISABLED: u8 = 8;
-    /// It is not a whole segment of TCP with right checksums.
+    /// The packet is not a whole segment of TCP with right checksums.
     pub const BAD: u8 = 16;
     /// All that can be said; nothing, of a packet that no connection has judged.
     pub const ALL: [u8; 6] = [0, VALID, VALID | CHANGED, INVALID, DISABLED, BAD];
@@ -46,15 +46,15 @@ pub enum State {
     Established,
     /// One end has sent its FIN.
     FinWait,
-    /// That was acknowledged.
+    /// The first FIN was acknowledged.
     CloseWait,
     /// The other end has sent its FIN.
     LastAck,
-    /// That was acknowledged too, or the connection was reset.
+    /// The second FIN was acknowledged, or the connection was reset.
     TimeWait,
 }
 
-/// What kind of segment it was.
+/// The kind of a segment.
 #[allow(missing_docs)] // named after the control bits
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -70,9 +70,9 @@ pub enum Kind {
 pub struct Sender {
     /// Bits that its window is shifted by, if it is.
     pub scale: Option<u8>,
-    /// It has sent its FIN.
+    /// Whether the sender has sent its FIN.
     pub close_initiated: bool,
-    /// It was sent an ACK.
+    /// Whether the sender was sent an ACK.
     pub last_ack_seen: bool,
     /// Not all that it sent is acknowledged.
     pub data_unacked: bool,
@@ -106,7 +106,7 @@ pub struct Connection {
     pub peer_port: u16,
     /// The direction of the packets of rules that are put in from now on.
     pub direction: Direction,
-    /// It judges packets.
+    /// Whether the connection checks packets.
     pub enabled: bool,
     /// An ACK came after it was established.
     pub live: bool,
@@ -210,7 +210,7 @@ impl Connection {
         not_too_far && (not_long_ago || receiver.max_win == 0) && of_what_was_sent && not_of_long_ago
     }
 
-    /// What a segment acknowledges, and what it does selectively; without ACK all that there is.
+    /// The acknowledged sequence numbers of a segment, cumulative and selective; without ACK all that were sent.
     fn acknowledged(&self, receiver: &Sender, segment: &Segment) -> (u32, u32) {
         let ack = segment.ack.unwrap_or(receiver.sent_end);
         (ack, segment.sack.filter(|_| self.selective_ack).unwrap_or(ack))

@@ -8,11 +8,11 @@ const MACS: usize = 12;
 
 /// A packet that the pipeline may change.
 pub trait Frame {
-    /// Its bytes, headers at least.
+    /// Bytes of the packet, headers at least.
     fn bytes(&self) -> &[u8];
     /// The same, to be changed.
     fn bytes_mut(&mut self) -> &mut [u8];
-    /// Its length, also of what [`bytes`](Self::bytes) does not show.
+    /// Length of the whole packet, of which [`bytes`](Self::bytes) may be a part.
     fn total_len(&self) -> usize;
     /// Whether the checksum of its transport header needs no look: it is known to be right, or to be filled in later.
     fn l4_is_checked(&self) -> bool {

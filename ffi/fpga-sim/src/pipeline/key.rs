@@ -1,4 +1,4 @@
-//! What the device has read of a packet, and what a rule wants of it: both an array of bytes with every field in its place.
+//! Keys of packets and patterns of rules: arrays of bytes with every field in its place.
 
 use std::hash::{Hash, Hasher};
 
@@ -14,9 +14,9 @@ const LAYER: usize = 74;
 /// The headers before a tunnel, or those in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
-    /// Of the packet itself.
+    /// The headers of the packet itself.
     Outer,
-    /// Of the packet that a tunnel carries.
+    /// The headers of the packet that a tunnel carries.
     Inner,
 }
 
@@ -111,7 +111,7 @@ pub mod present {
 
 /// Values of [`field::SOURCE`].
 pub mod source {
-    /// What a port stands for: the wire or a guest function.
+    /// The other side of a port: the wire or a guest function.
     pub const REPRESENTED: u8 = 1;
     /// The host, through a port.
     pub const REPRESENTOR: u8 = 2;
@@ -177,7 +177,7 @@ impl Key {
         self.0[start..start + len].copy_from_slice(&bytes[..len]);
     }
 
-    /// What a mask leaves of it.
+    /// The key under a mask.
     pub fn masked(&self, mask: &Key) -> Key {
         let mut masked = *self;
         masked.0.iter_mut().zip(&mask.0).for_each(|(byte, mask)| *byte &= mask);
@@ -185,7 +185,7 @@ impl Key {
     }
 }
 
-/// What a rule wants: values under a mask.
+/// The pattern of a rule: values under a mask.
 #[derive(Clone, Copy)]
 pub struct Pattern {
     value: Key,

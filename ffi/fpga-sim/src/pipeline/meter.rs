@@ -3,7 +3,7 @@
 use super::rule::Counters;
 use std::time::Duration;
 
-/// What a meter lets through.
+/// The rate of a meter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Committed information rate, bytes a second.
@@ -14,12 +14,12 @@ pub struct Rate {
     pub ebs: u64,
 }
 
-/// What a meter has seen, by color: green, yellow, red.
+/// Counters of a meter by color: green, yellow, red.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// By color.
     pub colors: [Counters; 3],
-    /// What it has dropped of that.
+    /// Dropped packets among them.
     pub dropped: Counters,
 }
 
@@ -35,7 +35,7 @@ pub struct Meter {
     committed: u128,
     excess: u128,
     filled: Duration,
-    /// What it has seen.
+    /// Counters of the meter.
     pub seen: Seen,
 }
 

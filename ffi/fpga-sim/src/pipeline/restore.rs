@@ -1,4 +1,4 @@
-//! What the host has to know of a packet that rules began with and did not finish.
+//! Restore data: the state of a packet that rules began with and did not finish.
 
 use super::key::{Layer, field};
 use super::parse::{be16, parse};

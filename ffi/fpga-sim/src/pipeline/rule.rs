@@ -25,13 +25,13 @@ pub struct Rule {
     pub owner: u16,
     /// Which packets see it.
     pub domain: Domain,
-    /// Its group.
+    /// Group of the rule.
     pub group: u32,
-    /// Its priority; 0 is the highest.
+    /// Priority in the group; 0 is the highest.
     pub priority: u32,
-    /// What it matches.
+    /// Pattern of the rule.
     pub pattern: Pattern,
-    /// What it does, in this order.
+    /// Actions, in their order.
     pub actions: Arc<[Action]>,
     /// Whether it counts.
     pub counts: bool,
@@ -39,7 +39,7 @@ pub struct Rule {
     pub age: Option<Age>,
 }
 
-/// What a rule has counted.
+/// Counters of a rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Packets.
@@ -69,7 +69,7 @@ impl Tally {
         self.counters.add(bytes);
     }
 
-    /// What is shown now.
+    /// The counters that are shown now.
     pub(super) fn show(&mut self, now: Duration, delay: Duration) -> Counters {
         if delay.is_zero() {
             return self.counters;

@@ -23,7 +23,7 @@ pub(super) struct Segment {
     pub seq: u32,
     /// The sequence number behind it; SYN and FIN take one each.
     pub end: u32,
-    /// What it acknowledges, if it does.
+    /// Acknowledgment number, with the flag ACK.
     pub ack: Option<u32>,
     /// The same, or the last that a selective acknowledgment names (RFC 2018).
     pub sack: Option<u32>,

@@ -10,40 +10,40 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What kind of action it is.
+/// The kind of a shared action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SharedKind {
-    /// It counts.
+    /// Counts packets and bytes.
     Count,
-    /// It ages when none of the rules has a packet.
+    /// Ages when none of its rules has a packet.
     Age,
-    /// It spreads over queues.
+    /// Spreads packets over queues.
     Rss,
-    /// It lets through what is not too much.
+    /// Limits the rate.
     Meter,
-    /// It says whether packets fit into a connection.
+    /// Checks packets against a connection.
     Conntrack,
 }
 
 /// A shared action.
 #[derive(Clone, Debug)]
 pub enum Shared {
-    /// It counts.
+    /// Counts packets and bytes.
     Count(Tally),
-    /// It ages.
+    /// Ages.
     Age {
         /// When.
         age: Age,
         /// When the last packet came.
         last_hit: Duration,
-        /// It has aged, and is listed as such.
+        /// Whether the action has aged and is listed as aged.
         aged: bool,
     },
-    /// It spreads over queues.
+    /// Spreads packets over queues.
     Rss(Arc<Rss>),
-    /// It lets through what is not too much.
+    /// Limits the rate.
     Meter(Box<Meter>),
-    /// It says whether packets fit into a connection.
+    /// Checks packets against a connection.
     Conntrack(Box<Connection>),
 }
 
@@ -79,7 +79,7 @@ pub(super) struct Sharing {
 }
 
 impl SharedActions {
-    /// What kind of action has this number.
+    /// The kind of the action with this number.
     pub fn kind(&self, id: RuleId) -> Option<SharedKind> {
         self.0.get(&id).map(|sharing| sharing.action.kind())
     }
@@ -106,7 +106,7 @@ impl SharedActions {
         directions.flatten().next().unwrap_or_default()
     }
 
-    /// What a connection says of a packet.
+    /// Checks a packet against a connection.
     pub(super) fn judge(&mut self, id: RuleId, direction: Direction, frame: &impl Frame) -> u8 {
         match self.get_mut(id) {
             Some(Shared::Conntrack(connection)) => connection.judge(direction, frame),

@@ -7,7 +7,7 @@ use super::{
 };
 use std::time::Duration;
 
-/// What the rules that a packet met leave of it.
+/// The end of a packet's walk through the rules.
 enum Walk {
     Fate(Action),
     /// In this group.

@@ -88,7 +88,7 @@ impl Backend {
         unsafe { &*ops }
     }
 
-    /// What it has received, a burst at most.
+    /// Receives packets, a burst at most.
     pub(super) fn receive(&mut self) -> Vec<Mbuf> {
         if !self.running {
             return Vec::new();

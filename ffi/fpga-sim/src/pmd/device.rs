@@ -58,7 +58,7 @@ pub(super) struct Events {
 pub(super) struct PortState {
     pub id: u16,
     pub backend: Option<Backend>,
-    /// What waits for the host, and how much may.
+    /// Packets that wait for the host, with the depth of each queue.
     pub queues: Vec<(VecDeque<Mbuf>, usize)>,
     pub pool: Pool,
     pub stats: Stats,
@@ -217,7 +217,7 @@ impl State {
         self.events.reset = true;
     }
 
-    /// What the application is to be told.
+    /// Takes the events to report to the application.
     fn take_events(&mut self) -> Events {
         std::mem::take(&mut self.events)
     }

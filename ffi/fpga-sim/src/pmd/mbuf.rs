@@ -17,11 +17,11 @@ unsafe impl Send for Mbuf {}
 
 /// Flags of buffers that lie in another one, or outside of their pool.
 const ATTACHED: u64 = (1 << 62) | (1 << 61);
-/// What is known of the checksum of the transport header: that it is right, or that it is not there and the data is whole.
+/// State of the checksum of the transport header: right, or absent with whole data.
 const L4_CKSUM_MASK: u64 = L4_CKSUM_NONE;
 const L4_CKSUM_GOOD: u64 = 1 << 8;
 const L4_CKSUM_NONE: u64 = (1 << 3) | (1 << 8);
-/// It is to be filled in by who sends the packet.
+/// The sender fills the checksum in.
 const TX_L4_MASK: u64 = 3 << 52;
 
 impl Mbuf {

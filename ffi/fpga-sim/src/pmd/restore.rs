@@ -109,9 +109,9 @@ fn as_dpdk(tunnel: Tunnel) -> sys::rte_flow_tunnel {
     shown
 }
 
-/// What takes a packet out of a tunnel.
+/// The action that decapsulates a packet.
 struct Decap([sys::rte_flow_action; 1]);
-/// What matches packets that have been taken out of one.
+/// The item that matches decapsulated packets.
 struct Left([sys::rte_flow_item; 1]);
 
 // SAFETY: its pointers are null.
@@ -183,7 +183,7 @@ pub(super) unsafe extern "C" fn tunnel_action_decap_release(
     0
 }
 
-/// As are the items.
+/// The items are the same for all, and stay.
 pub(super) unsafe extern "C" fn tunnel_item_release(
     _dev: *mut EthDev,
     _items: *mut sys::rte_flow_item,

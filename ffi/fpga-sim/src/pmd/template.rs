@@ -10,7 +10,7 @@ use dpdk_sys as sys;
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr::{null, null_mut, without_provenance_mut};
 
-/// What a port has for rules that come by queues.
+/// Queues, tables and templates of a port.
 #[derive(Default)]
 pub(super) struct Engine {
     pub queues: Vec<Queue>,
@@ -29,7 +29,7 @@ pub(super) struct Table {
     actions: Vec<usize>,
 }
 
-/// What an application names by an address.
+/// Objects that an application names by handles.
 pub(super) struct Objects<T>(Vec<Option<T>>);
 
 impl<T> Default for Objects<T> {
@@ -39,7 +39,7 @@ impl<T> Default for Objects<T> {
 }
 
 impl<T> Objects<T> {
-    /// Its address, which is not used again.
+    /// Adds an object. Returns its handle, which is not used again.
     fn add(&mut self, object: T) -> usize {
         self.0.push(Some(object));
         self.0.len()

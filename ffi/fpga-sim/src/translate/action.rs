@@ -30,12 +30,12 @@ fn shared_kind(kind: sys::rte_flow_action_type) -> Option<SharedKind> {
 
 /// Values of an action.
 enum Values {
-    /// It has none.
+    /// No values.
     None,
     Fixed(Action),
     /// Each rule has its own.
     Own,
-    /// What rules share that have the same handle.
+    /// The values of a shared action, named by a handle in each rule.
     Shared(SharedKind),
     /// Ageing, with the timeout if all rules have the same. Their contexts are their own.
     Age(Option<u32>),
@@ -81,7 +81,7 @@ impl ActionsTemplate {
         Ok(ActionsTemplate { kinds, values: read.collect::<Result<_, _>>()? })
     }
 
-    /// Its actions, without END, and what they share with other rules.
+    /// The actions without END, with the kinds of shared ones.
     pub(super) fn kinds(&self) -> impl Iterator<Item = (sys::rte_flow_action_type, Option<SharedKind>)> {
         let shared = |values: &Values| if let Values::Shared(kind) = values { Some(*kind) } else { None };
         self.kinds.iter().zip(&self.values).map(move |(&kind, values)| (kind, shared(values)))
@@ -168,11 +168,11 @@ pub(super) fn admit(
     Ok(admission.order)
 }
 
-/// What rules do that have the same actions behind the same pattern.
+/// The common part of rules with the same actions and the same pattern.
 pub(crate) struct Plan {
     kinds: Vec<sys::rte_flow_action_type>,
     slots: Vec<Slot>,
-    /// What the slots come to, if none is a rule's own.
+    /// The actions, if no rule has values of its own.
     fixed: Option<Arc<[Action]>>,
     pub counts: bool,
     /// Where AGE is in the list, and the timeout if all rules have the same.
@@ -196,7 +196,7 @@ pub(crate) struct Done {
 }
 
 impl Plan {
-    /// What rules of a group do; `causes` is the application's list, if it is at hand.
+    /// Plans the actions of rules of a group. `causes` is the application's list, if it is at hand.
     pub(super) fn new(
         group: u32,
         order: &Order,

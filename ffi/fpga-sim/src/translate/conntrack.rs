@@ -72,7 +72,7 @@ pub(crate) fn connection(
     })
 }
 
-/// What `is_original_dir` and `last_direction` say.
+/// The direction that `is_original_dir` or `last_direction` names.
 pub(crate) fn direction(is_original: u32) -> Direction {
     if is_original != 0 { Direction::Original } else { Direction::Reply }
 }

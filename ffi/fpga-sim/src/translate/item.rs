@@ -21,7 +21,7 @@ pub(super) struct Shape {
     parts: &'static [Part],
     /// Bits that say that a header is there: the byte, the bit there and ours.
     bits: &'static [(usize, u8, u8)],
-    /// What is said if anything else is wanted.
+    /// Refusal of a mask with other fields.
     rest: &'static CStr,
 }
 
@@ -222,7 +222,7 @@ struct Step {
     what: Value,
 }
 
-/// What becomes of it.
+/// The use of a value.
 #[derive(Clone, Copy)]
 enum Value {
     /// So many bytes of the key from there on.
@@ -233,7 +233,7 @@ enum Value {
     Zero { bit: u8 },
     /// A port of the device.
     Port { to: usize },
-    /// What a connection said, under a mask.
+    /// The result of a connection, under a mask.
     Judged { mask: u32, to: usize },
 }
 

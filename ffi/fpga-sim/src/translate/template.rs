@@ -44,7 +44,7 @@ pub(crate) struct Pattern {
 
 impl Pattern {
     /// # Safety
-    /// As for [`rule`](super::rule).
+    /// The lists are null or lead to lists that end in an END, for whose elements lent-rule holds (see [`lent`](super::lent)).
     pub(crate) unsafe fn new(
         context: &Context,
         attributes: &sys::rte_flow_pattern_template_attr,
@@ -70,7 +70,8 @@ pub(crate) struct Actions {
 
 impl Actions {
     /// # Safety
-    /// As for [`rule`](super::rule); `masks` is null or like `actions`.
+    /// `actions` and `masks` are null or lead to lists that end in an END, for whose elements lent-rule holds (see
+    /// [`lent`](super::lent)).
     pub(crate) unsafe fn new(
         context: &Context,
         attributes: &sys::rte_flow_actions_template_attr,
@@ -169,7 +170,7 @@ impl Table {
     /// The values of a rule, and whether it counts.
     ///
     /// # Safety
-    /// As for [`rule`](super::rule).
+    /// The lists are null or lead to lists that end in an END, for whose elements lent-rule holds (see [`lent`](super::lent)).
     pub(crate) unsafe fn rule(
         &self,
         (items, pattern_index): (*const sys::rte_flow_item, usize),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Bytes that an encapsulation puts in front at most: the room that DPDK leaves there.
 const MAX_ENCAP: usize = 128;
-/// What RSS can be asked to hash.
+/// The types that RSS can hash.
 pub(crate) const RSS_TYPES: u64 = (sys::RTE_ETH_RSS_IP | sys::RTE_ETH_RSS_TCP | sys::RTE_ETH_RSS_UDP) as u64;
 const RSS_PORTS: u64 = (sys::RTE_ETH_RSS_TCP | sys::RTE_ETH_RSS_UDP) as u64 & !(sys::RTE_ETH_RSS_IP as u64);
 

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_as_the_options_say() {
+    fn dpdk_memory_follows_the_eal_options() {
         let of = |options: &str| memory(&options.split_whitespace().map(str::to_owned).collect::<Vec<_>>(), 1 << 18);
         assert_eq!(of("-m 512 --in-memory"), EalMemory::InMemory);
         assert_eq!(of("--no-huge"), EalMemory::NoHuge { mib: 704 });

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_first_and_ids_go_on() {
+    fn the_oldest_events_are_dropped_and_ids_go_on() {
         let events = Events::default();
         for i in 0..limits::EVENTS + 10 {
             events.add(EventType::BdevRegister, &format!("d{i}"), "");

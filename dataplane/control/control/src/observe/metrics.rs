@@ -258,7 +258,7 @@ mod tests {
     use block::stats::BUCKETS;
 
     #[test]
-    fn latencies_stand_below_their_bounds() {
+    fn latencies_are_counted_below_their_bounds() {
         let mut counted = KindSnapshot::default();
         let cycles = |seconds: f64| (seconds * clock::hz() as f64) as u64;
         let bucket_at = |cycles: u64| (0..BUCKETS).rev().find(|bucket| bucket_floor(*bucket).0 <= cycles).unwrap();

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn values_back_to_back_are_told_apart() {
+    fn values_back_to_back_are_separated() {
         let stream = br#"{"a":"}{\"\\"}[1,{"b":[]}]  {} "#;
         let values = cut(&[stream]).unwrap();
         assert_eq!(values, [&br#"{"a":"}{\"\\"}"#[..], br#"[1,{"b":[]}]"#, b"{}"]);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_is_not_kept() {
+    fn white_space_between_values_is_discarded() {
         let mut framer = Framer::default();
         for _ in 0..100 {
             framer.push(&[b'\n'; 1000]);
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_harness_tells_calls_that_fit() {
+    fn the_harness_counts_calls_that_fit() {
         let stream = br#"9{"method":"rpc_get_methods"} {"method":"bdev_malloc_create","params":{"num_blocks":8,"block_size":512}}
             [{"method":"rpc_get_methods","params":{"no_such":1}},{"method":"none"}]"#;
         assert_eq!(crate::fuzz_stream(stream), 2);

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_share_what_they_cost_and_what_the_switch_did_besides() {
+    fn switch_time_is_shared_by_ports_and_their_queues() {
         let before = sample(
             0,
             &[(0, 0), (0, 0)],
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_began_anew_are_no_load() {
+    fn restarted_counters_are_no_load() {
         let before = sample(HZ, &[(HZ, HZ)], vec![port("a", &[(HZ, 9)], &[(0, 999)])], vec![]);
         let now = sample(2 * HZ, &[(HZ, HZ)], vec![port("a", &[(0, 0)], &[(0, 0), (0, 0)])], vec![]);
         assert_eq!(rounded(&between(&before, &now, |_| false)), [("a".to_owned(), 0, 0, 0)]);

@@ -96,7 +96,7 @@ fn let_go(plane: &StoragePlane, attached: &Attached) -> Result<(), RpcError> {
         return Err(error.field("name", name).hint("delete what holds it first"));
     }
     for name in names {
-        drop(plane.bdevs.take(&name, DETACH)?);
+        let _ = plane.bdevs.take(&name, DETACH)?; // Gone with its reservation.
         plane.observe.events.add(EventType::BdevUnregister, &name, "");
     }
     Ok(())

@@ -191,7 +191,7 @@ fn key(frame: &[u8]) -> Key {
     *out.key()
 }
 
-/// What rte_flow's documentation says that a device does with a frame from the port that 11 represents.
+/// The action of a device, by rte_flow's documentation, on a frame from the port that 11 represents.
 fn matches(pattern: &[FlowItem], frame: &[u8]) -> bool {
     let be16 = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     let bytes = |at: usize, spec: &[u8], mask: &[u8]| {

@@ -115,7 +115,7 @@ fn one_hot_queue_is_not_bounced() {
 
 /// Wherever it goes, something else makes its worker busy: each time it seems that a move helps.
 #[test]
-fn a_queue_that_moves_in_vain_moves_ever_more_rarely() {
+fn a_queue_that_moves_in_vain_rests_longer_each_time() {
     let (mut balancer, mut at, mut moves, mut now) = (Balancer::default(), 0, 0, PERIOD);
     for _ in 0..1000 {
         let mut workers = [0.2; 2];
@@ -131,7 +131,7 @@ fn a_queue_that_moves_in_vain_moves_ever_more_rarely() {
 }
 
 #[test]
-fn a_pinned_queue_stays_and_others_go_round_it() {
+fn a_pinned_queue_stays_and_others_move() {
     let mut model = Model::new(2, &[(0.5, 0), (0.3, 0), (0.3, 0)]);
     model.pinned = vec![0];
     assert_eq!(model.run(100), [0, 1, 1]);
@@ -141,7 +141,7 @@ fn a_pinned_queue_stays_and_others_go_round_it() {
 }
 
 #[test]
-fn it_follows_a_load_that_changes() {
+fn balancing_follows_changing_loads() {
     let mut model = Model::new(2, &[(0.6, 0), (0.6, 0), (0.1, 1)]);
     assert_eq!(model.run(10).iter().sum::<usize>(), 1);
     // Long after, both hot queues are on one worker again.
@@ -157,7 +157,7 @@ proptest! {
     /// From any placement: it ends, it ends even, and then it is quiet. Where measuring is inexact, what was just not worth it may
     /// seem so later; but no queue goes to and fro.
     #[test]
-    fn it_converges_and_never_flaps(
+    fn balancing_converges_without_flapping(
         workers in 2_usize..9,
         wants in prop::collection::vec((0.0..0.6_f64, 0_usize..9, prop::bool::weighted(0.1)), 1..40),
         noise in prop_oneof![Just(0.0), 0.0..0.05_f64],
