@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use vhost_user::RingStart;
-use virtqueue::{Chain, Setup, Virtqueue};
+use virtqueue::{DescriptorChain, RingSetup, Virtqueue};
 
 /// A queue of a device: a [`Vring`] and what the device does with it.
 pub trait Queue: Send + 'static {
@@ -41,7 +41,7 @@ pub struct Vring {
     /// The ring.
     pub ring: Virtqueue,
     /// What was popped last.
-    pub chain: Chain,
+    pub chain: DescriptorChain,
     size: u16,
     packed: bool,
     kick: Option<File>,
@@ -63,7 +63,7 @@ impl Vring {
     }
 
     /// A ring that is polled on both sides: for tests, and for benchmarks of a path alone. Not enabled.
-    pub fn without_descriptors(index: u16, memory: Arc<GuestMemory>, setup: &Setup) -> Result<Vring, Fault> {
+    pub fn without_descriptors(index: u16, memory: Arc<GuestMemory>, setup: &RingSetup) -> Result<Vring, Fault> {
         Ok(Vring {
             index,
             enabled: false,

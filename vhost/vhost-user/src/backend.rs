@@ -4,7 +4,7 @@ use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use virtqueue::Setup;
+use virtqueue::RingSetup;
 
 /// A device behind a session. All calls come from the session's thread, one at a time; they may wait for workers.
 ///
@@ -25,7 +25,7 @@ pub trait Backend: Send {
     fn apply(&mut self, change: Change) -> Result<(), Refusal>;
 
     /// Stops a ring (GET_VRING_BASE): drained, no guest write and no notification afterwards. Returns the base to go on from,
-    /// as [`Setup::base`] has it. A refusal says why it did not end cleanly; the ring counts as stopped all the same.
+    /// as [`RingSetup::base`] has it. A refusal says why it did not end cleanly; the ring counts as stopped all the same.
     fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal>;
 }
 
@@ -109,7 +109,7 @@ pub struct RingStart {
     /// Size, addresses, base, inflight region; `features` are the negotiated virtio features (LOG_ALL and the protocol bit
     /// taken out). The areas lie in `memory`, aligned. Packed and inflight: when the region holds state of a process before us,
     /// that state and not `base` says where to go on, for the front-end cannot know it.
-    pub setup: Setup,
+    pub setup: RingSetup,
     /// The table that the addresses lead into.
     pub memory: Arc<GuestMemory>,
     /// The dirty log, when the front-end migrates.

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use virtio_spec::ring::{DESC_LEN, avail_len, desc, used_len};
-use virtqueue::{RingAddresses, Setup};
+use virtqueue::{RingAddresses, RingSetup};
 
 /// S_IFMT.
 const FILE_TYPE_MASK: u32 = 0o170_000;
@@ -35,7 +35,7 @@ impl Ring {
 }
 
 /// Name, place, length and alignment of a ring's areas (virtio 1.3, 2.7 and 2.8).
-fn areas(setup: &Setup) -> [(&'static str, UserAddress, usize, usize); 3] {
+fn areas(setup: &RingSetup) -> [(&'static str, UserAddress, usize, usize); 3] {
     let RingAddresses { descriptor, driver, device, .. } = setup.addresses;
     let table = DESC_LEN * usize::from(setup.size);
     if setup.packed() {
@@ -54,7 +54,7 @@ fn areas(setup: &Setup) -> [(&'static str, UserAddress, usize, usize); 3] {
 }
 
 /// Whether the whole ring lies in `memory`.
-pub(crate) fn check_areas(index: u16, setup: &Setup, memory: &Arc<GuestMemory>) -> Result<(), Reason> {
+pub(crate) fn check_areas(index: u16, setup: &RingSetup, memory: &Arc<GuestMemory>) -> Result<(), Reason> {
     for (area, address, len, align) in areas(setup) {
         memory.user_window(address, len, align).map_err(|source| Reason::Area { index, area, source })?;
     }
@@ -62,7 +62,7 @@ pub(crate) fn check_areas(index: u16, setup: &Setup, memory: &Arc<GuestMemory>) 
 }
 
 /// The base to start from, of what SET_VRING_BASE said. The areas have been checked.
-pub(crate) fn start_base(setup: &Setup, memory: &Arc<GuestMemory>) -> Result<u32, Reason> {
+pub(crate) fn start_base(setup: &RingSetup, memory: &Arc<GuestMemory>) -> Result<u32, Reason> {
     // Front-ends know 16 bits of it: available index and its wrap counter. A ring that was stopped is drained (we offer
     // neither GET_VRING_BASE_INFLIGHT nor GET_VRING_BASE_SKIP_DRAIN), so its used half equals the available half.
     let mut avail = setup.base & 0xffff;
@@ -81,7 +81,7 @@ pub(crate) fn start_base(setup: &Setup, memory: &Arc<GuestMemory>) -> Result<u32
 
 /// Whether no descriptor of a packed ring was ever used. When a ring is truly at index 0 with wrap counter 0, it has gone round
 /// once with 1, and some descriptor carries that lap's USED bit or is available again with it.
-fn never_used(setup: &Setup, memory: &Arc<GuestMemory>) -> bool {
+fn never_used(setup: &RingSetup, memory: &Arc<GuestMemory>) -> bool {
     const FLAGS: usize = 14;
     let table = memory.user_window(setup.addresses.descriptor, DESC_LEN * usize::from(setup.size), 16);
     table.is_ok_and(|ring| {

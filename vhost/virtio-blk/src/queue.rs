@@ -10,7 +10,7 @@ use memory::IoBuffers;
 use std::sync::Arc;
 use vhost_device::{Queue, Vring};
 use virtio_spec::blk::{ID_LEN, status};
-use virtqueue::Token;
+use virtqueue::ChainToken;
 
 /// Chains that one queue may take in a turn, so that no queue starves another.
 const BURST: usize = 32;
@@ -21,7 +21,7 @@ const MAX_IN_FLIGHT: u16 = 256;
 /// What a chain needs when its request comes back.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
-    token: Token,
+    token: ChainToken,
     status_at: GuestAddress,
     written: u32,
 }
@@ -112,7 +112,7 @@ impl BlkQueue {
     }
 
     /// Gives an answer that needs no backend.
-    fn answer(&mut self, request: Box<Request>, token: Token, of: &Outcome, code: u8, dirty: u64) -> Result<(), Fault> {
+    fn answer(&mut self, request: Box<Request>, token: ChainToken, of: &Outcome, code: u8, dirty: u64) -> Result<(), Fault> {
         self.give_back(request, Slot { token, status_at: of.status_at, written: of.written }, code, dirty)
     }
 

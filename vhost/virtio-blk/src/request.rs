@@ -5,7 +5,7 @@ use block::{Geometry, Op, Request};
 use guest_memory::{GuestAddress, GuestMemory};
 use std::sync::Arc;
 use virtio_spec::blk::{self, HEADER_LEN, Header, RANGE_LEN, Range, SECTOR_SIZE, request, status};
-use virtqueue::{Chain, Descriptor};
+use virtqueue::{DescriptorChain, Descriptor};
 
 /// What a chain asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(crate) struct Outcome {
 /// fault means that the chain cannot even be answered.
 #[inline]
 pub(crate) fn parse(
-    chain: &Chain,
+    chain: &DescriptorChain,
     memory: &Arc<GuestMemory>,
     geometry: &Geometry,
     out: &mut Request,

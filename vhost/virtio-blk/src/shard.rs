@@ -109,7 +109,7 @@ pub type StandAlone = (Box<dyn Source>, channel::Receiver<Event>);
 pub fn stand_alone(
     bdev: &dyn Bdev,
     memory: &Arc<GuestMemory>,
-    setups: &[virtqueue::Setup],
+    setups: &[virtqueue::RingSetup],
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {
     let (events, receiver) = EventSink::new(16);
     let state = DeviceState { health: Health::new("stand-alone".into(), events), id: [b'i'; ID_LEN] };

@@ -8,7 +8,7 @@ use vhost_device::{Fault, Queue, Vring};
 use vhost_user::RingStart;
 use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
 use virtio_spec::{feature, ring};
-use virtqueue::{Setup, Single, Token};
+use virtqueue::{RingSetup, SingleBufferChain, ChainToken};
 
 /// Where the used index stands in a split ring's device area (virtio 1.3, 2.7.8).
 const USED_IDX: usize = 2;
@@ -20,9 +20,9 @@ pub(crate) struct NetQueue {
     features: u64,
     pub(crate) header_len: usize,
     /// A batch of chains of one buffer.
-    pub(crate) singles: [Single; BURST],
+    pub(crate) singles: [SingleBufferChain; BURST],
     /// Receive buffers of one packet that is being sent, with the bytes written.
-    pub(crate) taken: Vec<(Token, u32)>,
+    pub(crate) taken: Vec<(ChainToken, u32)>,
 }
 
 impl NetQueue {
@@ -33,11 +33,11 @@ impl NetQueue {
         }
         let setup = start.setup.clone();
         let mut vring = Vring::new(start)?;
-        region.map_or(Ok(()), |region| vring.ring.note_place(region))?;
+        region.map_or(Ok(()), |region| vring.ring.persist_ring_position(region))?;
         Ok(NetQueue::around(vring, &setup))
     }
 
-    pub(crate) fn around(mut vring: Vring, setup: &Setup) -> NetQueue {
+    pub(crate) fn around(mut vring: Vring, setup: &RingSetup) -> NetQueue {
         let features = setup.features;
         let header_len = match features & (feature::VERSION_1 | net::MRG_RXBUF) {
             0 => LEGACY_HEADER_LEN,
@@ -46,7 +46,7 @@ impl NetQueue {
         // Until the worker sleeps it polls; kicks on a receive ring are never needed.
         vring.ring.disarm();
         let taken = Vec::with_capacity(usize::from(setup.size));
-        NetQueue { vring, features, header_len, singles: [Single::default(); BURST], taken }
+        NetQueue { vring, features, header_len, singles: [SingleBufferChain::default(); BURST], taken }
     }
 
     /// Whether packets for the guest go here.
@@ -82,10 +82,10 @@ impl Queue for NetQueue {
 #[inline(always)]
 pub(crate) fn spans<'a>(
     memory: &'a GuestMemory,
-    singles: &[Single],
+    singles: &[SingleBufferChain],
     lengths: RangeInclusive<usize>,
 ) -> ArrayVec<Span<'a>, BURST> {
-    let span = |Single { buffer, .. }: &Single| {
+    let span = |SingleBufferChain { buffer, .. }: &SingleBufferChain| {
         let len = buffer.len as usize;
         memory.in_one_region(buffer.address, len).filter(|_| lengths.contains(&len)).inspect(Span::prefetch)
     };

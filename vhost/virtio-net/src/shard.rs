@@ -194,7 +194,7 @@ pub type StandAlone = (Box<dyn PortShard>, Arc<PortStats>, crossbeam::channel::R
 /// enabled and have no eventfds; `memory` is as [`guest_memory::GuestMemory::anonymous`] makes it.
 pub fn stand_alone(
     memory: &Arc<GuestMemory>,
-    setups: &[virtqueue::Setup],
+    setups: &[virtqueue::RingSetup],
     pool: Pool,
     mtu: u16,
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {

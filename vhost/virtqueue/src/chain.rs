@@ -1,4 +1,4 @@
-//! A descriptor chain: our own copy of what the driver made available.
+//! A descriptor chain: the device's own copy of what the driver made available.
 
 use crate::QueueError;
 use guest_memory::{GuestAddress, GuestMemory};
@@ -11,18 +11,18 @@ const MIN_CHAIN_LIMIT: u16 = 128;
 /// A buffer of the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Where.
+    /// First byte of the buffer.
     pub address: GuestAddress,
-    /// Bytes.
+    /// Bytes of the buffer.
     pub len: u32,
 }
 
-/// Who a buffer is for.
+/// What the device may do with a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// The driver wrote it for us.
+    /// Read it: the driver wrote it.
     Read,
-    /// We may write it.
+    /// Write it.
     Write,
 }
 
@@ -41,12 +41,12 @@ impl Access {
 
 /// A chain of one buffer.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Single {
-    /// The buffer.
+pub struct SingleBufferChain {
+    /// The chain's only buffer.
     pub buffer: Descriptor,
-    /// Its name.
-    pub token: Token,
-    /// Bytes that the device wrote: for the device to say.
+    /// Names the chain when it is given back.
+    pub token: ChainToken,
+    /// Bytes that the device wrote: for the device to fill in.
     pub written: u32,
 }
 
@@ -54,12 +54,12 @@ pub struct Single {
 ///
 /// One word, made and passed on in one piece: a worker moves it several times a request.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Token(u64);
+pub struct ChainToken(u64);
 
-impl Token {
+impl ChainToken {
     #[inline(always)]
-    pub(crate) fn new(id: u16, count: u16, entry: u16, sequence: u16) -> Token {
-        Token(u64::from(id) | u64::from(count) << 16 | u64::from(entry) << 32 | u64::from(sequence) << 48)
+    pub(crate) fn new(id: u16, count: u16, entry: u16, sequence: u16) -> ChainToken {
+        ChainToken(u64::from(id) | u64::from(count) << 16 | u64::from(entry) << 32 | u64::from(sequence) << 48)
     }
 
     /// Split: head of the chain. Packed: buffer id.
@@ -87,11 +87,11 @@ impl Token {
     }
 }
 
-impl std::fmt::Debug for Token {
+impl std::fmt::Debug for ChainToken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Token {{ id: {}, count: {}, entry: {}, sequence: {} }}",
+            "ChainToken {{ id: {}, count: {}, entry: {}, sequence: {} }}",
             self.id(),
             self.count(),
             self.entry(),
@@ -101,50 +101,51 @@ impl std::fmt::Debug for Token {
 }
 
 /// A chain. Reused from pop to pop: nothing is allocated.
-pub struct Chain {
+pub struct DescriptorChain {
     /// As many as the longest chain has.
     descriptors: Box<[Descriptor]>,
     len: usize,
     /// How many of them, from the start, are readable.
     readable: usize,
-    pub(crate) token: Token,
+    pub(crate) token: ChainToken,
     /// Staging for an indirect table: copied once, then parsed.
     table: Vec<u8>,
 }
 
-impl Chain {
-    pub(crate) fn new(size: u16) -> Chain {
+impl DescriptorChain {
+    pub(crate) fn new(size: u16) -> DescriptorChain {
         let limit = size.max(MIN_CHAIN_LIMIT);
-        Chain {
+        DescriptorChain {
             descriptors: vec![Descriptor { address: GuestAddress(0), len: 0 }; limit.into()].into(),
             len: 0,
             readable: 0,
-            token: Token::default(),
+            token: ChainToken::default(),
             table: vec![0; usize::from(limit) * DESC_LEN],
         }
     }
 
-    /// What the driver wrote for us, in order.
+    /// Buffers that the device may read, in order.
     #[inline(always)]
     pub fn readable(&self) -> &[Descriptor] {
         &self.descriptors[..self.readable]
     }
 
-    /// What we may write, in order.
+    /// Buffers that the device may write, in order.
     #[inline(always)]
     pub fn writable(&self) -> &[Descriptor] {
         &self.descriptors[self.readable..self.len]
     }
 
-    /// Its name.
+    /// Names the chain when it is given back.
     #[inline(always)]
-    pub fn token(&self) -> Token {
+    pub fn token(&self) -> ChainToken {
         self.token
     }
 
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
-        (self.len, self.readable) = (0, 0);
+        self.len = 0;
+        self.readable = 0;
     }
 
     /// Adds one descriptor, already copied.
@@ -222,9 +223,9 @@ impl Chain {
     }
 }
 
-impl std::fmt::Debug for Chain {
+impl std::fmt::Debug for DescriptorChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut chain = f.debug_struct("Chain");
+        let mut chain = f.debug_struct("DescriptorChain");
         chain.field("token", &self.token).field("readable", &self.readable()).field("writable", &self.writable());
         chain.finish()
     }

@@ -1,6 +1,6 @@
 //! The other side of a ring: a driver in this process, for tests and benchmarks. It believes the device.
 
-use crate::{RingAddresses, Setup};
+use crate::{RingAddresses, RingSetup};
 use guest_memory::{GuestAddress, GuestMemory, UserAddress, Window};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub type Buffer = (GuestAddress, u32, bool);
 #[derive(Debug)]
 pub struct Driver {
     memory: Arc<GuestMemory>,
-    setup: Setup,
+    setup: RingSetup,
     descriptors: Window,
     driver_area: Window,
     device_area: Window,
@@ -58,7 +58,7 @@ impl Driver {
         let base = if packed { 0x8000_8000 } else { 0 };
         Driver {
             memory: memory.clone(),
-            setup: Setup { size, features, addresses, base, inflight: None },
+            setup: RingSetup { size, features, addresses, base, inflight: None },
             descriptors: window(at.0, DESC_LEN * usize::from(size)),
             driver_area: window(driver_at, ring::avail_len(size)),
             device_area: window(device_at, ring::used_len(size)),
@@ -76,7 +76,7 @@ impl Driver {
     }
 
     /// What the device needs to start.
-    pub fn setup(&self) -> Setup {
+    pub fn setup(&self) -> RingSetup {
         self.setup.clone()
     }
 

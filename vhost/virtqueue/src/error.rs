@@ -2,7 +2,7 @@
 
 use guest_memory::AccessError;
 
-/// Why a queue cannot be set up, or why it takes nothing more.
+/// A queue that cannot be set up, or that takes nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueueError {
     /// A size that the layout does not allow.
@@ -26,7 +26,7 @@ pub enum QueueError {
     AvailIndex {
         /// What the driver wrote.
         index: u16,
-        /// The next entry we would take.
+        /// The next entry to be taken.
         next: u16,
         /// Entries of the ring.
         size: u16,

@@ -2,7 +2,7 @@
 //! device works. Nothing panics, no chain is longer than its limit, and the device writes nowhere but where a device may.
 
 use crate::driver::ring_len;
-use crate::{Access, Chain, RingAddresses, Setup, Single, Token, Virtqueue, inflight};
+use crate::{Access, ChainToken, DescriptorChain, RingAddresses, RingSetup, SingleBufferChain, Virtqueue, inflight};
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory, UserAddress};
 use std::ops::Range;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl Input<'_> {
 #[derive(Clone)]
 struct World {
     memory: Arc<GuestMemory>,
-    setup: Setup,
+    setup: RingSetup,
     /// Where the device will take the next chain. A driver that knows makes the rare thing likely: a chain that is taken.
     next: Arc<AtomicU32>,
 }
@@ -87,7 +87,7 @@ impl World {
         let region = || memory.user_window(UserAddress(INFLIGHT), inflight::region_len(packed, size), 64);
         let inflight = (choice >> 5 & 1 == 1).then(|| region().expect("the region lies in memory"));
         let base = if packed { 0x8000 } else { 0 };
-        let setup = Setup { size, features, addresses, base, inflight };
+        let setup = RingSetup { size, features, addresses, base, inflight };
         World { memory, setup, next: Arc::new(AtomicU32::new(base)) }
     }
 
@@ -184,8 +184,8 @@ struct Device {
     /// Whether the driver writes between our steps only, so that looking twice shows the same.
     quiet: bool,
     queue: Virtqueue,
-    chain: Chain,
-    open: Vec<Token>,
+    chain: DescriptorChain,
+    open: Vec<ChainToken>,
     seen: Seen,
 }
 
@@ -251,7 +251,7 @@ impl Device {
 
     /// Takes a batch, and gives it back at once or later.
     fn pop_singles(&mut self, world: &World, choice: u8) {
-        let mut singles = [Single::default(); 8];
+        let mut singles = [SingleBufferChain::default(); 8];
         let access = if choice & 1 == 0 { Access::Read } else { Access::Write };
         let asked = 1 + usize::from(choice >> 1 & 7);
         let count = self.queue.pop_singles(access, &mut singles[..asked]);
@@ -272,7 +272,7 @@ impl Device {
     }
 
     /// What a batch is: what `pop` gives one by one.
-    fn check_batch(&mut self, access: Access, singles: &[Single]) {
+    fn check_batch(&mut self, access: Access, singles: &[SingleBufferChain]) {
         singles.iter().rev().for_each(|single| self.queue.unpop(single.token));
         for single in singles {
             assert!(self.queue.pop(&mut self.chain).expect("no error is in a batch"));
@@ -286,7 +286,7 @@ impl Device {
     /// Whether a batch of `count` may end where the queue is, whatever comes: at the end of the ring, and where the driver's index
     /// was no good before the batch. A table of one buffer is no single.
     fn may_end_batch(&self, world: &World, count: usize) -> bool {
-        let Setup { size, features, ref inflight, .. } = world.setup;
+        let RingSetup { size, features, ref inflight, .. } = world.setup;
         let place = self.queue.base() as u16;
         let mut index = [0; 2];
         world.memory.read(GuestAddress(DRIVER_AREA + 2), &mut index).expect("inside memory");

@@ -4,11 +4,11 @@
 //! two of them: [`SplitInflight::recover`] and [`PackedInflight::recover`] then commit or roll back the last batch and name the
 //! chains to serve again, oldest first.
 //!
-//! A device that serves chains in order, and to which it does not matter whether one that it worked on is served again, marks
-//! none: in a packed ring it notes how far it is ([`Virtqueue::note_place`](crate::Virtqueue::note_place)), which the region has
-//! cursors for. To others such a region says that nothing is in flight.
+//! A device that serves chains in order, and to which it does not matter whether a chain is served again, marks none: in a packed
+//! ring it keeps its position ([`Virtqueue::persist_ring_position`](crate::Virtqueue::persist_ring_position)), which the region
+//! has cursors for. To other devices such a region says that nothing is in flight.
 
-use crate::{QueueError, Token};
+use crate::{ChainToken, QueueError};
 use guest_memory::Window;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 use virtio_spec::ring::{MAX_SIZE, desc};
@@ -253,7 +253,7 @@ impl PackedInflight {
     }
 
     /// Finishes or undoes what the last process left half done. `available` says whether the ring's descriptor at a position
-    /// still waits for us, `take_back` makes it look so.
+    /// is still available, `take_back` makes it look so.
     pub(crate) fn recover(
         &mut self,
         available: impl Fn(Position) -> bool,
@@ -281,21 +281,21 @@ impl PackedInflight {
         PackedRecovery { used: (used.index < self.size).then_some(used), entries }
     }
 
-    /// Where a process stood that noted its place, and no chains. `available` says whether the ring's descriptor at a position
-    /// still waits for us. `None` when the region makes no sense.
-    pub(crate) fn recover_place(&self, available: impl Fn(Position) -> bool) -> Option<Position> {
+    /// The position of a process that kept it, and no chains. `available` says whether the ring's descriptor at a position
+    /// is still available. `None` when the region makes no sense.
+    pub(crate) fn recover_ring_position(&self, available: impl Fn(Position) -> bool) -> Option<Position> {
         let (used, old) = self.cursors();
         if used.index >= self.size || old.index >= self.size {
             return None;
         }
-        let place = if used != old && available(old) { old } else { used };
-        self.store_cursors(place, place);
-        Some(place)
+        let position = if used != old && available(old) { old } else { used };
+        self.store_cursors(position, position);
+        Some(position)
     }
 
-    /// What is used is published from `old` to `used`, or, where they are equal, has been.
+    /// Keeps the position of a device that publishes what is used from `old` to `used`, or, where they are equal, has done so.
     #[inline]
-    pub(crate) fn note_place(&self, old: Position, used: Position) {
+    pub(crate) fn persist_ring_position(&self, old: Position, used: Position) {
         self.store_cursors(used, old);
     }
 
@@ -375,7 +375,7 @@ impl PackedInflight {
     }
 
     /// Before the batch's first descriptor is published: its entries go back to the free list.
-    pub(crate) fn free<'a>(&mut self, batch: impl Iterator<Item = &'a Token>, used: Position) {
+    pub(crate) fn free<'a>(&mut self, batch: impl Iterator<Item = &'a ChainToken>, used: Position) {
         for token in batch {
             let last = self.load16(self.entry(token.entry()) + P_LAST);
             self.store16(self.entry(last) + P_NEXT, self.load16(P_FREE_HEAD));
@@ -386,7 +386,7 @@ impl PackedInflight {
     }
 
     /// After the batch was published.
-    pub(crate) fn unmark<'a>(&mut self, batch: impl Iterator<Item = &'a Token>) {
+    pub(crate) fn unmark<'a>(&mut self, batch: impl Iterator<Item = &'a ChainToken>) {
         for token in batch {
             self.region.store_u8(self.entry(token.entry()) + P_INFLIGHT, 0, Release);
         }

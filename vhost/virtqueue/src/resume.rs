@@ -5,7 +5,7 @@
 //! most fits. A longer chain, and a batch in order, leave behind descriptors that are neither; then the front-end must know.
 
 use crate::inflight::{PackedDesc, Position};
-use crate::{QueueError, Setup};
+use crate::{QueueError, RingSetup};
 use guest_memory::{GuestMemory, Window};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
@@ -14,7 +14,7 @@ use virtio_spec::ring::{self, DESC_LEN, desc};
 
 /// The base at which a packed ring goes on: after what its device used last. `None` when the ring does not tell. A batch of used
 /// descriptors whose first one, which publishes it, the device did not live to write is published, the first one as empty.
-pub fn packed_base(memory: &Arc<GuestMemory>, setup: &Setup) -> Result<Option<u32>, QueueError> {
+pub fn packed_base(memory: &Arc<GuestMemory>, setup: &RingSetup) -> Result<Option<u32>, QueueError> {
     let size = setup.size;
     if size == 0 || size > ring::MAX_SIZE {
         return Err(QueueError::Size { size, expected: "1 to 32768" });
@@ -25,7 +25,7 @@ pub fn packed_base(memory: &Arc<GuestMemory>, setup: &Setup) -> Result<Option<u3
     let len = DESC_LEN * usize::from(size);
     let window =
         memory.user_window(setup.addresses.descriptor, len, 16).map_err(QueueError::access("descriptor ring"))?;
-    let ring = Ring { window, size };
+    let ring = DescriptorRing { window, size };
     let start = ring.start();
     let batch = ring.unpublished(start);
     let end = start.advanced(batch, size);
@@ -39,12 +39,12 @@ pub fn packed_base(memory: &Arc<GuestMemory>, setup: &Setup) -> Result<Option<u3
     Ok(Some(bits | bits << 16))
 }
 
-struct Ring {
+struct DescriptorRing {
     window: Window,
     size: u16,
 }
 
-impl Ring {
+impl DescriptorRing {
     fn load(&self, index: u16) -> PackedDesc {
         let (addr, rest) = self.window.load_u64_pair(usize::from(index) * DESC_LEN, Acquire);
         PackedDesc { addr, len: rest as u32, id: (rest >> 32) as u16, flags: (rest >> 48) as u16 }

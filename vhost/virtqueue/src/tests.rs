@@ -3,6 +3,7 @@ use crate::*;
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory, Mapping, Region, UserAddress, Window};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use testkit::Rng;
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
 use virtio_spec::ring::{DESC_LEN, desc};
 
@@ -27,25 +28,16 @@ fn layouts() -> impl Iterator<Item = u64> {
     (0..8_u32).map(move |n| (0..3).filter(|i| n >> i & 1 == 1).fold(RING_INDIRECT_DESC, |f, i| f | bits[i]))
 }
 
-fn setup(driver: &Driver, inflight: Option<Window>) -> Setup {
-    Setup { inflight, ..driver.setup() }
+fn setup(driver: &Driver, inflight: Option<Window>) -> RingSetup {
+    RingSetup { inflight, ..driver.setup() }
 }
 
-/// A small deterministic generator.
-struct Lcg(u64);
-impl Lcg {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % n
-    }
-}
-
-fn buffers(rng: &mut Lcg, tag: u64) -> Vec<Buffer> {
+fn buffers(rng: &mut Rng, tag: u64) -> Vec<Buffer> {
     let (readable, writable) = (1 + rng.below(3), rng.below(3));
     (0..readable + writable).map(|i| (GuestAddress(tag * 64 + i), 1 + i as u32, i >= readable)).collect()
 }
 
-fn same(chain: &Chain, expected: &[Buffer]) -> bool {
+fn same(chain: &DescriptorChain, expected: &[Buffer]) -> bool {
     let found = chain.readable().iter().map(|d| (d.address, d.len, false));
     found.chain(chain.writable().iter().map(|d| (d.address, d.len, true))).eq(expected.iter().copied())
 }
@@ -58,9 +50,9 @@ fn soak(features: u64, size: u16, with_inflight: bool, seed: u64) {
     let area = with_inflight.then(|| region(features & RING_PACKED != 0, size));
     let mut queue = Virtqueue::new(memory.clone(), &setup(&driver, area.clone())).unwrap();
     let mut chain = Virtqueue::chain(size);
-    let mut rng = Lcg(seed);
+    let mut rng = Rng::new(seed);
     let mut expected: Vec<Vec<Buffer>> = vec![Vec::new(); size.into()];
-    let mut open: VecDeque<Token> = VecDeque::new();
+    let mut open: VecDeque<ChainToken> = VecDeque::new();
     let (mut added, mut used) = (0, 0);
     for step in 0..3000_u64 {
         match rng.below(if with_inflight { 40 } else { 39 }) {
@@ -208,7 +200,7 @@ fn sizes_are_checked() {
     let memory = memory();
     let sizes = |features, size| {
         let driver = Driver::new(&memory, RING, 8, features);
-        Virtqueue::new(memory.clone(), &Setup { size, ..driver.setup() }).err()
+        Virtqueue::new(memory.clone(), &RingSetup { size, ..driver.setup() }).err()
     };
     for size in [0, 3, 100, 40000] {
         assert!(matches!(sizes(0, size), Some(QueueError::Size { .. })), "{size}");
@@ -329,9 +321,9 @@ fn an_indirect_table_inside_another_is_an_error() {
 fn the_upper_half_of_a_packed_base_is_not_needed() {
     let memory = memory();
     let driver = Driver::new(&memory, RING, 8, RING_PACKED);
-    let half = Setup { base: 0x0000_8003, ..driver.setup() };
+    let half = RingSetup { base: 0x0000_8003, ..driver.setup() };
     assert_eq!(Virtqueue::new(memory.clone(), &half).unwrap().base(), 0x8003_8003);
-    let outside = Setup { base: 0x8009, ..driver.setup() };
+    let outside = RingSetup { base: 0x8009, ..driver.setup() };
     assert!(Virtqueue::new(memory.clone(), &outside).is_err());
 }
 
@@ -347,7 +339,7 @@ fn a_split_ring_goes_on_from_the_used_index_that_the_driver_saw() {
         queue.complete(chain.token(), 0);
         queue.flush();
     }
-    let mut queue = Virtqueue::new(memory.clone(), &Setup { base: queue.base(), ..driver.setup() }).unwrap();
+    let mut queue = Virtqueue::new(memory.clone(), &RingSetup { base: queue.base(), ..driver.setup() }).unwrap();
     driver.add(&[(GuestAddress(0), 1, false)]).unwrap();
     assert!(queue.pop(&mut chain).unwrap());
     queue.complete(chain.token(), 0);
@@ -367,7 +359,7 @@ fn used_ring_writes_are_logged_only_where_asked() {
             let log = DirtyLog::over(bits.user_window(UserAddress(0), 4096, 8).unwrap());
             let addresses = RingAddresses { used_log, ..setup.addresses };
             let base = if used_log.is_none() { setup.base } else { 1 | setup.base };
-            let mut queue = Virtqueue::new(memory.clone(), &Setup { addresses, base, ..setup.clone() }).unwrap();
+            let mut queue = Virtqueue::new(memory.clone(), &RingSetup { addresses, base, ..setup.clone() }).unwrap();
             queue.set_log(Some(log));
             driver.add(&[(GuestAddress(0), 1, true)]).unwrap();
             let mut chain = Virtqueue::chain(8);
@@ -407,9 +399,9 @@ fn an_inflight_region_too_small_is_refused_and_garbage_in_it_is_survived() {
         let driver = Driver::new(&memory, RING, 64, features);
         let small = setup(&driver, Some(region(packed, 4)));
         assert!(matches!(Virtqueue::new(memory.clone(), &small), Err(QueueError::Inflight { .. })));
-        let noted = Virtqueue::new(memory.clone(), &driver.setup()).unwrap().note_place(region(packed, 4));
+        let noted = Virtqueue::new(memory.clone(), &driver.setup()).unwrap().persist_ring_position(region(packed, 4));
         assert_eq!(matches!(noted, Err(QueueError::Inflight { .. })), packed, "a split ring needs none");
-        let mut rng = Lcg(7);
+        let mut rng = Rng::new(7);
         for round in 0..200 {
             let area = region(packed, 64);
             (0..area.len()).for_each(|at| area.store_u8(at, rng.below(3) as u8, std::sync::atomic::Ordering::Relaxed));
@@ -419,7 +411,7 @@ fn an_inflight_region_too_small_is_refused_and_garbage_in_it_is_survived() {
             let notes = marks.is_none();
             let Ok(mut queue) = Virtqueue::new(memory.clone(), &setup(&driver, marks)) else { continue };
             if notes {
-                queue.note_place(area).unwrap();
+                queue.persist_ring_position(area).unwrap();
             }
             let mut chain = Virtqueue::chain(64);
             for _ in 0..200 {
@@ -486,7 +478,7 @@ fn a_packed_ring_tells_where_its_device_died() {
     for (size, seed) in [(1, 1), (2, 2), (3, 3), (8, 4), (64, 5)] {
         let memory = memory();
         let mut driver = Driver::new(&memory, RING, size, RING_PACKED | RING_INDIRECT_DESC);
-        let (setup, mut chain, mut rng) = (driver.setup(), Virtqueue::chain(size), Lcg(seed));
+        let (setup, mut chain, mut rng) = (driver.setup(), Virtqueue::chain(size), Rng::new(seed));
         let mut queue = Virtqueue::new(memory.clone(), &setup).unwrap();
         let ring = memory.user_window(setup.addresses.descriptor, DESC_LEN * usize::from(size), 16).unwrap();
         let (mut added, mut returned) = (0, 0);
@@ -523,7 +515,7 @@ fn a_packed_ring_tells_where_its_device_died() {
 }
 
 #[test]
-fn a_packed_ring_of_longer_chains_does_not_tell_where_its_device_died() {
+fn a_packed_ring_of_longer_chains_gives_no_base_after_a_crash() {
     let memory = memory();
     let mut driver = Driver::new(&memory, RING, 8, RING_PACKED);
     assert_eq!(packed_base(&memory, &driver.setup()).unwrap(), None);

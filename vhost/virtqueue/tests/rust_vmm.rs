@@ -1,4 +1,4 @@
-//! Ours and rust-vmm's device side of a split ring, step by step on two guests that do the same: the same chains, the same used
+//! This crate's and rust-vmm's device side of a split ring, step by step on two guests that do the same: the same chains, the same used
 //! rings, the same notifications.
 
 use guest_memory::{GuestAddress, GuestMemory, Mapping, Region, UserAddress};
@@ -6,10 +6,11 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use testkit::Rng;
 use virtio_queue::{Queue, QueueT};
 use virtio_spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 use virtqueue::driver::{Buffer, Driver};
-use virtqueue::{Token, Virtqueue};
+use virtqueue::{ChainToken, Virtqueue};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
 const MEMORY: usize = 0x10_0000;
@@ -39,15 +40,6 @@ fn rust_vmm(driver: &Driver) -> Queue {
     queue
 }
 
-struct Lcg(u64);
-
-impl Lcg {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % n
-    }
-}
-
 fn bytes(memory: &GuestMemory) -> Vec<u8> {
     let mut bytes = vec![0; MEMORY];
     memory.read(GuestAddress(0), &mut bytes).unwrap();
@@ -62,7 +54,7 @@ struct Pair {
     drivers: [Driver; 2],
     ours: Virtqueue,
     theirs: Queue,
-    open: Vec<(Token, u16)>,
+    open: Vec<(ChainToken, u16)>,
     event_idx: bool,
     interrupts: bool,
 }
@@ -87,7 +79,7 @@ impl Pair {
         }
     }
 
-    fn post(&mut self, rng: &mut Lcg, step: u64) {
+    fn post(&mut self, rng: &mut Rng, step: u64) {
         let readable = 1 + rng.below(3);
         let chain: Vec<Buffer> = (0..readable + rng.below(3))
             .map(|i| (GuestAddress(rng.below(MEMORY as u64)), rng.below(1 << 20) as u32, i >= readable))
@@ -102,7 +94,7 @@ impl Pair {
         assert_eq!(kicks[0], kicks[1], "step {step}: one of the devices wants a kick");
     }
 
-    fn pop(&mut self, chain: &mut virtqueue::Chain) -> bool {
+    fn pop(&mut self, chain: &mut virtqueue::DescriptorChain) -> bool {
         let theirs = self.theirs.pop_descriptor_chain(&self.b_as_theirs);
         let popped = self.ours.pop(chain).unwrap();
         assert_eq!(popped, theirs.is_some());
@@ -118,7 +110,7 @@ impl Pair {
 
     /// Uses one of the chains that are open. The first answer of rust-vmm's queue is always yes, and without event idx all are:
     /// it does not look at VIRTQ_AVAIL_F_NO_INTERRUPT.
-    fn complete(&mut self, rng: &mut Lcg, first: bool) {
+    fn complete(&mut self, rng: &mut Rng, first: bool) {
         let (token, head) = self.open.swap_remove(rng.below(self.open.len() as u64) as usize);
         let written = rng.below(1 << 32) as u32;
         self.ours.complete(token, written);
@@ -143,7 +135,7 @@ impl Pair {
 
 fn in_step(features: u64, size: u16, seed: u64) {
     let mut pair = Pair::new(features, size);
-    let (mut rng, mut chain) = (Lcg(seed), Virtqueue::chain(size));
+    let (mut rng, mut chain) = (Rng::new(seed), Virtqueue::chain(size));
     let (mut chains, mut completions) = (0, 0);
     for step in 0..20_000 {
         match rng.below(10) {

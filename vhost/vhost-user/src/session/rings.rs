@@ -8,7 +8,7 @@ use crate::request::Request;
 use crate::ring::{Ring, check_areas, check_kick, check_size, initial_base, signalled, start_base};
 use std::os::fd::OwnedFd;
 use virtio_spec::feature;
-use virtqueue::{RingAddresses, Setup};
+use virtqueue::{RingAddresses, RingSetup};
 
 impl Session {
     pub(super) fn set_size(&mut self, index: u32, num: u32, device: &mut dyn Backend) -> Result<(), Reason> {
@@ -136,9 +136,9 @@ impl Session {
     }
 
     /// The ring's setup as far as the front-end has described it: base and inflight region are left to the start.
-    pub(super) fn setup(&self, index: u16) -> Option<Setup> {
+    pub(super) fn setup(&self, index: u16) -> Option<RingSetup> {
         let ring = &self.rings[usize::from(index)];
-        Some(Setup {
+        Some(RingSetup {
             size: ring.size?,
             features: self.device_features()?,
             addresses: ring.addresses?,

@@ -16,7 +16,7 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_spec::blk::{Header, Range, request, status};
 use virtio_spec::feature;
-use virtqueue::Setup;
+use virtqueue::RingSetup;
 use virtqueue::driver::{Buffer, Driver};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -80,7 +80,7 @@ pub(crate) struct Vmm {
 
 /// What the monitor knows of a ring.
 pub(crate) struct Ring {
-    pub(crate) setup: Setup,
+    pub(crate) setup: RingSetup,
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
     pub(crate) err: EventFd,
@@ -171,7 +171,7 @@ pub(crate) fn connect(socket: &Path) -> Frontend {
 }
 
 /// What SET_VRING_ADDR says of a ring.
-pub(crate) fn ring_addresses(setup: &Setup, log_addr: Option<u64>) -> VringConfigData {
+pub(crate) fn ring_addresses(setup: &RingSetup, log_addr: Option<u64>) -> VringConfigData {
     VringConfigData {
         queue_max_size: setup.size,
         queue_size: setup.size,

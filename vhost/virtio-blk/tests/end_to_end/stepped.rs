@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_PACKED};
 use virtqueue::driver::{Driver, ring_len};
-use virtqueue::{Setup, Token, Virtqueue};
+use virtqueue::{RingSetup, ChainToken, Virtqueue};
 
 const REGION: u64 = 0x4000;
 const MEMORY: usize = 0x8000;
@@ -52,18 +52,18 @@ impl World {
         World { memory, driver, posted: BTreeMap::new(), next_chain: 0x10_0000, place }
     }
 
-    fn setup(&self) -> Setup {
+    fn setup(&self) -> RingSetup {
         let setup = self.driver.setup();
         let len = virtqueue::inflight::region_len(setup.packed(), setup.size);
         let window: Window = self.memory.user_window(UserAddress(REGION), len, 64).unwrap();
-        Setup { inflight: Some(window), ..setup }
+        RingSetup { inflight: Some(window), ..setup }
     }
 
     fn device(&self) -> Virtqueue {
         let mut setup = self.setup();
         let region = setup.inflight.take_if(|_| self.place);
         let mut queue = Virtqueue::new(self.memory.clone(), &setup).unwrap();
-        region.into_iter().for_each(|region| queue.note_place(region).unwrap());
+        region.into_iter().for_each(|region| queue.persist_ring_position(region).unwrap());
         queue
     }
 
@@ -96,8 +96,8 @@ impl World {
 /// Takes up to `limit` chains, completes and publishes them.
 fn serve(
     queue: &mut Virtqueue,
-    chain: &mut virtqueue::Chain,
-    open: &mut Vec<(Token, u32)>,
+    chain: &mut virtqueue::DescriptorChain,
+    open: &mut Vec<(ChainToken, u32)>,
     limit: u16,
     reversed: bool,
 ) {

@@ -7,23 +7,23 @@ use std::sync::atomic::Ordering::Relaxed;
 /// What was taken: its buffers.
 type Taken = Vec<Buffer>;
 
-fn buffers_of(chain: &Chain) -> Taken {
+fn buffers_of(chain: &DescriptorChain) -> Taken {
     let readable = chain.readable().iter().map(|d| (d.address, d.len, false));
     readable.chain(chain.writable().iter().map(|d| (d.address, d.len, true))).collect()
 }
 
 /// All that `pop` alone gives.
-fn slowly(queue: &mut Virtqueue, chain: &mut Chain) -> Vec<Taken> {
+fn slowly(queue: &mut Virtqueue, chain: &mut DescriptorChain) -> Vec<Taken> {
     std::iter::from_fn(|| queue.pop(chain).unwrap().then(|| buffers_of(chain))).collect()
 }
 
 /// A driver that adds single buffers mostly, and a device that takes them in batches and gives them back in any order.
 struct Fast {
     queue: Virtqueue,
-    chain: Chain,
-    rng: Lcg,
+    chain: DescriptorChain,
+    rng: Rng,
     /// Batches, and chains of any kind each alone, that are not given back.
-    open: Vec<(Option<Access>, Vec<Single>)>,
+    open: Vec<(Option<Access>, Vec<SingleBufferChain>)>,
     batched: usize,
 }
 
@@ -31,7 +31,7 @@ impl Fast {
     /// Takes a batch, or else a chain. Some of a batch are put back at times.
     fn take(&mut self, taken: &mut Vec<Taken>) -> bool {
         let access = if self.rng.below(2) == 0 { Access::Read } else { Access::Write };
-        let mut singles = [Single::default(); 32];
+        let mut singles = [SingleBufferChain::default(); 32];
         let count = self.queue.pop_singles(access, &mut singles[..1 + self.rng.below(32) as usize]);
         let kept = if self.rng.below(3) == 0 { self.rng.below(count as u64 + 1) as usize } else { count };
         singles[kept..count].iter().rev().for_each(|single| self.queue.unpop(single.token));
@@ -49,7 +49,8 @@ impl Fast {
             }
             taken.push(buffers_of(&self.chain));
             let token = self.chain.token();
-            let single = Single { token, written: u32::from(token.id()) + 1, ..Single::default() };
+            let single =
+                SingleBufferChain { token, written: u32::from(token.id()) + 1, ..SingleBufferChain::default() };
             self.open.push((None, vec![single]));
         }
         true
@@ -75,7 +76,7 @@ fn twins(features: u64, size: u16, seed: u64) -> usize {
     let memory = memory();
     let mut driver = Driver::new(&memory, RING, size, features);
     let queue = Virtqueue::new(memory.clone(), &driver.setup()).unwrap();
-    let mut fast = Fast { queue, chain: Virtqueue::chain(size), rng: Lcg(seed), open: Vec::new(), batched: 0 };
+    let mut fast = Fast { queue, chain: Virtqueue::chain(size), rng: Rng::new(seed), open: Vec::new(), batched: 0 };
     let mut chain = Virtqueue::chain(size);
     let mut table = 0;
     for round in 0..300 {
@@ -90,7 +91,8 @@ fn twins(features: u64, size: u16, seed: u64) -> usize {
                 kind => drop(driver.add(&[(at, 1 + kind as u32, (round + kind / 12) % 2 == 0)])),
             }
         }
-        let mut slow = Virtqueue::new(memory.clone(), &Setup { base: fast.queue.base(), ..driver.setup() }).unwrap();
+        let mut slow =
+            Virtqueue::new(memory.clone(), &RingSetup { base: fast.queue.base(), ..driver.setup() }).unwrap();
         let mut taken = Vec::new();
         while fast.take(&mut taken) {}
         assert_eq!(taken, slowly(&mut slow, &mut chain), "{features:#x} size {size} round {round}");
@@ -126,7 +128,7 @@ fn an_error_is_left_for_pop_behind_the_batch() {
     // The third head is outside the table.
     let avail = driver.setup().addresses.driver.0;
     memory.write(GuestAddress(avail + 4 + 2 * 2), &[8, 0]).unwrap();
-    let mut singles = [Single::default(); 8];
+    let mut singles = [SingleBufferChain::default(); 8];
     assert_eq!(queue.pop_singles(Access::Read, &mut singles), 2);
     assert_eq!(queue.pop_singles(Access::Read, &mut singles), 0);
     let error = queue.pop(&mut Virtqueue::chain(8)).unwrap_err();
@@ -145,7 +147,7 @@ fn a_ring_with_an_inflight_region_gives_no_batches() {
         let mut driver = Driver::new(&memory, RING, 8, packed);
         let mut queue = Virtqueue::new(memory.clone(), &setup(&driver, Some(region(packed != 0, 8)))).unwrap();
         driver.add(&[(GuestAddress(0), 1, false)]).unwrap();
-        assert_eq!(queue.pop_singles(Access::Read, &mut [Single::default(); 4]), 0);
+        assert_eq!(queue.pop_singles(Access::Read, &mut [SingleBufferChain::default(); 4]), 0);
         assert!(queue.pop(&mut Virtqueue::chain(8)).unwrap());
     }
 }
@@ -158,7 +160,7 @@ fn in_order_one_used_element_stands_for_a_batch_that_was_read() {
         let mut driver = Driver::new(&memory, RING, 8, packed | IN_ORDER);
         let mut queue = Virtqueue::new(memory.clone(), &driver.setup()).unwrap();
         let ids: Vec<_> = (0..5).map(|_| driver.add(&[(GuestAddress(0), 1, false)]).unwrap()).collect();
-        let mut singles = [Single::default(); 8];
+        let mut singles = [SingleBufferChain::default(); 8];
         assert_eq!(queue.pop_singles(Access::Read, &mut singles), 5);
         queue.complete_read(&singles[..5]);
         queue.flush();
@@ -187,10 +189,10 @@ fn what_batches_write_to_the_used_ring_is_logged_and_nothing_else() {
         let device = setup.addresses.device.0;
         let bits = Arc::new(GuestMemory::anonymous(4096).unwrap());
         let addresses = RingAddresses { used_log: Some(GuestAddress(device)), ..setup.addresses };
-        let mut queue = Virtqueue::new(memory.clone(), &Setup { addresses, ..setup.clone() }).unwrap();
+        let mut queue = Virtqueue::new(memory.clone(), &RingSetup { addresses, ..setup.clone() }).unwrap();
         queue.set_log(Some(DirtyLog::over(bits.user_window(UserAddress(0), 4096, 8).unwrap())));
         (0..SIZE).for_each(|_| assert!(driver.add(&[(GuestAddress(0), 1, true)]).is_some()));
-        let mut singles = [Single::default(); 50];
+        let mut singles = [SingleBufferChain::default(); 50];
         let mut given_back = 0;
         while given_back < usize::from(SIZE) {
             let count = queue.pop_singles(Access::Write, &mut singles);

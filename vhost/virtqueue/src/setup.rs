@@ -1,4 +1,4 @@
-//! Where a ring lies and how it is set up.
+//! Where a ring lies in memory, and how it is set up.
 
 use guest_memory::{GuestAddress, UserAddress, Window};
 use virtio_spec::feature;
@@ -16,9 +16,9 @@ pub struct RingAddresses {
     pub used_log: Option<GuestAddress>,
 }
 
-/// All that a ring needs to start.
+/// The parameters with which a ring starts.
 #[derive(Clone, Debug)]
-pub struct Setup {
+pub struct RingSetup {
     /// Entries. Split: a power of two. At most 32,768.
     pub size: u16,
     /// Negotiated virtio features.
@@ -28,11 +28,11 @@ pub struct Setup {
     /// Where to go on, as SET_VRING_BASE has it. Split: the next available index. Packed: available index (bits 0-14) and its
     /// wrap counter (15); the used half (16-31) equals it and is not looked at.
     pub base: u32,
-    /// This ring's part of the inflight region, zeroed or left by the process before us.
+    /// This ring's part of the inflight region, zeroed or left by the process before this one.
     pub inflight: Option<Window>,
 }
 
-impl Setup {
+impl RingSetup {
     /// Whether the ring is a packed one.
     pub fn packed(&self) -> bool {
         self.features & feature::RING_PACKED != 0
