@@ -12,7 +12,7 @@ use guest_memory::{GuestAddress, GuestMemory, UserAddress};
 use std::sync::Arc;
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED, VERSION_1};
 use virtqueue::driver::{Buffer, Driver};
-use virtqueue::{DescriptorChain, ChainToken, Virtqueue, inflight};
+use virtqueue::{Chain, Token, Virtqueue, inflight};
 
 const SIZE: u16 = 512;
 const BATCHES: [usize; 4] = [1, 8, 32, 128];
@@ -56,8 +56,8 @@ const SHAPES: [Shape; 7] = [
 struct Rig {
     driver: Driver,
     queue: Virtqueue,
-    chain: DescriptorChain,
-    tokens: Vec<ChainToken>,
+    chain: Chain,
+    tokens: Vec<Token>,
     buffers: Vec<Buffer>,
     indirect: bool,
     next_table: u64,

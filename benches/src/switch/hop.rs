@@ -13,7 +13,7 @@ use port::{Counters, Port, PortShard};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use virtio_net::{EventSink, NetController, NetParams, Role};
+use virtio_net::{DeviceEventSink, NetController, NetParams, Role};
 
 /// Bursts that go round, each way: as testpmd's `start tx_first 8`.
 const BURSTS: usize = 8;
@@ -56,7 +56,7 @@ pub(super) fn ours(plan: &Plan, sluice: &Sluice, mempool: &Mempool, layout: &str
         workers: vec![worker.clone()],
         pool: pool.clone(),
     };
-    let controller = NetController::start(params, EventSink::new(16).0)?;
+    let controller = NetController::start(params, DeviceEventSink::new(16).0)?;
     let (send, driver_comes) = bounded(1);
     let ring = Ring { guest: controller.open_shard(worker)?, driver: None, driver_comes, pool, burst: Burst::new() };
     let id = worker.add("hop", Box::new(ring));

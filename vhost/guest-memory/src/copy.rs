@@ -6,10 +6,11 @@ const SHORT: usize = 256;
 /// Copies `len` bytes.
 ///
 /// # Safety
-/// As of [`std::ptr::copy_nonoverlapping`].
+/// The same as of [`std::ptr::copy_nonoverlapping`].
 #[inline(always)]
 pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: as the caller promises.
+    // SAFETY: `copy_nonoverlapping` asks for what this function asks its caller for; `ends::<N>` also for a length from `N` to
+    // `2 * N`, which the patterns give.
     unsafe {
         match len {
             8..=16 => ends::<8>(from, to, len),
@@ -25,7 +26,7 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
 /// Copies a block from the start and one that ends at the end. No loop, which the compiler would take for a memcpy to call.
 ///
 /// # Safety
-/// As of [`std::ptr::copy_nonoverlapping`]; `len` is from `N` to `2 * N`.
+/// The same as of [`std::ptr::copy_nonoverlapping`]; `len` is from `N` to `2 * N`.
 #[inline(always)]
 unsafe fn ends<const N: usize>(from: *const u8, to: *mut u8, len: usize) {
     let last = len - N;

@@ -1,4 +1,4 @@
-//! The migration log: a bitmap of guest pages that we wrote (vhost-user, "Migration").
+//! The migration log: a bitmap of guest pages that the device wrote (vhost-user, "Migration").
 
 use crate::{GuestAddress, Mapping, Region, UserAddress, Window};
 use memory::IoBuffers;

@@ -1,7 +1,7 @@
 //! The only code that turns a guest address into bytes.
 //!
 //! A front-end shares its guest's memory as file descriptors. [`GuestMemory`] is one epoch of that table: immutable, shared, and
-//! unmapped by whoever drops the last reference (the session, off the poll cores). Four views lead into it:
+//! unmapped with the last reference to it (by the session, off the poll cores). Four views lead into it:
 //!
 //! - [`GuestMemory::read`] and [`write`](GuestMemory::write) copy small things (headers, status bytes);
 //! - [`Span`] is a buffer that lies in one region, for a device that copies many: looked up once, fetched early;
@@ -9,9 +9,9 @@
 //!   copy;
 //! - [`Window`] is a ring area with a fixed place, checked once and then read and written with the right atomics.
 //!
-//! The guest writes this memory while we look at it. So nothing here hands out a reference into it: bytes are copied once, and
-//! only the copy is believed. An address outside the table is an [`AccessError`], never a fault; a file that is truncated under
-//! us is caught by [`sigbus`].
+//! The guest writes this memory while the device reads it. So nothing here hands out a reference into it: bytes are copied once, and
+//! only the copy is believed. An address outside the table is an [`AccessError`], never a fault; a file that is truncated
+//! meanwhile is caught by [`sigbus`].
 
 #![allow(unsafe_code)] // raw pointers into memory that another process shares and changes
 
@@ -39,13 +39,13 @@ pub struct GuestAddress(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UserAddress(pub u64);
 
-/// Why a range could not be reached.
+/// A range that is not in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("range {address:#x}+{len:#x} is not in guest memory")]
 pub struct AccessError {
-    /// Where the range starts.
+    /// First address of the range.
     pub address: u64,
-    /// Its bytes.
+    /// Bytes of the range.
     pub len: u64,
 }
 
@@ -91,7 +91,7 @@ impl Region {
         false
     }
 
-    /// Whether the file behind it was truncated under us.
+    /// Whether the file behind the region was truncated while it was mapped.
     pub fn is_truncated(&self) -> bool {
         self.mapping.is_truncated()
     }
@@ -107,7 +107,7 @@ struct Extent {
 
 // SAFETY: an address of a mapping, which the table keeps alive; all access goes through raw copies and atomics.
 unsafe impl Send for Extent {}
-// SAFETY: as above.
+// SAFETY: an address of a mapping, which the table keeps alive; all access goes through raw copies and atomics.
 unsafe impl Sync for Extent {}
 
 /// One epoch of a guest's memory table.
@@ -133,7 +133,7 @@ impl GuestMemory {
     }
 
     /// Zeroed private memory of `len` bytes at guest address 0, whose front-end addresses equal its guest addresses: for
-    /// requests of our own and for tests.
+    /// tests.
     pub fn anonymous(len: usize) -> Result<GuestMemory, MapError> {
         let region = Region::new(GuestAddress(0), UserAddress(0), Mapping::anonymous(len)?).map_err(MapError::Range)?;
         GuestMemory::new(vec![Arc::new(region)]).map_err(MapError::Range)
@@ -144,7 +144,7 @@ impl GuestMemory {
         &self.regions
     }
 
-    /// Whether the file behind any region was truncated under us.
+    /// Whether the file behind any region was truncated while it was mapped.
     pub fn is_truncated(&self) -> bool {
         self.regions.iter().any(|r| r.is_truncated())
     }
@@ -155,7 +155,7 @@ impl GuestMemory {
         for extent in &self.extents {
             let offset = address.wrapping_sub(extent.guest);
             if offset < extent.len {
-                // SAFETY: inside the mapping.
+                // SAFETY: `offset` is less than the length of the mapping at `host`.
                 let host = unsafe { extent.host.add(offset as usize) };
                 return Ok((host, len.min(extent.len - offset)));
             }
@@ -198,7 +198,8 @@ impl GuestMemory {
     pub fn read(&self, address: GuestAddress, bytes: &mut [u8]) -> Result<(), AccessError> {
         let to = bytes.as_mut_ptr();
         self.for_each_span(address, bytes.len(), |host, at, run| {
-            // SAFETY: `span` checked that `run` bytes at `host` are mapped; `bytes` is ours alone and has them at `at`.
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped; `bytes` is a unique borrow and has `run` bytes
+            // at `at`.
             unsafe { copy(host, to.add(at), run) }
         })
     }
@@ -208,7 +209,8 @@ impl GuestMemory {
     pub fn write(&self, address: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
         let from = bytes.as_ptr();
         self.for_each_span(address, bytes.len(), |host, at, run| {
-            // SAFETY: `span` checked that `run` bytes at `host` are mapped; the guest may race, which is its own loss.
+            // SAFETY: `span` checked that `run` bytes at `host` are mapped; a guest that writes there
+            // too spoils its own data only.
             unsafe { copy(from.add(at), host, run) }
         })
     }

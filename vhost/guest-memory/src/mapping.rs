@@ -3,7 +3,7 @@
 use crate::{AccessError, sigbus};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Why memory could not be mapped.
+/// Memory that could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// Size or offset do not fit the file.
@@ -46,7 +46,7 @@ pub struct Mapping {
 
 // SAFETY: the mapping is plain shared memory; all access goes through raw copies and atomics.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: the mapping is plain shared memory; all access goes through raw copies and atomics.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -84,7 +84,7 @@ impl Mapping {
         false
     }
 
-    /// Whether the file was truncated under us.
+    /// Whether the file was truncated while it was mapped.
     pub fn is_truncated(&self) -> bool {
         self.watch.as_ref().is_some_and(sigbus::Watch::hit)
     }
@@ -101,7 +101,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         self.watch = None;
-        // SAFETY: we mapped exactly this and nobody can reach it any more: every view holds a reference to its region.
+        // SAFETY: the range is what `map` returned, and every view of it holds a reference to its region, so none is left.
         unsafe { libc::munmap(self.base.cast(), self.mapped) };
     }
 }
@@ -135,8 +135,8 @@ fn is_hugetlb(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::fstatfs(fd.as_raw_fd(), &mut fs) == 0 && fs.f_type as i64 == HUGETLBFS_MAGIC }
 }
 
-/// A memfd sealed against shrinking cannot be truncated under us; everything else can. Of huge pages, sealed or not, there may be
-/// none left when we touch a hole.
+/// A memfd sealed against shrinking cannot be truncated while it is mapped; everything else can. Of huge pages, sealed or not,
+/// there may be none left when a hole is touched.
 fn may_fault(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: F_GET_SEALS reads a property of an open descriptor.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };

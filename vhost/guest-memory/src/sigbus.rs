@@ -1,6 +1,6 @@
-//! A peer may truncate the file behind its memory while we read it; the kernel then raises SIGBUS on our access.
+//! A peer may truncate the file behind its memory while it is mapped here; the kernel then raises SIGBUS on an access.
 //!
-//! The handler looks the address up in a fixed table of watched ranges. If it is ours, it marks the range as hit and puts zeroed
+//! The handler looks the address up in a fixed table of watched ranges. If a range has it, the handler marks the range as hit and puts zeroed
 //! private memory in the place of the lost pages: the access that faulted goes on, the device that owns the range is found
 //! broken at its next check and is quarantined alone. Any other SIGBUS is the process's own bug and ends it as by default.
 
@@ -10,16 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// Ranges that can be watched at a time: regions of all devices together.
 pub const MAX_WATCHED: usize = 4096;
 
-struct Slot {
+struct WatchSlot {
     /// Start address; 0 when free, 1 while being set up.
     start: AtomicUsize,
     len: AtomicUsize,
     hit: AtomicBool,
 }
 
-impl Slot {
+impl WatchSlot {
     /// The watched range, if it has `address`.
-    fn holds(&self, address: usize) -> Option<(&Slot, usize, usize)> {
+    fn holds(&self, address: usize) -> Option<(&WatchSlot, usize, usize)> {
         let start = self.start.load(Ordering::Acquire);
         let len = self.len.load(Ordering::Acquire);
         // The second look: another thread may have given the slot to another range in between.
@@ -28,8 +28,9 @@ impl Slot {
     }
 }
 
-static SLOTS: [Slot; MAX_WATCHED] =
-    [const { Slot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), hit: AtomicBool::new(false) } }; MAX_WATCHED];
+static SLOTS: [WatchSlot; MAX_WATCHED] =
+    [const { WatchSlot { start: AtomicUsize::new(0), len: AtomicUsize::new(0), hit: AtomicBool::new(false) } };
+        MAX_WATCHED];
 static INSTALL: Once = Once::new();
 
 const FREE: usize = 0;
@@ -55,7 +56,8 @@ impl Drop for Watch {
 /// Watches `len` bytes of mapped memory at `start`. `None` when the table is full: the range then is not protected.
 pub(crate) fn watch(start: usize, len: usize) -> Option<Watch> {
     INSTALL.call_once(install);
-    let free = |slot: &&Slot| slot.start.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok();
+    let free =
+        |slot: &&WatchSlot| slot.start.compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok();
     let index = SLOTS.iter().position(|slot| free(&slot))?;
     SLOTS[index].hit.store(false, Ordering::Relaxed);
     SLOTS[index].len.store(len, Ordering::Release);
@@ -78,13 +80,13 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let address = unsafe { (*info).si_addr() } as usize;
     if let Some((slot, start, len)) = SLOTS.iter().find_map(|slot| slot.holds(address)) {
-        // The mark first: whoever reads a zero of ours also sees why.
+        // The mark first: a thread that reads one of the zeros then sees the mark.
         slot.hit.store(true, Ordering::SeqCst);
         if overlay(start, len) {
             return;
         }
     }
-    // Not ours: back to the default, and the access faults again.
+    // Not of a watched range: back to the default, and the access faults again.
     // SAFETY: sets a signal's default disposition.
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
 }
@@ -92,7 +94,8 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 /// Replaces a whole watched range by zeroed private memory: the device is lost anyway, and huge pages need no care.
 fn overlay(start: usize, len: usize) -> bool {
     let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: the range is a live mapping of ours (its watch is dropped before it is unmapped); mmap is a plain system call.
+    // SAFETY: the range is a live mapping of this process, since its watch is dropped before it is unmapped; `MAP_FIXED` replaces
+    // nothing else.
     let got = unsafe { libc::mmap(start as *mut _, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
     got != libc::MAP_FAILED
 }

@@ -27,7 +27,7 @@ impl Span<'_> {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the span has no byte.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -47,19 +47,19 @@ impl Span<'_> {
         }
     }
 
-    /// Copies out, from `offset`. The span has as many bytes: that is the caller's own arithmetic.
+    /// Copies out, from `offset`. The span has as many bytes, else this panics.
     #[inline(always)]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         self.check(offset, bytes.len());
-        // SAFETY: inside the span by the assertion; `bytes` is ours alone.
+        // SAFETY: inside the span by the assertion, so mapped (`new`); `bytes` is a unique borrow.
         unsafe { copy(self.host.add(offset).as_ptr(), bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    /// Copies in, at `offset`. The span has as many bytes: that is the caller's own arithmetic.
+    /// Copies in, at `offset`. The span has as many bytes, else this panics.
     #[inline(always)]
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         self.check(offset, bytes.len());
-        // SAFETY: inside the span by the assertion; the guest may race, which is its own loss.
+        // SAFETY: inside the span by the assertion, so mapped (`new`); a guest that writes there too spoils its own data only.
         unsafe { copy(bytes.as_ptr(), self.host.add(offset).as_ptr(), bytes.len()) }
     }
 

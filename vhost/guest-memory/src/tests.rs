@@ -2,7 +2,7 @@ use super::*;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 fn memfd(len: u64) -> std::fs::File {
-    // SAFETY: creates a descriptor that we own.
+    // SAFETY: `memfd_create` gives a new descriptor, which nothing else owns.
     let fd = unsafe { OwnedFd::from_raw_fd(libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC)) };
     let file = std::fs::File::from(fd);
     file.set_len(len).unwrap();
@@ -60,7 +60,7 @@ fn a_mapping_larger_than_its_file_is_refused() {
 }
 
 #[test]
-fn a_file_truncated_under_us_marks_its_region_only() {
+fn a_truncated_file_marks_its_region_only() {
     let (file, other) = (memfd(0x4000), region(0x10000, 0x10000, 0x1000));
     let mapping = Mapping::shared(file.as_fd(), 0, 0x4000).unwrap();
     let lost = Arc::new(Region::new(GuestAddress(0), UserAddress(0), mapping).unwrap());
@@ -77,7 +77,7 @@ fn a_file_truncated_under_us_marks_its_region_only() {
 #[test]
 fn huge_pages_that_are_not_there_are_survived_even_when_sealed() {
     let flags = libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_ALLOW_SEALING;
-    // SAFETY: creates a descriptor that we own, or fails with -1.
+    // SAFETY: the name is a C string; the call gives a new descriptor, or -1.
     let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), flags) };
     if fd < 0 {
         println!("skipped: this kernel has no huge pages");
@@ -92,7 +92,7 @@ fn huge_pages_that_are_not_there_are_survived_even_when_sealed() {
     }
     let len = 4 << 20;
     file.set_len(len).unwrap();
-    // SAFETY: seals a descriptor of ours.
+    // SAFETY: `fd` is open; the call takes no pointer.
     assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) }, 0);
     let mapping = Mapping::shared(file.as_fd(), 0, len).unwrap();
     let region = Region::new(GuestAddress(0), UserAddress(0), mapping).unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 /// A range of shared memory with a fixed place, for rings and for inflight and log areas.
 ///
-/// Offsets come from our own indices, reduced by the ring's size, so one outside is a bug of ours and asserts. All access is
+/// Offsets come from the device's own indices, reduced by the ring's size, so one outside is a bug and panics. All access is
 /// atomic in the width of the field; values are little endian, as virtio 1.x has them.
 #[derive(Clone, Debug)]
 pub struct Window {

@@ -1,8 +1,9 @@
-//! A device that serves: its socket, the thread of its sessions, and a hand on both.
+//! A device that serves: its socket, the thread of its sessions, and the control of both.
 
-use crate::placement::{MoveError, Place, Placement};
-use crate::{Device, Queues};
+use crate::placement::{MoveQueueError, Placement, QueuePlace};
+use crate::{Quarantine, VhostDevice, WorkerQueues};
 use engine::WorkerHandle;
+use invalid::Invalid;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,19 +12,12 @@ use vhost_user::{Backend, Change, Control, Endpoint, Properties, Refusal, Sessio
 /// How long a controller that is stopped waits for what is in flight before it gives it up.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Why a controller could not be made.
+/// A controller that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
     /// A parameter is out of its range.
-    #[error("{field}: got {got}, expected {expected}")]
-    Invalid {
-        /// The parameter.
-        field: &'static str,
-        /// What was given.
-        got: u64,
-        /// What is accepted.
-        expected: String,
-    },
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
     /// The socket could not be made.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -34,29 +28,33 @@ pub enum ControllerError {
 
 /// A controller at one moment.
 #[derive(Clone)]
-pub struct Report {
+pub struct ControllerReport {
     /// The session with the front-end.
     pub session: SessionStatus,
-    /// The device takes nothing until its front-end sets it up again; the event said why.
-    pub quarantined: bool,
+    /// Why the device takes nothing until its front-end sets it up again; `None` while it works.
+    pub quarantine: Option<Quarantine>,
     /// Chains in flight, as the workers told last.
     pub in_flight: u32,
-    /// Its queues.
-    pub queues: Vec<Place>,
+    /// The queues of the device.
+    pub queues: Vec<QueuePlace>,
 }
 
 /// A device behind a socket. Serves until it is dropped: that ends the session and waits for what is in flight, but not for ever.
-pub struct Controller<D: Device> {
+pub struct DeviceController<D: VhostDevice> {
     placement: Arc<Placement<D>>,
     control: Control,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<D: Device> Controller<D> {
-    /// Makes the socket and starts to serve `device` on it. Its queues are dealt to `workers` in turn.
-    pub fn start(device: D, endpoint: Endpoint, workers: &[WorkerHandle]) -> Result<Controller<D>, ControllerError> {
+impl<D: VhostDevice> DeviceController<D> {
+    /// Makes the socket and starts to serve `device` on it. Its queues are assigned to `workers` round-robin.
+    pub fn start(
+        device: D,
+        endpoint: Endpoint,
+        workers: &[WorkerHandle],
+    ) -> Result<DeviceController<D>, ControllerError> {
         if workers.is_empty() {
-            return Err(ControllerError::Invalid { field: "workers", got: 0, expected: "at least one".to_owned() });
+            return Err(Invalid::new("workers", 0, "at least one").into());
         }
         let socket = Socket::open(endpoint)?;
         let name = format!("vhost-{}", device.health().name());
@@ -67,7 +65,7 @@ impl<D: Device> Controller<D> {
             .name(name)
             .spawn(move || vhost_user::serve(&socket, &mut session, &handle))
             .map_err(ControllerError::Thread)?;
-        Ok(Controller { placement, control, thread: Some(thread) })
+        Ok(DeviceController { placement, control, thread: Some(thread) })
     }
 
     /// The device.
@@ -75,13 +73,13 @@ impl<D: Device> Controller<D> {
         self.placement.device()
     }
 
-    /// Opens the device on `worker`, where [`Device::source`] leaves that to others. Queues that wait for the worker come first.
-    pub fn open(&self, worker: &WorkerHandle) -> Queues<D::Queue> {
+    /// Opens the device on `worker`, where [`VhostDevice::source`] leaves that to others. Queues that wait for the worker come first.
+    pub fn open(&self, worker: &WorkerHandle) -> WorkerQueues<D::DeviceQueue> {
         self.placement.open(worker)
     }
 
     /// Moves a queue to another worker while it serves.
-    pub fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
+    pub fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveQueueError> {
         self.placement.move_queue(index, worker)
     }
 
@@ -91,23 +89,23 @@ impl<D: Device> Controller<D> {
         self.control.config_changed();
     }
 
-    /// Where its queues are.
-    pub fn places(&self) -> Vec<Place> {
+    /// Where the queues of the device are.
+    pub fn places(&self) -> Vec<QueuePlace> {
         self.placement.places()
     }
 
-    /// What it is doing.
-    pub fn report(&self) -> Report {
-        Report {
+    /// The state of the controller and of its queues.
+    pub fn report(&self) -> ControllerReport {
+        ControllerReport {
             session: self.control.status(),
-            quarantined: self.device().health().is_quarantined(),
+            quarantine: self.device().health().quarantine_reason(),
             in_flight: self.placement.in_flight(),
             queues: self.places(),
         }
     }
 }
 
-impl<D: Device> Drop for Controller<D> {
+impl<D: VhostDevice> Drop for DeviceController<D> {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.control.stop();
@@ -116,15 +114,15 @@ impl<D: Device> Drop for Controller<D> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.placement.abandon();
-        drop(thread.join());
+        let _ = thread.join(); // A session that panicked has said so.
         self.placement.close();
     }
 }
 
 /// The session's hold on the device.
-struct Session<D: Device>(Arc<Placement<D>>);
+struct Session<D: VhostDevice>(Arc<Placement<D>>);
 
-impl<D: Device> Backend for Session<D> {
+impl<D: VhostDevice> Backend for Session<D> {
     fn properties(&self) -> Properties {
         self.0.device().properties()
     }

@@ -1,18 +1,18 @@
 //! What is a device type's own.
 
-use crate::{Fault, Health, Queue, Queues};
+use crate::{DeviceFault, DeviceHealth, DeviceQueue, WorkerQueues};
 use engine::{Source, WorkerHandle};
 use vhost_user::{Change, Properties, Refusal, RingStart};
 
 /// A device of some type. All calls come from control threads and may wait.
-pub trait Device: Send + Sync + 'static {
-    /// Its queues.
-    type Queue: Queue;
+pub trait VhostDevice: Send + Sync + 'static {
+    /// A queue of the device.
+    type DeviceQueue: DeviceQueue;
 
-    /// Its name, where its events go, and whether it is in quarantine.
-    fn health(&self) -> &Health;
+    /// The device's name, where its events go, and whether it is in quarantine.
+    fn health(&self) -> &DeviceHealth;
 
-    /// What it offers. Read at the start of each session; the number of queues does not change.
+    /// What the device offers. Read at the start of each session; the number of queues does not change.
     fn properties(&self) -> Properties;
 
     /// Copies configuration space from `offset`. A range that is not wholly inside is refused. Only with CONFIG in the
@@ -22,11 +22,15 @@ pub trait Device: Send + Sync + 'static {
     }
 
     /// Makes a queue that the front-end starts.
-    fn queue(&self, start: RingStart) -> Result<Self::Queue, Fault>;
+    fn queue(&self, start: RingStart) -> Result<Self::DeviceQueue, DeviceFault>;
 
-    /// What serves `queues` on `worker`: called when the first queue comes there. `None`: somebody else opens the device there
-    /// ([`Controller::open`](crate::Controller::open)), and the queue waits until then.
-    fn source(&self, _worker: &WorkerHandle, _queues: Queues<Self::Queue>) -> Result<Option<Box<dyn Source>>, Refusal> {
+    /// What serves `queues` on `worker`: called when the first queue comes there. `None`: the device is opened there from outside
+    /// ([`DeviceController::open`](crate::DeviceController::open)), and the queue waits until then.
+    fn source(
+        &self,
+        _worker: &WorkerHandle,
+        _queues: WorkerQueues<Self::DeviceQueue>,
+    ) -> Result<Option<Box<dyn Source>>, Refusal> {
         Ok(None)
     }
 

@@ -2,34 +2,40 @@
 
 use crate::Vring;
 use crossbeam::channel;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use virtqueue::QueueError;
 
-/// Something happened to a controller.
+/// Something happened to a device.
 #[derive(Clone, Debug)]
-pub struct Event {
-    /// Its name.
+pub struct DeviceEvent {
+    /// The name of the device's controller.
     pub controller: Arc<str>,
-    /// What happened.
-    pub kind: EventKind,
+    /// What happened to the device.
+    pub kind: DeviceEventKind,
 }
 
-/// What happened.
+/// What happened to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
+pub enum DeviceEventKind {
     /// The device takes nothing more until its front-end sets it up again.
-    Quarantined {
-        /// The queue that showed it.
-        queue: u16,
-        /// Why.
-        fault: Fault,
-    },
+    Quarantined(Quarantine),
 }
 
-/// Why a device was quarantined.
+/// Why a device takes nothing more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+#[error("queue {queue}: {fault}")]
+pub struct Quarantine {
+    /// The queue that showed the fault.
+    pub queue: u16,
+    /// The fault of the driver or of the front-end.
+    pub fault: DeviceFault,
+}
+
+/// A fault of a driver or a front-end, for which its device is quarantined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceFault {
     /// The driver broke the ring.
     #[error(transparent)]
     Ring(#[from] QueueError),
@@ -44,37 +50,38 @@ pub enum Fault {
     Truncated,
 }
 
-/// Takes events from workers and sessions. Never waits: when nobody reads, events are lost and counted by the reader's absence.
+/// Takes events from workers and sessions. Never waits: while its channel is full or closed, events are lost.
 #[derive(Clone, Debug)]
-pub struct EventSink(channel::Sender<Event>);
+pub struct DeviceEventSink(channel::Sender<DeviceEvent>);
 
-impl EventSink {
+impl DeviceEventSink {
     /// A sink and the end to read, with room for `capacity` events.
-    pub fn new(capacity: usize) -> (EventSink, channel::Receiver<Event>) {
+    pub fn new(capacity: usize) -> (DeviceEventSink, channel::Receiver<DeviceEvent>) {
         let (sender, receiver) = channel::bounded(capacity);
-        (EventSink(sender), receiver)
+        (DeviceEventSink(sender), receiver)
     }
 
     /// Reports an event of a controller.
-    pub fn send(&self, controller: &Arc<str>, kind: EventKind) {
-        // Full or closed: a worker cannot wait for a reader.
-        drop(self.0.try_send(Event { controller: controller.clone(), kind }));
+    pub fn send(&self, controller: &Arc<str>, kind: DeviceEventKind) {
+        let _ = self.0.try_send(DeviceEvent { controller: controller.clone(), kind }); // A worker cannot wait for a reader.
     }
 }
 
 /// Whether a device is in quarantine; shared by its session and its workers.
 #[derive(Debug)]
-pub struct Health {
+pub struct DeviceHealth {
     name: Arc<str>,
     /// Set by the worker that finds a fault, cleared by the session when all rings are stopped.
     quarantined: AtomicBool,
-    events: EventSink,
+    /// The reason, while `quarantined` is set.
+    reason: Mutex<Option<Quarantine>>,
+    events: DeviceEventSink,
 }
 
-impl Health {
-    /// Of a device that works.
-    pub fn new(name: Arc<str>, events: EventSink) -> Health {
-        Health { name, quarantined: AtomicBool::new(false), events }
+impl DeviceHealth {
+    /// The health of a device that works.
+    pub fn new(name: Arc<str>, events: DeviceEventSink) -> DeviceHealth {
+        DeviceHealth { name, quarantined: AtomicBool::new(false), reason: Mutex::default(), events }
     }
 
     /// The device's name.
@@ -88,11 +95,18 @@ impl Health {
         self.quarantined.load(Ordering::Relaxed)
     }
 
+    /// Why the device takes nothing; `None` while it works.
+    pub fn quarantine_reason(&self) -> Option<Quarantine> {
+        *self.reason.lock()
+    }
+
     /// Stops the device: it takes nothing more; what is in flight ends as usual.
     #[cold]
-    pub fn quarantine(&self, vring: &mut Vring, fault: Fault) {
+    pub fn quarantine(&self, vring: &mut Vring, fault: DeviceFault) {
         if !self.quarantined.swap(true, Ordering::Relaxed) {
-            self.events.send(&self.name, EventKind::Quarantined { queue: vring.index, fault });
+            let reason = Quarantine { queue: vring.index, fault };
+            *self.reason.lock() = Some(reason);
+            self.events.send(&self.name, DeviceEventKind::Quarantined(reason));
             vring.report_broken();
         }
     }
@@ -100,5 +114,6 @@ impl Health {
     /// All rings are stopped: the device may start again.
     pub fn recover(&self) {
         self.quarantined.store(false, Ordering::Relaxed);
+        *self.reason.lock() = None;
     }
 }

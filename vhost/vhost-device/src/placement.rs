@@ -1,13 +1,14 @@
 //! Which queue is where, and how to get at it.
 
-use crate::{Command, Device, Queue, Queues, Update};
+use crate::{DeviceQueue, QueueCommand, QueueUpdate, VhostDevice, WorkerQueues};
 use crossbeam::channel;
 use engine::{Sender, SourceId, WakeSet, WorkerHandle, mailbox};
 use guest_memory::GuestMemory;
+use parking_lot::{Mutex, MutexGuard};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vhost_user::{Change, Refusal, RingStart};
 
@@ -17,33 +18,33 @@ const INBOX: usize = 64;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// A device, and which worker has which of its queues.
-pub(crate) struct Placement<D: Device> {
+pub(crate) struct Placement<D: VhostDevice> {
     device: D,
     /// Held through a whole change, waits included: session and control do not change the same queue at a time.
     changing: Mutex<()>,
     /// Held for a look only.
-    inner: Mutex<Inner<D::Queue>>,
+    inner: Mutex<Inner<D::DeviceQueue>>,
     /// The device is torn down without regard for what is in flight.
     abandoned: AtomicBool,
 }
 
 struct Inner<Q> {
     opened: Vec<Opened<Q>>,
-    places: Vec<(Place, Home<Q>)>,
+    places: Vec<(QueuePlace, QueueLocation<Q>)>,
 }
 
 /// A worker that serves the device.
 struct Opened<Q> {
     worker: WorkerHandle,
-    inbox: Sender<Command<Q>>,
+    inbox: Sender<QueueCommand<Q>>,
     in_flight: Arc<AtomicU32>,
-    /// What we added to the worker; `None` where somebody else did.
+    /// The source that the placement added to the worker; `None` where the device was opened from outside.
     source: Option<SourceId>,
 }
 
 /// A queue at one moment.
 #[derive(Clone)]
-pub struct Place {
+pub struct QueuePlace {
     /// The worker that serves it, or will when it starts.
     pub worker: WorkerHandle,
     /// The front-end has started it.
@@ -54,21 +55,21 @@ pub struct Place {
     pub size: u16,
     /// Packed layout.
     pub packed: bool,
-    /// Our own copy: what a worker's wake set watches must be open until the set has let go of it.
+    /// A copy of the kick: what a worker's wake set watches must be open until the set has let go of it.
     kick: Option<Arc<OwnedFd>>,
 }
 
 /// Where a started queue is.
-enum Home<Q> {
+enum QueueLocation<Q> {
     /// On its worker, or not started.
-    Worker,
-    /// Here: its worker has not opened the device yet.
-    Here(Box<Q>),
+    OnWorker,
+    /// Here, until its worker opens the device.
+    Parked(Box<Q>),
 }
 
-/// Why a queue could not be moved. It stays where it was.
+/// A queue that could not be moved. It stays where it was.
 #[derive(Debug, thiserror::Error)]
-pub enum MoveError {
+pub enum MoveQueueError {
     /// No such queue.
     #[error("queue: got {got}, expected 0 to {last}")]
     NoSuchQueue {
@@ -85,10 +86,10 @@ pub enum MoveError {
     Refused(u16, Refusal),
 }
 
-impl<D: Device> Placement<D> {
-    /// A device with its queues dealt to `workers`, at least one, in turn.
+impl<D: VhostDevice> Placement<D> {
+    /// A device with its queues assigned to `workers`, at least one, round-robin.
     pub(crate) fn new(device: D, workers: &[WorkerHandle]) -> Placement<D> {
-        let place = |worker: &WorkerHandle| Place {
+        let place = |worker: &WorkerHandle| QueuePlace {
             worker: worker.clone(),
             started: false,
             enabled: false,
@@ -96,8 +97,8 @@ impl<D: Device> Placement<D> {
             packed: false,
             kick: None,
         };
-        let dealt = workers.iter().cycle().take(usize::from(device.properties().queues));
-        let places = dealt.map(|worker| (place(worker), Home::Worker)).collect();
+        let assigned = workers.iter().cycle().take(usize::from(device.properties().queues));
+        let places = assigned.map(|worker| (place(worker), QueueLocation::OnWorker)).collect();
         let inner = Mutex::new(Inner { opened: Vec::new(), places });
         Placement { device, changing: Mutex::default(), inner, abandoned: AtomicBool::new(false) }
     }
@@ -107,14 +108,14 @@ impl<D: Device> Placement<D> {
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().expect("no panic under this lock")
+        self.changing.lock()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner<D::Queue>> {
-        self.inner.lock().expect("no panic under this lock")
+    fn lock(&self) -> MutexGuard<'_, Inner<D::DeviceQueue>> {
+        self.inner.lock()
     }
 
-    pub(crate) fn places(&self) -> Vec<Place> {
+    pub(crate) fn places(&self) -> Vec<QueuePlace> {
         self.lock().places.iter().map(|(place, _)| place.clone()).collect()
     }
 
@@ -123,13 +124,13 @@ impl<D: Device> Placement<D> {
     }
 
     /// Opens the device on `worker`. Queues that wait for the worker are the first.
-    pub(crate) fn open(&self, worker: &WorkerHandle) -> Queues<D::Queue> {
+    pub(crate) fn open(&self, worker: &WorkerHandle) -> WorkerQueues<D::DeviceQueue> {
         let _change = self.change();
         let mut inner = self.lock();
         let (opened, queues) = inner.queues_on(worker);
-        for (_, home) in inner.places.iter_mut().filter(|(place, _)| place.worker.id() == worker.id()) {
-            if let Home::Here(queue) = std::mem::replace(home, Home::Worker) {
-                drop(opened.inbox.send(Command::Add(queue)));
+        for (_, location) in inner.places.iter_mut().filter(|(place, _)| place.worker.id() == worker.id()) {
+            if let QueueLocation::Parked(queue) = std::mem::replace(location, QueueLocation::OnWorker) {
+                let _ = opened.inbox.send(QueueCommand::Add(queue)); // `queues`, the other end, is open.
             }
         }
         inner.opened.retain(|known| known.worker.id() != worker.id());
@@ -165,22 +166,22 @@ impl<D: Device> Placement<D> {
             unwatch(&worker.wake_set(), kick.as_deref());
             return Err(Refusal::new(gone));
         }
-        // Last: whoever sees the ring started has it served in the worker's next turn.
-        self.lock().places[usize::from(index)].0 = Place { worker, started: true, enabled, size, packed, kick };
+        // Last: a ring that is reported as started is served in the worker's next turn.
+        self.lock().places[usize::from(index)].0 = QueuePlace { worker, started: true, enabled, size, packed, kick };
         Ok(())
     }
 
     /// Puts a started queue where it belongs.
-    fn put(&self, index: u16, queue: Box<D::Queue>) -> Result<(), MoveError> {
+    fn put(&self, index: u16, queue: Box<D::DeviceQueue>) -> Result<(), MoveQueueError> {
         let mut inner = self.lock();
         let worker = inner.places[usize::from(index)].0.worker.clone();
         match inner.inbox(&worker) {
             Some(inbox) => {
                 drop(inner);
-                inbox.send(Command::Add(queue)).map_err(|_| MoveError::Gone(index))
+                inbox.send(QueueCommand::Add(queue)).map_err(|_| MoveQueueError::Gone(index))
             }
             None => {
-                inner.places[usize::from(index)].1 = Home::Here(queue);
+                inner.places[usize::from(index)].1 = QueueLocation::Parked(queue);
                 Ok(())
             }
         }
@@ -192,38 +193,39 @@ impl<D: Device> Placement<D> {
         let queue = self.take(index);
         let mut inner = self.lock();
         let place = &mut inner.places[usize::from(index)].0;
-        (place.started, place.kick) = (false, None);
+        place.started = false;
+        place.kick = None;
         if !inner.places.iter().any(|(place, _)| place.started) {
             self.device.health().recover();
         }
         queue.map(|queue| queue.vring().ring.base()).ok_or_else(|| gone(index))
     }
 
-    fn take(&self, index: u16) -> Option<Box<D::Queue>> {
-        let (place, home) = {
+    fn take(&self, index: u16) -> Option<Box<D::DeviceQueue>> {
+        let (place, location) = {
             let mut inner = self.lock();
-            let (place, home) = &mut inner.places[usize::from(index)];
-            (place.clone(), std::mem::replace(home, Home::Worker))
+            let (place, location) = &mut inner.places[usize::from(index)];
+            (place.clone(), std::mem::replace(location, QueueLocation::OnWorker))
         };
         unwatch(&place.worker.wake_set(), place.kick.as_deref());
-        if let Home::Here(mut queue) = home {
+        if let QueueLocation::Parked(mut queue) = location {
             queue.vring_mut().flush();
             return Some(queue);
         }
         let (reply, answer) = channel::bounded(1);
         let inbox = self.lock().inbox(&place.worker)?;
-        inbox.send(Command::Take(index, reply)).ok()?;
+        inbox.send(QueueCommand::Take(index, reply)).ok()?;
         self.wait(&answer)
     }
 
     /// Moves a queue to `worker`: drained on its old one, then served by the new one.
-    pub(crate) fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
+    pub(crate) fn move_queue(&self, index: u16, worker: &WorkerHandle) -> Result<(), MoveQueueError> {
         let _change = self.change();
         let (last, place) = {
             let inner = self.lock();
             (inner.places.len() as u16 - 1, inner.places.get(usize::from(index)).map(|(place, _)| place.clone()))
         };
-        let place = place.ok_or(MoveError::NoSuchQueue { got: index, last })?;
+        let place = place.ok_or(MoveQueueError::NoSuchQueue { got: index, last })?;
         if place.worker.id() == worker.id() {
             return Ok(());
         }
@@ -232,12 +234,12 @@ impl<D: Device> Placement<D> {
             return Ok(());
         }
         // All that can fail comes before the queue is taken. Until it comes, its kicks wake the new worker in vain.
-        let refused = |refusal| MoveError::Refused(index, refusal);
+        let refused = |refusal| MoveQueueError::Refused(index, refusal);
         self.open_if_needed(worker).map_err(refused)?;
         watch(&worker.wake_set(), place.kick.as_deref()).map_err(refused)?;
         let Some(queue) = self.take(index) else {
             unwatch(&worker.wake_set(), place.kick.as_deref());
-            return Err(MoveError::Gone(index));
+            return Err(MoveQueueError::Gone(index));
         };
         self.lock().places[usize::from(index)].0.worker = worker.clone();
         self.put(index, queue)
@@ -249,19 +251,19 @@ impl<D: Device> Placement<D> {
         match change {
             Change::StartRing(start) => self.start(start)?,
             Change::EnableRing { index, enabled } => {
-                self.update(index, Update::Enabled(enabled))?;
+                self.update(index, QueueUpdate::Enabled(enabled))?;
                 // Once it is disabled the guest gets nothing more.
                 self.barrier()?;
                 self.lock().places[usize::from(index)].0.enabled = enabled;
             }
             Change::SetKick { index, fd } => self.set_kick(index, fd)?,
-            Change::SetCall { index, fd } => self.replace(index, |old| Update::Call(fd.map(File::from), old))?,
-            Change::SetErr { index, fd } => self.replace(index, |old| Update::Err(fd.map(File::from), old))?,
-            Change::SetUsedLog { index, address } => self.update(index, Update::UsedLog(address))?,
+            Change::SetCall { index, fd } => self.replace(index, |old| QueueUpdate::Call(fd.map(File::from), old))?,
+            Change::SetErr { index, fd } => self.replace(index, |old| QueueUpdate::Err(fd.map(File::from), old))?,
+            Change::SetUsedLog { index, address } => self.update(index, QueueUpdate::UsedLog(address))?,
             Change::SetMemory(memory) => self.set_memory(&memory)?,
             Change::SetLog(log) => {
                 for index in self.started() {
-                    self.update(index, Update::Log(log.clone()))?;
+                    self.update(index, QueueUpdate::Log(log.clone()))?;
                 }
                 self.barrier()?;
             }
@@ -277,17 +279,19 @@ impl<D: Device> Placement<D> {
         Ok(())
     }
 
-    /// Nobody waits any more: the device goes, whatever its workers still do.
+    /// Ends all waiting: the device goes, whatever its workers still do.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
-    /// Closes the mailboxes, for good, and takes what we added off the workers. Dropping that waits for whoever still uses guest
-    /// memory; what an inflight region still names is served by whoever comes next.
+    /// Closes the mailboxes, for good, and takes the device's sources off the workers. Dropping those waits for backends that still
+    /// use guest memory; what an inflight region still names is served by the next process.
     pub(crate) fn close(&self) {
         let opened = std::mem::take(&mut self.lock().opened);
         for Opened { worker, source, .. } in opened {
-            drop(source.map(|source| worker.remove(source)));
+            if let Some(source) = source {
+                drop(worker.remove(source));
+            }
         }
     }
 
@@ -309,22 +313,26 @@ impl<D: Device> Placement<D> {
     }
 
     /// Changes a started queue, wherever it is.
-    fn update(&self, index: u16, update: Update) -> Result<(), Refusal> {
+    fn update(&self, index: u16, update: QueueUpdate) -> Result<(), Refusal> {
         let inbox = {
             let mut inner = self.lock();
-            let (place, home) = &mut inner.places[usize::from(index)];
-            if let Home::Here(queue) = home {
+            let (place, location) = &mut inner.places[usize::from(index)];
+            if let QueueLocation::Parked(queue) = location {
                 return update.apply(queue.as_mut()).map_err(Refusal::new);
             }
             let worker = place.worker.clone();
             inner.inbox(&worker)
         };
-        let sent = inbox.is_some_and(|inbox| inbox.send(Command::Update(index, update)).is_ok());
+        let sent = inbox.is_some_and(|inbox| inbox.send(QueueCommand::Update(index, update)).is_ok());
         if sent { Ok(()) } else { Err(gone(index)) }
     }
 
     /// Sends an update that replaces a descriptor; the old one is closed here.
-    fn replace(&self, index: u16, update: impl FnOnce(channel::Sender<Option<File>>) -> Update) -> Result<(), Refusal> {
+    fn replace(
+        &self,
+        index: u16,
+        update: impl FnOnce(channel::Sender<Option<File>>) -> QueueUpdate,
+    ) -> Result<(), Refusal> {
         let (reply, answer) = channel::bounded(1);
         self.update(index, update(reply))?;
         self.wait(&answer).map(drop).ok_or_else(|| gone(index))
@@ -339,14 +347,14 @@ impl<D: Device> Placement<D> {
             (place.worker.clone(), std::mem::replace(&mut place.kick, new))
         };
         unwatch(&worker.wake_set(), old.as_deref());
-        self.replace(index, |old| Update::Kick(fd.map(File::from), old))
+        self.replace(index, |old| QueueUpdate::Kick(fd.map(File::from), old))
     }
 
     fn set_memory(&self, memory: &Arc<GuestMemory>) -> Result<(), Refusal> {
         let mut answers = Vec::new();
         for index in self.started() {
             let (reply, answer) = channel::bounded(1);
-            self.update(index, Update::Memory(memory.clone(), reply))?;
+            self.update(index, QueueUpdate::Memory(memory.clone(), reply))?;
             answers.push((index, answer));
         }
         // Only now wait: all workers move on at the same time.
@@ -368,7 +376,7 @@ impl<D: Device> Placement<D> {
         for inbox in inboxes {
             let (reply, answer) = channel::bounded(1);
             // A worker that has closed the device has nothing left to do.
-            if inbox.send(Command::Barrier(reply)).is_ok() && self.wait(&answer).is_none() {
+            if inbox.send(QueueCommand::Barrier(reply)).is_ok() && self.wait(&answer).is_none() {
                 return Err(Refusal::new("the device is being removed"));
             }
         }
@@ -376,23 +384,23 @@ impl<D: Device> Placement<D> {
     }
 }
 
-impl<Q: Queue> Inner<Q> {
-    fn inbox(&self, worker: &WorkerHandle) -> Option<Sender<Command<Q>>> {
+impl<Q: DeviceQueue> Inner<Q> {
+    fn inbox(&self, worker: &WorkerHandle) -> Option<Sender<QueueCommand<Q>>> {
         self.opened.iter().find(|opened| opened.worker.id() == worker.id()).map(|opened| opened.inbox.clone())
     }
 
     /// Both ends of what leads to `worker`.
-    fn queues_on(&self, worker: &WorkerHandle) -> (Opened<Q>, Queues<Q>) {
+    fn queues_on(&self, worker: &WorkerHandle) -> (Opened<Q>, WorkerQueues<Q>) {
         // As many messages at once as there are queues here: none of them waits for the worker.
         let (sender, inbox) = mailbox(worker.waker(), INBOX + self.places.len());
         let in_flight = Arc::<AtomicU32>::default();
         let opened = Opened { worker: worker.clone(), inbox: sender, in_flight: in_flight.clone(), source: None };
-        (opened, Queues::new(inbox, in_flight, self.places.len()))
+        (opened, WorkerQueues::new(inbox, in_flight, self.places.len()))
     }
 }
 
 fn gone(index: u16) -> Refusal {
-    Refusal::new(MoveError::Gone(index))
+    Refusal::new(MoveQueueError::Gone(index))
 }
 
 /// Has a kick wake the worker.
@@ -405,6 +413,6 @@ fn watch(set: &WakeSet, kick: Option<&OwnedFd>) -> Result<(), Refusal> {
 /// A kick wakes the worker no more.
 fn unwatch(set: &WakeSet, kick: Option<&OwnedFd>) {
     if let Some(kick) = kick {
-        drop(set.remove(kick.as_raw_fd()));
+        let _ = set.remove(kick.as_raw_fd()); // The set may have let go of it already.
     }
 }

@@ -1,7 +1,10 @@
 //! Both ends without a front-end: how queues leave, move, and tell of lost memory.
 
 use crate::placement::Placement;
-use crate::{Command, Device, Event, EventKind, EventSink, Fault, Health, MoveError, Queue, Queues, Update, Vring};
+use crate::{
+    DeviceEvent, DeviceEventKind, DeviceEventSink, DeviceFault, DeviceHealth, DeviceQueue, MoveQueueError, Quarantine,
+    QueueCommand, QueueUpdate, VhostDevice, Vring, WorkerQueues,
+};
 use clock::Cycles;
 use crossbeam::channel::{Receiver, bounded};
 use engine::{Engine, IdlePolicy, Sender, Source, Waker, WorkerHandle, mailbox};
@@ -27,7 +30,7 @@ struct Plain {
     in_flight: Arc<AtomicUsize>,
 }
 
-impl Queue for Plain {
+impl DeviceQueue for Plain {
     fn vring(&self) -> &Vring {
         &self.vring
     }
@@ -51,10 +54,10 @@ fn ring_start(index: u16, memory: &Arc<GuestMemory>) -> RingStart {
 
 /// A worker's end with queue 0, its mailbox, and its device's events.
 struct Lone {
-    queues: Queues<Plain>,
-    inbox: Sender<Command<Plain>>,
-    health: Health,
-    events: Receiver<Event>,
+    queues: WorkerQueues<Plain>,
+    inbox: Sender<QueueCommand<Plain>>,
+    health: DeviceHealth,
+    events: Receiver<DeviceEvent>,
     in_flight: Arc<AtomicUsize>,
 }
 
@@ -63,31 +66,31 @@ impl Lone {
         let (sender, inbox) = mailbox(Waker::new().unwrap(), 4);
         let in_flight = Arc::<AtomicUsize>::default();
         let vring = Vring::new(ring_start(0, memory)).unwrap();
-        let (events, heard) = EventSink::new(4);
+        let (events, heard) = DeviceEventSink::new(4);
         let mut lone = Lone {
-            queues: Queues::new(inbox, Arc::default(), 1),
+            queues: WorkerQueues::new(inbox, Arc::default(), 1),
             inbox: sender,
-            health: Health::new("lone".into(), events),
+            health: DeviceHealth::new("lone".into(), events),
             events: heard,
             in_flight: in_flight.clone(),
         };
-        lone.send(Command::Add(Box::new(Plain { vring, in_flight })));
+        lone.send(QueueCommand::Add(Box::new(Plain { vring, in_flight })));
         lone
     }
 
-    fn send(&mut self, command: Command<Plain>) {
+    fn send(&mut self, command: QueueCommand<Plain>) {
         assert!(self.inbox.send(command).is_ok());
         self.queues.take_commands(&self.health);
     }
 
     fn take(&mut self) -> Receiver<Box<Plain>> {
         let (reply, queue) = bounded(1);
-        self.send(Command::Take(0, reply));
+        self.send(QueueCommand::Take(0, reply));
         queue
     }
 }
 
-/// A queue in memory whose owner truncates it, and that nobody has touched since.
+/// A queue in memory that its owner has truncated, and that was not touched since.
 fn with_truncated_memory() -> Lone {
     let file = File::from(memfd_create("ram", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(MEMORY as u64).unwrap();
@@ -99,10 +102,10 @@ fn with_truncated_memory() -> Lone {
     lone
 }
 
-const LOST: EventKind = EventKind::Quarantined { queue: 0, fault: Fault::Truncated };
+const LOST: DeviceEventKind = DeviceEventKind::Quarantined(Quarantine { queue: 0, fault: DeviceFault::Truncated });
 
 #[test]
-fn a_worker_that_finds_its_memory_lost_as_it_goes_to_sleep_stays_awake_to_tell() {
+fn lost_memory_found_while_arming_keeps_the_worker_awake() {
     let mut lone = with_truncated_memory();
     assert!(lone.queues.serving()[0].vring.arm(), "must not sleep on it");
     lone.queues.quiesce(&lone.health);
@@ -111,7 +114,7 @@ fn a_worker_that_finds_its_memory_lost_as_it_goes_to_sleep_stays_awake_to_tell()
 }
 
 #[test]
-fn a_queue_that_is_taken_from_lost_memory_tells_before_it_leaves() {
+fn a_queue_taken_from_lost_memory_quarantines_its_device() {
     let mut lone = with_truncated_memory();
     lone.queues.serving()[0].vring.ring.disarm(); // Touches the memory.
     assert!(lone.take().try_recv().is_ok());
@@ -119,14 +122,14 @@ fn a_queue_that_is_taken_from_lost_memory_tells_before_it_leaves() {
 }
 
 #[test]
-fn a_queue_leaves_drained_and_is_changed_until_then() {
+fn a_leaving_queue_drains_and_takes_changes_meanwhile() {
     let mut lone = Lone::new(&Arc::new(GuestMemory::anonymous(MEMORY).unwrap()));
     lone.in_flight.store(2, Ordering::SeqCst);
     let queue = lone.take();
     lone.queues.release();
     assert!(queue.try_recv().is_err(), "in flight");
     assert_eq!((lone.queues.serving().len(), lone.queues.all().count()), (0, 1));
-    lone.send(Command::Update(0, Update::Enabled(false)));
+    lone.send(QueueCommand::Update(0, QueueUpdate::Enabled(false)));
     assert!(!lone.queues.find(0).unwrap().vring.enabled);
     lone.in_flight.store(0, Ordering::SeqCst);
     lone.queues.release();
@@ -136,13 +139,13 @@ fn a_queue_leaves_drained_and_is_changed_until_then() {
 
 /// A device that opens itself, on worker 0 only.
 struct Half {
-    health: Arc<Health>,
+    health: Arc<DeviceHealth>,
     polled: Arc<AtomicUsize>,
 }
 
 struct Poll {
-    queues: Queues<Plain>,
-    health: Arc<Health>,
+    queues: WorkerQueues<Plain>,
+    health: Arc<DeviceHealth>,
     polled: Arc<AtomicUsize>,
 }
 
@@ -155,18 +158,18 @@ impl Source for Poll {
     }
 }
 
-impl Device for Half {
-    type Queue = Plain;
-    fn health(&self) -> &Health {
+impl VhostDevice for Half {
+    type DeviceQueue = Plain;
+    fn health(&self) -> &DeviceHealth {
         &self.health
     }
     fn properties(&self) -> Properties {
         Properties { features: 0, protocol_features: 0, queues: 2, max_queue_size: SIZE }
     }
-    fn queue(&self, start: RingStart) -> Result<Plain, Fault> {
+    fn queue(&self, start: RingStart) -> Result<Plain, DeviceFault> {
         Ok(Plain { vring: Vring::new(start)?, in_flight: Arc::default() })
     }
-    fn source(&self, worker: &WorkerHandle, queues: Queues<Plain>) -> Result<Option<Box<dyn Source>>, Refusal> {
+    fn source(&self, worker: &WorkerHandle, queues: WorkerQueues<Plain>) -> Result<Option<Box<dyn Source>>, Refusal> {
         match worker.id() {
             0 => Ok(Some(Box::new(Poll { queues, health: self.health.clone(), polled: self.polled.clone() }))),
             _ => Err(Refusal::new("no way into it from there")),
@@ -192,12 +195,12 @@ fn is_polled(polled: &AtomicUsize) -> bool {
 fn a_queue_that_cannot_be_served_elsewhere_stays_where_it_is() {
     let engine = Engine::start(&[0, 1], IdlePolicy::POLL).unwrap();
     let (to, polled) = (&engine.workers()[1], Arc::<AtomicUsize>::default());
-    let health = Arc::new(Health::new("half".into(), EventSink::new(1).0));
+    let health = Arc::new(DeviceHealth::new("half".into(), DeviceEventSink::new(1).0));
     let placement = Placement::new(Half { health, polled: polled.clone() }, &engine.workers()[..1]);
     let memory = Arc::new(GuestMemory::anonymous(MEMORY).unwrap());
     placement.apply(Change::StartRing(ring_start(0, &memory))).unwrap();
     assert!(is_polled(&polled));
-    assert!(matches!(placement.move_queue(2, to), Err(MoveError::NoSuchQueue { got: 2, last: 1 })));
+    assert!(matches!(placement.move_queue(2, to), Err(MoveQueueError::NoSuchQueue { got: 2, last: 1 })));
     let error = placement.move_queue(0, to).unwrap_err();
     assert_eq!(error.to_string(), "queue 0: no way into it from there");
     let place = &placement.places()[0];

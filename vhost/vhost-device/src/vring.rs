@@ -1,6 +1,6 @@
 //! A ring with its descriptors for kick, call and error.
 
-use crate::Fault;
+use crate::DeviceFault;
 use crossbeam::channel;
 use guest_memory::{DirtyLog, GuestAddress, GuestMemory};
 use std::fs::File;
@@ -11,22 +11,23 @@ use vhost_user::RingStart;
 use virtqueue::{DescriptorChain, RingSetup, Virtqueue};
 
 /// A queue of a device: a [`Vring`] and what the device does with it.
-pub trait Queue: Send + 'static {
+pub trait DeviceQueue: Send + 'static {
     /// The ring.
     fn vring(&self) -> &Vring;
 
     /// The ring.
     fn vring_mut(&mut self) -> &mut Vring;
 
-    /// Chains that somebody works on beyond the worker's turn. The queue leaves its worker when there are none.
+    /// Chains that a backend works on beyond the worker's turn. The queue leaves its worker when there are none.
     fn in_flight(&self) -> usize {
         0
     }
 
-    /// Goes on in another memory table; `fresh` hears when nothing in flight lies in the old one.
-    fn set_memory(&mut self, memory: Arc<GuestMemory>, fresh: channel::Sender<()>) -> Result<(), Fault> {
+    /// Goes on in another memory table; `drained` is told when nothing in flight lies in the old
+    /// one.
+    fn set_memory(&mut self, memory: Arc<GuestMemory>, drained: channel::Sender<()>) -> Result<(), DeviceFault> {
         self.vring_mut().ring.relocate(memory)?;
-        let _nobody_waits_any_more = fresh.send(());
+        let _ = drained.send(()); // The session may not wait any more.
         Ok(())
     }
 }
@@ -34,7 +35,7 @@ pub trait Queue: Send + 'static {
 /// A ring, as its worker serves it.
 #[derive(Debug)]
 pub struct Vring {
-    /// Which of the device's queues.
+    /// The queue's index in the device.
     pub index: u16,
     /// The front-end has enabled it.
     pub enabled: bool,
@@ -47,23 +48,25 @@ pub struct Vring {
     kick: Option<File>,
     call: Option<File>,
     err: Option<File>,
-    /// The driver is told of what was used before it looked.
-    call_once: bool,
+    /// The driver is to be notified of what was used before its call descriptor was set.
+    notify_pending: bool,
 }
 
 impl Vring {
     /// A ring that the front-end starts.
-    pub fn new(start: RingStart) -> Result<Vring, Fault> {
+    pub fn new(start: RingStart) -> Result<Vring, DeviceFault> {
         let RingStart { index, setup, memory, log, enabled, kick, call, err } = start;
         let mut vring = Vring::without_descriptors(index, memory, &setup)?;
         vring.ring.set_log(log);
         vring.enabled = enabled;
-        (vring.kick, vring.call, vring.err) = (kick.map(File::from), call.map(File::from), err.map(File::from));
+        vring.kick = kick.map(File::from);
+        vring.call = call.map(File::from);
+        vring.err = err.map(File::from);
         Ok(vring)
     }
 
     /// A ring that is polled on both sides: for tests, and for benchmarks of a path alone. Not enabled.
-    pub fn without_descriptors(index: u16, memory: Arc<GuestMemory>, setup: &RingSetup) -> Result<Vring, Fault> {
+    pub fn without_descriptors(index: u16, memory: Arc<GuestMemory>, setup: &RingSetup) -> Result<Vring, DeviceFault> {
         Ok(Vring {
             index,
             enabled: false,
@@ -74,7 +77,7 @@ impl Vring {
             kick: None,
             call: None,
             err: None,
-            call_once: true,
+            notify_pending: true,
         })
     }
 
@@ -88,16 +91,16 @@ impl Vring {
         self.packed
     }
 
-    /// Publishes what was completed and calls the driver if it wants to be called.
+    /// Publishes what was completed and notifies the driver if it wants that.
     #[inline]
     pub fn flush(&mut self) {
         let wanted = self.ring.flush();
-        if wanted || std::mem::take(&mut self.call_once) {
+        if wanted || std::mem::take(&mut self.notify_pending) {
             signal(&mut self.call);
         }
     }
 
-    /// Asks for kicks. Returns whether the worker must not sleep: something is there, or nobody would kick.
+    /// Asks for kicks. Returns whether the worker must not sleep: something is there, or no kick would come.
     pub fn arm(&mut self) -> bool {
         // An error shows again at the next pop, which reports it. Arming touches the ring: memory that is found lost here is
         // reported at the next quiescent point, before any sleep.
@@ -119,7 +122,7 @@ impl Vring {
     }
 
     pub(crate) fn set_call(&mut self, call: Option<File>) -> Option<File> {
-        self.call_once = true;
+        self.notify_pending = true;
         std::mem::replace(&mut self.call, call)
     }
 
@@ -141,11 +144,10 @@ impl Vring {
     }
 }
 
-/// Rings a front-end's bell. It does not block: the session has made the descriptor non-blocking. When it is full, the front-end
-/// has not heard the last ring yet.
+/// Signals a front-end's eventfd, which the session has made non-blocking. A full one has signals that were not read yet.
 #[inline]
-fn signal(bell: &mut Option<File>) {
-    if let Some(bell) = bell {
-        let _heard_or_full = bell.write(&1_u64.to_ne_bytes());
+fn signal(event_fd: &mut Option<File>) {
+    if let Some(event_fd) = event_fd {
+        let _ = event_fd.write(&1_u64.to_ne_bytes()); // Full is as good as written.
     }
 }

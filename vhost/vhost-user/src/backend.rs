@@ -85,7 +85,7 @@ pub enum Change {
         address: Option<GuestAddress>,
     },
     /// A new memory table. Started rings move to the same user addresses in it. Returns when every worker has published it
-    /// **and** no request in flight uses the old one. The session keeps the mappings of the old table until nobody else does,
+    /// **and** no request in flight uses the old one. The session keeps the mappings of the old table until nothing else does,
     /// so a worker never unmaps.
     SetMemory(Arc<GuestMemory>),
     /// The dirty log was switched on, off or replaced on live rings. Returns when every worker uses the new one.
@@ -107,7 +107,7 @@ pub struct RingStart {
     /// Queue.
     pub index: u16,
     /// Size, addresses, base, inflight region; `features` are the negotiated virtio features (LOG_ALL and the protocol bit
-    /// taken out). The areas lie in `memory`, aligned. Packed and inflight: when the region holds state of a process before us,
+    /// taken out). The areas lie in `memory`, aligned. Packed and inflight: when the region holds state of a process before this one,
     /// that state and not `base` says where to go on, for the front-end cannot know it.
     pub setup: RingSetup,
     /// The table that the addresses lead into.
@@ -125,7 +125,7 @@ pub struct RingStart {
     pub err: Option<OwnedFd>,
 }
 
-/// Why a device does not do what it is asked.
+/// A device's refusal to do what it is asked, with the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(Box<dyn Error + Send + Sync>);

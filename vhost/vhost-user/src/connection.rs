@@ -90,19 +90,19 @@ impl Connection {
             }
         }
         match result {
-            // The kernel closed what did not fit; what did is closed with us.
+            // The kernel closed what did not fit; what did is closed with the connection.
             Ok(message) if message.flags.contains(ReturnFlags::CTRUNC) => Err(SessionError::TooManyDescriptors),
             Ok(_) if self.fds.len() > MAX_FDS => Err(SessionError::TooManyDescriptors),
             Ok(message) if message.bytes == 0 => Ok(Fill::End),
             Ok(_) => Ok(Fill::Some),
             Err(Errno::AGAIN | Errno::INTR) => Ok(Fill::WouldBlock),
-            // The front-end died with bytes of ours unread.
+            // The front-end died with bytes unread.
             Err(Errno::CONNRESET) => Ok(Fill::End),
             Err(error) => Err(SessionError::Os { what: "recvmsg", source: error.into() }),
         }
     }
 
-    /// Sends the whole message, waiting for a front-end that does not read until it does, leaves, or we are stopped.
+    /// Sends the whole message, waiting for a front-end that does not read until it does, leaves, or the session is stopped.
     pub(crate) fn send(&self, message: Outgoing, waiter: &Waiter) -> Result<Result<(), SessionError>, Stopped> {
         let Outgoing { bytes, fd } = message;
         let (mut rest, mut fd) = (bytes.as_slice(), fd.as_ref());

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::io;
 use std::ops::RangeInclusive;
 
-/// Why a message is refused. Nothing changed, unless the reason is that a ring cannot start.
+/// The reason for which a message is refused. Nothing changed, unless the reason is that a ring cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Reason {
     /// Wrong size of the payload.
@@ -100,7 +100,7 @@ fn range(range: &RangeInclusive<usize>) -> String {
     }
 }
 
-/// Why a session ended.
+/// The reason for which a session ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
     /// A message was refused and the front-end had not asked to be told.
@@ -108,7 +108,7 @@ pub enum SessionError {
     Refused {
         /// Which.
         request: Request,
-        /// Why.
+        /// The reason for the refusal.
         reason: Reason,
     },
     /// The stream has no border of messages any more.

@@ -78,7 +78,7 @@ pub(crate) fn run(data: &[u8]) -> Seen {
     seen.memory_changed = device.memory_changes > 0;
     device.refuses = false;
     let mut retired = session.close(&mut device);
-    assert!(!retired.collect(), "nobody holds a region any more");
+    assert!(!retired.collect(), "no region is held any more");
     drop((device, prelude));
     files.check_released();
     seen

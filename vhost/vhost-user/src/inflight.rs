@@ -1,4 +1,4 @@
-//! The inflight region (vhost-user, "Inflight I/O tracking"): memory that outlives us, in which rings note what they serve.
+//! The inflight region (vhost-user, "Inflight I/O tracking"): memory that outlives this process, in which rings note what they serve.
 
 use crate::error::Reason;
 use crate::message::InflightDescription;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use virtqueue::inflight::region_len;
 
-/// The region that the front-end gave us with SET_INFLIGHT_FD.
+/// The region that the front-end gave with SET_INFLIGHT_FD.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     queues: u16,
@@ -37,7 +37,7 @@ fn largest_len(queue_size: u16) -> usize {
 }
 
 impl Inflight {
-    /// SET_INFLIGHT_FD: maps a region of ours, or of the process before us.
+    /// SET_INFLIGHT_FD: maps a region of this process, or of the one before.
     pub(crate) fn map(given: InflightDescription, fd: OwnedFd) -> Result<Inflight, Reason> {
         let mapping = Mapping::shared(fd.as_fd(), given.mmap_offset, given.mmap_size)?;
         let region = Region::new(GuestAddress(0), UserAddress(0), mapping).map_err(MapError::Range)?;

@@ -1,4 +1,4 @@
-//! The vhost-user protocol, back-end side: messages, sockets, session.
+//! The [vhost-user] protocol, back-end side: messages, sockets, session.
 //!
 //! A [`Backend`] is a device. [`Socket::open`] says at once what is wrong with an endpoint; [`serve`] then gives the device one
 //! front-end after the other, on the calling thread: it takes messages, keeps what the front-end said about memory and rings, and
@@ -22,6 +22,8 @@
 //! Seams for what is not offered: IOTLB messages belong beside the memory table in `session/memory.rs`, with misses sent over
 //! the channel of SET_BACKEND_REQ_FD; device state (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE) is one more pair of
 //! [`Backend`] calls between stop and start of the rings.
+//!
+//! [vhost-user]: https://www.qemu.org/docs/master/interop/vhost-user.html
 
 #![forbid(unsafe_code)]
 

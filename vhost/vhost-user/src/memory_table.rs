@@ -1,7 +1,7 @@
 //! The front-end's memory table and its epochs.
 //!
 //! A change makes a [`NextTable`] beside the current one; nothing is lost when it is refused. Once the device has moved,
-//! [`MemoryTable::commit`] takes the new one and keeps the regions that left until nobody else holds them: a worker never unmaps.
+//! [`MemoryTable::commit`] takes the new one and keeps the regions that left until nothing else holds them: a worker never unmaps.
 
 use crate::error::Reason;
 use crate::message::RegionDescription;
@@ -107,7 +107,7 @@ impl MemoryTable {
         self.retired.collect();
     }
 
-    /// Unmaps what nobody uses any more. Returns whether something is left.
+    /// Unmaps the regions that are not in use any more. Returns whether some are left.
     pub(crate) fn collect(&mut self) -> bool {
         self.retired.collect()
     }
@@ -139,7 +139,7 @@ impl MemoryTable {
 pub(crate) struct Retired(Vec<Arc<Region>>);
 
 impl Retired {
-    /// Unmaps those that only we hold. Returns whether others are left.
+    /// Unmaps the regions that only the session holds. Returns whether others are left.
     pub(crate) fn collect(&mut self) -> bool {
         self.0.retain(|region| Arc::strong_count(region) > 1);
         !self.0.is_empty()

@@ -61,7 +61,7 @@ pub(crate) struct Frame {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
-/// A message of ours, ready to be sent: a reply, or a request on the back-end channel.
+/// A message to the front-end, ready to be sent: a reply, or a request on the back-end channel.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(crate) bytes: Vec<u8>,
@@ -218,7 +218,7 @@ pub(crate) enum Message {
     RemMemReg(RegionDescription),
     SetStatus(u64),
     GetStatus,
-    /// One that belongs to a feature that is never offered, or that we do not know.
+    /// A request of a feature that is never offered, or an unknown one.
     Other,
 }
 

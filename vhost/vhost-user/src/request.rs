@@ -3,7 +3,7 @@
 use crate::protocol_feature as pf;
 use std::fmt;
 
-/// The number of a request. One that we do not know is carried and named by its number.
+/// The number of a request. An unknown one is carried and named by its number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Request(pub u32);
 

@@ -63,7 +63,7 @@ pub(crate) fn check_areas(index: u16, setup: &RingSetup, memory: &Arc<GuestMemor
 
 /// The base to start from, of what SET_VRING_BASE said. The areas have been checked.
 pub(crate) fn start_base(setup: &RingSetup, memory: &Arc<GuestMemory>) -> Result<u32, Reason> {
-    // Front-ends know 16 bits of it: available index and its wrap counter. A ring that was stopped is drained (we offer
+    // Front-ends know 16 bits of it: available index and its wrap counter. A ring that was stopped is drained (the session offers
     // neither GET_VRING_BASE_INFLIGHT nor GET_VRING_BASE_SKIP_DRAIN), so its used half equals the available half.
     let mut avail = setup.base & 0xffff;
     if !setup.packed() {
@@ -112,9 +112,9 @@ pub(crate) fn check_kick(fd: &OwnedFd) -> Result<(), Reason> {
     }
 }
 
-/// Checks a descriptor that we signal: an eventfd, or a pipe or socket (user-mode Linux gives one end of a pair). A full one
+/// Checks a descriptor that the device signals: an eventfd, or a pipe or socket (user-mode Linux gives one end of a pair). A full one
 /// must not block a worker, and an eventfd's flags are the front-end's, which may want to block when it reads. So a pipe is
-/// opened again, for us alone, and a socket's end is made not to block.
+/// opened again, for this process alone, and a socket's end is made not to block.
 pub(crate) fn signalled(fd: OwnedFd) -> Result<OwnedFd, Reason> {
     match file_type(&fd)? {
         None => Ok(fd),

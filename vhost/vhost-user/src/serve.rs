@@ -9,11 +9,12 @@ use crate::session::Session;
 use crate::socket::Socket;
 use crate::status::SessionStatus;
 use crate::wait::{Stopped, Waiter};
+use parking_lot::Mutex;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often a session looks for truncated memory, signals the log descriptor and unmaps what was left in use.
@@ -53,11 +54,11 @@ impl Control {
 
     /// The session as it was after its last message.
     pub fn status(&self) -> SessionStatus {
-        self.0.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.status.lock().clone()
     }
 
     fn update(&self, change: impl FnOnce(&mut SessionStatus)) {
-        change(&mut self.0.status.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.status.lock());
     }
 }
 

@@ -20,7 +20,7 @@ use virtio_spec::feature;
 /// Virtio bits that are between front-end and back-end alone.
 const OF_TRANSPORT: u64 = feature::VHOST_USER_PROTOCOL_FEATURES | feature::VHOST_LOG_ALL;
 
-/// All that a front-end has told us.
+/// All that a front-end has said.
 #[derive(Debug)]
 pub(crate) struct Session {
     properties: Properties,
@@ -156,7 +156,7 @@ impl Session {
         Ok(())
     }
 
-    /// The channel for our own requests, when the front-end gave one.
+    /// The channel for requests of the back-end, when the front-end gave one.
     pub(crate) fn channel(&self) -> Option<BorrowedFd<'_>> {
         self.channel.as_ref().map(AsFd::as_fd)
     }

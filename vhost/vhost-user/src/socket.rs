@@ -1,4 +1,4 @@
-//! Where front-ends come from: a listening socket, or one that we connect to.
+//! Where front-ends come from: a listening socket, or a connection to theirs.
 
 use crate::wait::{Stopped, Waiter};
 use rustix::fs::{Mode, chmod};
@@ -24,9 +24,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_s
 /// Who opens the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// We listen and the front-end connects.
+    /// The device listens and the front-end connects.
     Server,
-    /// The front-end listens; we connect, and again after a loss.
+    /// The front-end listens; the device connects, and again after a loss.
     Client,
 }
 
@@ -37,11 +37,11 @@ pub struct Endpoint {
     pub path: PathBuf,
     /// Who opens the connection.
     pub role: Role,
-    /// Permissions of a socket that we make; 0o600 lets only our own user in.
+    /// Permissions of a socket on which the device listens; 0o600 lets only the daemon's user in.
     pub mode: u32,
 }
 
-/// Why an endpoint cannot be used.
+/// An endpoint that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// The path does not fit `sun_path`.
@@ -72,7 +72,7 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
-    /// Somebody listens there.
+    /// Another process listens there.
     #[error("socket {path:?} is in use by a live process; stop it or choose another path")]
     InUse {
         /// The path.
@@ -101,7 +101,7 @@ pub struct Socket {
 #[derive(Debug)]
 struct Listener {
     fd: OwnedFd,
-    /// Device and inode of the socket file: somebody may have put another in its place.
+    /// Device and inode of the socket file: another may have been put in its place.
     file: (u64, u64),
 }
 
@@ -191,7 +191,7 @@ impl Listener {
             Errno::ADDRINUSE => SocketError::InUse { path: path.to_owned() },
             other => os("bind to")(other),
         })?;
-        // Nobody can connect before `listen`, so the permissions are in force in time.
+        // No client can connect before `listen`, so the permissions are in force in time.
         chmod(path, Mode::from_raw_mode(endpoint.mode)).map_err(os("chmod of"))?;
         let file = fs::symlink_metadata(path).map_err(|source| io_error("stat of", path, source))?;
         listen(&fd, BACKLOG).map_err(os("listen on"))?;
@@ -199,7 +199,7 @@ impl Listener {
     }
 }
 
-/// Removes a socket file that nobody listens on.
+/// Removes a socket file that no process listens on.
 fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<(), SocketError> {
     let file = match fs::symlink_metadata(path) {
         Ok(file) => file,

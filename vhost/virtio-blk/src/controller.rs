@@ -1,24 +1,25 @@
 //! A controller: a disk behind its socket.
 
 use crate::device::BlkDevice;
-use crate::{EventSink, MAX_QUEUES, MoveError, Role};
+use crate::{DeviceEventSink, MAX_QUEUES, MoveQueueError, Role};
 use block::{Bdev, IoStats};
 use engine::WorkerHandle;
+use invalid::Invalid;
 use std::path::PathBuf;
 use std::sync::Arc;
-use vhost_device::{ControllerError, Report};
+use vhost_device::{ControllerError, ControllerReport};
 use vhost_user::Endpoint;
 
-/// What a controller is made of.
+/// The parameters of a disk's controller.
 #[derive(Clone)]
-pub struct ControllerParams {
-    /// Its name.
+pub struct BlkParams {
+    /// The name of the controller, in reports and events.
     pub name: String,
-    /// The path of its socket.
+    /// The path of the vhost-user socket.
     pub socket: PathBuf,
-    /// Who listens: we (server) or the front-end (client).
+    /// Which end listens: the controller (server) or the front-end (client).
     pub role: Role,
-    /// Permissions of a socket that we make.
+    /// Permissions of a socket on which the controller listens.
     pub socket_mode: u32,
     /// The guest may not write.
     pub read_only: bool,
@@ -26,28 +27,27 @@ pub struct ControllerParams {
     pub packed_ring: bool,
     /// Queues, 1 to [`MAX_QUEUES`].
     pub queues: u16,
-    /// The workers that its queues are dealt to in turn; at least one.
+    /// The workers that queues are assigned to round-robin; at least one.
     pub workers: Vec<WorkerHandle>,
 }
 
-/// A controller. Serves until it is stopped.
-pub struct Controller(vhost_device::Controller<BlkDevice>);
+/// A disk's controller. Serves until it is stopped.
+pub struct BlkController(vhost_device::DeviceController<BlkDevice>);
 
-impl Controller {
+impl BlkController {
     /// Makes the socket and starts to serve `bdev` on it.
     pub fn start(
-        params: ControllerParams,
+        params: BlkParams,
         bdev: Arc<dyn Bdev>,
-        events: EventSink,
-    ) -> Result<Controller, ControllerError> {
+        events: DeviceEventSink,
+    ) -> Result<BlkController, ControllerError> {
         if params.queues == 0 || params.queues > MAX_QUEUES {
-            let (got, expected) = (u64::from(params.queues), format!("1 to {MAX_QUEUES}"));
-            return Err(ControllerError::Invalid { field: "num_queues", got, expected });
+            return Err(Invalid::new("num_queues", params.queues, format_args!("1 to {MAX_QUEUES}")).into());
         }
         let endpoint = Endpoint { path: params.socket, role: params.role, mode: params.socket_mode };
         let offer = (params.read_only, params.packed_ring, params.queues);
         let device = BlkDevice::new(params.name, events, bdev, offer);
-        vhost_device::Controller::start(device, endpoint, &params.workers).map(Controller)
+        vhost_device::DeviceController::start(device, endpoint, &params.workers).map(BlkController)
     }
 
     /// The disk's geometry has changed: workers check against the new one, and the guest is told.
@@ -57,16 +57,16 @@ impl Controller {
     }
 
     /// Moves a queue to another worker while it serves.
-    pub fn move_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), MoveError> {
+    pub fn move_queue(&self, queue: u16, worker: &WorkerHandle) -> Result<(), MoveQueueError> {
         self.0.move_queue(queue, worker)
     }
 
-    /// What it is doing.
-    pub fn report(&self) -> Report {
+    /// The state of the controller and of its queues.
+    pub fn report(&self) -> ControllerReport {
         self.0.report()
     }
 
-    /// Statistics, one a worker that served the disk.
+    /// Statistics of each worker that served the disk.
     pub fn stats(&self) -> Vec<Arc<IoStats>> {
         self.0.device().stats()
     }

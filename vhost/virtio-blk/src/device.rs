@@ -1,35 +1,37 @@
 //! A disk as a vhost-user device.
 
 use crate::queue::BlkQueue;
-use crate::shard::{DeviceState, Shard};
-use crate::{EventSink, Fault, MAX_QUEUE_SIZE, config};
+use crate::shard::{BlkDeviceState, Shard};
+use crate::{DeviceEventSink, DeviceFault, MAX_QUEUE_SIZE, config};
 use block::{Bdev, BlockError, Geometry, IoStats};
 use engine::{Snapshot, Source, WorkerHandle};
-use std::sync::{Arc, Mutex};
-use vhost_device::{Device, Health, Queues, Vring};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use vhost_device::{DeviceHealth, VhostDevice, Vring, WorkerQueues};
 use vhost_user::{Change, Properties, Refusal, RingStart, protocol_feature};
 use virtio_spec::blk::ID_LEN;
 
 /// A disk, with what is offered of it.
 pub(crate) struct BlkDevice {
     bdev: Arc<dyn Bdev>,
-    state: Arc<DeviceState>,
+    state: Arc<BlkDeviceState>,
     read_only: bool,
     packed: bool,
     queues: u16,
     geometry: Snapshot<Geometry>,
-    /// One a worker that served the disk.
+    /// Statistics of each worker that served the disk.
     stats: Mutex<Vec<Arc<IoStats>>>,
 }
 
 impl BlkDevice {
     pub(crate) fn new(
         name: String,
-        events: EventSink,
+        events: DeviceEventSink,
         bdev: Arc<dyn Bdev>,
         (read_only, packed, queues): (bool, bool, u16),
     ) -> BlkDevice {
-        let state = DeviceState { health: Health::new(name.into(), events), id: id_string(&bdev.identity().name) };
+        let state =
+            BlkDeviceState { health: DeviceHealth::new(name.into(), events), id: id_string(&bdev.identity().name) };
         let geometry = Snapshot::new(with_read_only(bdev.geometry(), read_only));
         BlkDevice { bdev, state: Arc::new(state), read_only, packed, queues, geometry, stats: Mutex::default() }
     }
@@ -44,14 +46,14 @@ impl BlkDevice {
     }
 
     pub(crate) fn stats(&self) -> Vec<Arc<IoStats>> {
-        self.stats.lock().expect("no panic under this lock").clone()
+        self.stats.lock().clone()
     }
 }
 
-impl Device for BlkDevice {
-    type Queue = BlkQueue;
+impl VhostDevice for BlkDevice {
+    type DeviceQueue = BlkQueue;
 
-    fn health(&self) -> &Health {
+    fn health(&self) -> &DeviceHealth {
         &self.state.health
     }
 
@@ -78,12 +80,16 @@ impl Device for BlkDevice {
         Ok(())
     }
 
-    fn queue(&self, start: RingStart) -> Result<BlkQueue, Fault> {
+    fn queue(&self, start: RingStart) -> Result<BlkQueue, DeviceFault> {
         Ok(BlkQueue::new(Vring::new(start)?))
     }
 
     /// One channel into the disk a worker.
-    fn source(&self, worker: &WorkerHandle, queues: Queues<BlkQueue>) -> Result<Option<Box<dyn Source>>, Refusal> {
+    fn source(
+        &self,
+        worker: &WorkerHandle,
+        queues: WorkerQueues<BlkQueue>,
+    ) -> Result<Option<Box<dyn Source>>, Refusal> {
         let channel = self.bdev.open_channel().map_err(Refusal::new)?;
         if let Some(fd) = channel.wake_fd() {
             let path = &self.bdev.identity().name;
@@ -91,7 +97,7 @@ impl Device for BlkDevice {
             worker.wake_set().add(fd).map_err(io).map_err(Refusal::new)?;
         }
         let stats = Arc::<IoStats>::default();
-        self.stats.lock().expect("no panic under this lock").push(stats.clone());
+        self.stats.lock().push(stats.clone());
         Ok(Some(Box::new(Shard::new(self.state.clone(), self.geometry.reader(), channel, queues, stats))))
     }
 

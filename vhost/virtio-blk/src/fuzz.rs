@@ -1,7 +1,7 @@
 //! One harness for property tests and fuzzing: any bytes become requests of a guest, in chains of any shape. Each is answered or
 //! quarantines the device, and nothing is written but what the guest said may be written.
 
-use crate::{Event, stand_alone};
+use crate::{DeviceEvent, stand_alone};
 use block::{Malloc, MallocParams};
 use clock::Cycles;
 use crossbeam::channel::Receiver;
@@ -51,7 +51,7 @@ struct Guest {
     disk: Arc<Malloc>,
     driver: Driver,
     source: Box<dyn Source>,
-    events: Receiver<Event>,
+    events: Receiver<DeviceEvent>,
 }
 
 impl Guest {

@@ -1,18 +1,18 @@
 //! From a descriptor chain to a block request (virtio 1.3, 5.2.6).
 
-use crate::Fault;
+use crate::DeviceFault;
 use block::{Geometry, Op, Request};
 use guest_memory::{GuestAddress, GuestMemory};
 use std::sync::Arc;
 use virtio_spec::blk::{self, HEADER_LEN, Header, RANGE_LEN, Range, SECTOR_SIZE, request, status};
-use virtqueue::{DescriptorChain, Descriptor};
+use virtqueue::{Descriptor, DescriptorChain};
 
 /// What a chain asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     /// The request is filled in: for the backend.
     Submit,
-    /// The id string: for us. The buffers of the request are where it goes.
+    /// The id string, which needs no backend. The buffers of the request are where it goes.
     GetId,
     /// Nothing to be done but to answer this.
     Answer(u8),
@@ -34,8 +34,8 @@ pub(crate) fn parse(
     memory: &Arc<GuestMemory>,
     geometry: &Geometry,
     out: &mut Request,
-) -> Result<Outcome, Fault> {
-    let status_at = status_address(chain.writable()).ok_or(Fault::Chain("a status byte"))?;
+) -> Result<Outcome, DeviceFault> {
+    let status_at = status_address(chain.writable()).ok_or(DeviceFault::Chain("a status byte"))?;
     let header = read_header(memory, chain.readable())?;
     let answer = |code| Ok(Outcome { parsed: Parsed::Answer(code), status_at, written: 1 });
     match header.kind {
@@ -76,7 +76,7 @@ pub(crate) fn parse(
     Ok(Outcome { parsed: Parsed::Submit, status_at, written })
 }
 
-/// The status is the last byte of what we may write.
+/// The status is the last byte of what the device may write.
 #[inline(always)]
 fn status_address(writable: &[Descriptor]) -> Option<GuestAddress> {
     let last = writable.last()?;
@@ -85,7 +85,7 @@ fn status_address(writable: &[Descriptor]) -> Option<GuestAddress> {
 
 /// The header is the first 16 bytes, however they are cut into descriptors (2.7.4, message framing).
 #[inline(always)]
-fn read_header(memory: &GuestMemory, readable: &[Descriptor]) -> Result<Header, Fault> {
+fn read_header(memory: &GuestMemory, readable: &[Descriptor]) -> Result<Header, DeviceFault> {
     let mut bytes = [0; HEADER_LEN];
     let mut done = 0;
     for d in readable {
@@ -96,12 +96,12 @@ fn read_header(memory: &GuestMemory, readable: &[Descriptor]) -> Result<Header, 
             return Ok(Header::parse(&bytes));
         }
     }
-    Err(Fault::Chain("a whole header"))
+    Err(DeviceFault::Chain("a whole header"))
 }
 
-/// Payload that we write: all but the status byte.
+/// Adds the payload that the device writes: all but the status byte.
 #[inline(always)]
-fn push_writable(memory: &Arc<GuestMemory>, writable: &[Descriptor], out: &mut Request) -> Result<(), Fault> {
+fn push_writable(memory: &Arc<GuestMemory>, writable: &[Descriptor], out: &mut Request) -> Result<(), DeviceFault> {
     let (last, rest) = writable.split_last().expect("there is a status byte");
     for d in rest {
         memory.append_buffers(d.address, u64::from(d.len), &mut out.buffers)?;
@@ -109,9 +109,9 @@ fn push_writable(memory: &Arc<GuestMemory>, writable: &[Descriptor], out: &mut R
     Ok(memory.append_buffers(last.address, u64::from(last.len) - 1, &mut out.buffers)?)
 }
 
-/// Payload that we read: all but the header.
+/// Adds the payload that the device reads: all but the header.
 #[inline(always)]
-fn push_readable(memory: &Arc<GuestMemory>, readable: &[Descriptor], out: &mut Request) -> Result<(), Fault> {
+fn push_readable(memory: &Arc<GuestMemory>, readable: &[Descriptor], out: &mut Request) -> Result<(), DeviceFault> {
     let mut skip = HEADER_LEN as u64;
     for d in readable {
         let head = skip.min(u64::from(d.len));
@@ -123,7 +123,7 @@ fn push_readable(memory: &Arc<GuestMemory>, readable: &[Descriptor], out: &mut R
 }
 
 /// The single segment of a discard or write zeroes, or the status to refuse it with. Empties the buffers.
-fn read_range(kind: u32, geometry: &Geometry, out: &mut Request) -> Result<Result<(), u8>, Fault> {
+fn read_range(kind: u32, geometry: &Geometry, out: &mut Request) -> Result<Result<(), u8>, DeviceFault> {
     let mut bytes = [0; RANGE_LEN];
     if out.buffers.len() != RANGE_LEN as u64 {
         return Ok(Err(status::IOERR)); // max_discard_seg and max_write_zeroes_seg are 1

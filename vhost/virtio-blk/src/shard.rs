@@ -1,6 +1,6 @@
 //! A disk's part on one worker: some of its queues and one channel into the backend.
 
-use crate::EventSink;
+use crate::DeviceEventSink;
 use crate::queue::{BlkQueue, DeviceView};
 use block::{Bdev, BlockChannel, Completions, Geometry, IoStats};
 use clock::Cycles;
@@ -8,25 +8,25 @@ use crossbeam::channel;
 use engine::{Reader, Snapshot, Source};
 use guest_memory::GuestMemory;
 use std::sync::Arc;
-use vhost_device::{Event, Health, Queues, Vring};
+use vhost_device::{DeviceEvent, DeviceHealth, Vring, WorkerQueues};
 use virtio_spec::blk::ID_LEN;
 
 /// Completions that a turn may bring without growth: all queues of a device, full.
 const COMPLETIONS: usize = 4096;
 
 /// What all shards of a device share.
-pub(crate) struct DeviceState {
-    pub(crate) health: Health,
+pub(crate) struct BlkDeviceState {
+    pub(crate) health: DeviceHealth,
     pub(crate) id: [u8; ID_LEN],
 }
 
 /// The source that a worker polls.
 pub(crate) struct Shard {
-    state: Arc<DeviceState>,
+    state: Arc<BlkDeviceState>,
     geometry: Reader<Geometry>,
     // Before the queues: a channel that is dropped first waits for the kernel to let go of the guest's buffers.
     channel: Box<dyn BlockChannel>,
-    queues: Queues<BlkQueue>,
+    queues: WorkerQueues<BlkQueue>,
     done: Completions,
     stats: Arc<IoStats>,
 }
@@ -71,10 +71,10 @@ impl Source for Shard {
 
 impl Shard {
     pub(crate) fn new(
-        state: Arc<DeviceState>,
+        state: Arc<BlkDeviceState>,
         geometry: Reader<Geometry>,
         channel: Box<dyn BlockChannel>,
-        queues: Queues<BlkQueue>,
+        queues: WorkerQueues<BlkQueue>,
         stats: Arc<IoStats>,
     ) -> Shard {
         Shard { state, geometry, channel, queues, done: Completions::with_capacity(COMPLETIONS), stats }
@@ -102,7 +102,7 @@ impl Shard {
 }
 
 /// What [`stand_alone`] gives: the source, and the events that it reports.
-pub type StandAlone = (Box<dyn Source>, channel::Receiver<Event>);
+pub type StandAlone = (Box<dyn Source>, channel::Receiver<DeviceEvent>);
 
 /// A disk's source on its own, without socket, session or engine: for tests and for benchmarks of the path alone. The queues
 /// have no eventfds; `memory` is as [`guest_memory::GuestMemory::anonymous`] makes it. Also returns the receiver of events.
@@ -111,15 +111,15 @@ pub fn stand_alone(
     memory: &Arc<GuestMemory>,
     setups: &[virtqueue::RingSetup],
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {
-    let (events, receiver) = EventSink::new(16);
-    let state = DeviceState { health: Health::new("stand-alone".into(), events), id: [b'i'; ID_LEN] };
+    let (events, receiver) = DeviceEventSink::new(16);
+    let state = BlkDeviceState { health: DeviceHealth::new("stand-alone".into(), events), id: [b'i'; ID_LEN] };
     let mut queues = Vec::new();
     for (index, setup) in setups.iter().enumerate() {
         let mut vring = Vring::without_descriptors(index as u16, memory.clone(), setup)?;
         vring.enabled = true;
         queues.push(BlkQueue::new(vring));
     }
-    let (geometry, queues) = (Snapshot::new(bdev.geometry()).reader(), Queues::alone(queues)?);
+    let (geometry, queues) = (Snapshot::new(bdev.geometry()).reader(), WorkerQueues::alone(queues)?);
     let shard = Shard::new(Arc::new(state), geometry, bdev.open_channel()?, queues, Arc::default());
     Ok((Box::new(shard), receiver))
 }

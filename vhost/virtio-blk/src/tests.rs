@@ -1,12 +1,13 @@
 //! The path from ring to disk and back, driven by a driver in this process.
 
-use crate::{EventKind, Fault, stand_alone};
+use crate::{DeviceEventKind, DeviceFault, Quarantine, stand_alone};
 use block::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Status};
 use clock::Cycles;
 use crossbeam::channel::Receiver;
 use engine::Source;
 use guest_memory::{GuestAddress, GuestMemory};
-use std::sync::{Arc, Mutex};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use virtio_spec::blk::{Header, Range, SECTOR_SIZE, request, status};
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
 use virtqueue::driver::{Buffer, Driver};
@@ -58,7 +59,7 @@ struct PlainChannel(Arc<Mutex<Vec<u8>>>);
 
 impl BlockChannel for PlainChannel {
     fn submit(&mut self, request: BlockRequest, done: &mut Completions) {
-        let mut data = self.0.lock().unwrap();
+        let mut data = self.0.lock();
         let range = request.offset as usize..(request.offset + request.len) as usize;
         match request.op {
             Op::Read => request.buffers.write(0, &data[range]).unwrap(),
@@ -82,7 +83,7 @@ struct Guest {
     memory: Arc<GuestMemory>,
     driver: Driver,
     source: Box<dyn Source>,
-    events: Receiver<crate::Event>,
+    events: Receiver<crate::DeviceEvent>,
     data: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -132,9 +133,11 @@ impl Guest {
         (self.get(STATUS, 1)[0], used.expect("an answer"))
     }
 
-    fn fault(&mut self, chain: &[(u64, u32, bool)]) -> Fault {
+    fn fault(&mut self, chain: &[(u64, u32, bool)]) -> DeviceFault {
         assert_eq!(self.run(chain), None);
-        let EventKind::Quarantined { queue: 0, fault } = self.events.try_recv().unwrap().kind else { panic!() };
+        let DeviceEventKind::Quarantined(Quarantine { queue: 0, fault }) = self.events.try_recv().unwrap().kind else {
+            panic!()
+        };
         fault
     }
 }
@@ -158,7 +161,7 @@ fn what_is_written_is_read_back_in_every_layout() {
 #[test]
 fn a_header_may_be_cut_anywhere_and_the_status_may_follow_the_data() {
     let mut guest = Guest::new();
-    guest.data.lock().unwrap()[512..1024].fill(7);
+    guest.data.lock()[512..1024].fill(7);
     for cut in 1..16 {
         guest.header(request::IN, 1);
         let (cut, rest) = (cut, 16 - cut);
@@ -170,7 +173,7 @@ fn a_header_may_be_cut_anywhere_and_the_status_may_follow_the_data() {
     guest.put(DATA, &Header { kind: request::OUT, sector: 2 }.to_bytes());
     guest.put(DATA + 16, &[9; 512]);
     assert_eq!(guest.run(&[(DATA, 528, false), (STATUS, 1, true)]), Some(1));
-    assert_eq!(guest.data.lock().unwrap()[1024..1536], [9; 512]);
+    assert_eq!(guest.data.lock()[1024..1536], [9; 512]);
 }
 
 #[test]
@@ -192,7 +195,7 @@ fn a_range_off_the_disk_or_not_in_blocks_is_an_io_error() {
 #[test]
 fn discard_and_write_zeroes_take_one_range() {
     let mut guest = Guest::new();
-    guest.data.lock().unwrap().fill(1);
+    guest.data.lock().fill(1);
     let range = |sector, sectors, flags| Range { sector, sectors, flags }.to_bytes();
     let mut run = |kind, bytes: &[u8]| {
         guest.put(DATA, bytes);
@@ -207,7 +210,7 @@ fn discard_and_write_zeroes_take_one_range() {
     assert_eq!(run(request::DISCARD, &range(0, 0, 0)), status::IOERR);
     assert_eq!(run(request::DISCARD, &[range(0, 1, 0), range(1, 1, 0)].concat()), status::IOERR);
     assert_eq!(run(request::DISCARD, &[0; 15]), status::IOERR);
-    let data = guest.data.lock().unwrap();
+    let data = guest.data.lock();
     assert_eq!(data.iter().filter(|b| **b == 0).count(), 4 * 512);
     assert_eq!(data[..4 * 512].iter().max(), Some(&0));
 }
@@ -238,14 +241,14 @@ fn a_chain_without_room_for_an_answer_quarantines_the_device() {
     for chain in [&[(HEADER, 16, false)][..], &[(HEADER, 16, false), (STATUS, 0, true)]] {
         let mut guest = Guest::new();
         guest.header(request::FLUSH, 0);
-        assert_eq!(guest.fault(chain), Fault::Chain("a status byte"));
+        assert_eq!(guest.fault(chain), DeviceFault::Chain("a status byte"));
     }
 }
 
 #[test]
 fn a_runt_header_quarantines_the_device() {
     for chain in [&[(HEADER, 15, false), (STATUS, 1, true)][..], &[(STATUS, 1, true)]] {
-        assert_eq!(Guest::new().fault(chain), Fault::Chain("a whole header"));
+        assert_eq!(Guest::new().fault(chain), DeviceFault::Chain("a whole header"));
     }
 }
 
@@ -263,7 +266,7 @@ fn a_buffer_outside_memory_quarantines_the_device() {
         assert!(matches!(guest.run(chain), None | Some(_)));
         assert!(matches!(
             guest.events.try_recv().unwrap().kind,
-            EventKind::Quarantined { fault: Fault::Access(_), .. }
+            DeviceEventKind::Quarantined(Quarantine { fault: DeviceFault::Access(_), .. })
         ));
     }
 }
@@ -308,8 +311,8 @@ fn a_descriptor_changed_after_it_was_taken_changes_nothing() {
         guest.source.poll(Cycles::now());
         if guest.driver.take_used().is_none() {
             // Quarantined, for one of the reasons that a copy can show.
-            let EventKind::Quarantined { fault, .. } = guest.events.try_recv().unwrap().kind;
-            assert!(matches!(fault, Fault::Access(_) | Fault::Chain(_)), "{fault}");
+            let DeviceEventKind::Quarantined(Quarantine { fault, .. }) = guest.events.try_recv().unwrap().kind;
+            assert!(matches!(fault, DeviceFault::Access(_) | DeviceFault::Chain(_)), "{fault}");
             guest.put(RING.0 + 64 * 16, &[0; 0x1000]);
             guest.driver = Driver::new(&guest.memory, RING, 64, 0);
             (guest.source, guest.events) = stand_alone(&plain_disk(), &guest.memory, &[guest.driver.setup()]).unwrap();

@@ -2,8 +2,8 @@
 
 use virtio_spec::{feature as ring, net::feature as net};
 
-/// The feature bits of a device. The control queue, and all that goes through it, is the front-end's; the bit says that we go
-/// along with queue pairs that come and go.
+/// The feature bits of a device. The control queue, and all that goes through it, is the front-end's; the bit says that the
+/// device goes along with queue pairs that come and go.
 pub(crate) fn offered(queue_pairs: u16, packed: bool, mrg_rxbuf: bool) -> u64 {
     let mut bits = ring::VERSION_1
         | ring::ANY_LAYOUT

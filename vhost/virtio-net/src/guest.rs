@@ -6,7 +6,7 @@ use packet::{Burst, Packet, Pool};
 use port::{Counters, PortShard, PortStats};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vhost_device::Event;
+use vhost_device::DeviceEvent;
 use virtio_spec::feature;
 use virtio_spec::net::{HEADER_LEN, Header, LEGACY_HEADER_LEN, feature as net};
 use virtqueue::driver::{Buffer, Driver};
@@ -38,7 +38,7 @@ pub(crate) struct Guest {
     pub(crate) pool: Pool,
     pub(crate) shard: Box<dyn PortShard>,
     stats: Arc<PortStats>,
-    pub(crate) events: crossbeam::channel::Receiver<Event>,
+    pub(crate) events: crossbeam::channel::Receiver<DeviceEvent>,
     /// The receive and the transmit ring.
     pub(crate) rx: Driver,
     pub(crate) tx: Driver,

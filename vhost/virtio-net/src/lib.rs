@@ -17,20 +17,22 @@
 
 mod controller;
 mod features;
+mod from_guest;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
 #[cfg(any(test, fuzzing))]
 mod guest;
 mod queue;
-mod receive;
 mod shard;
-mod transmit;
+mod to_guest;
 
 pub use controller::{NetController, NetParams};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_receive, fuzz_receive_race, fuzz_transmit};
 pub use shard::{StandAlone, stand_alone};
-pub use vhost_device::{Event, EventKind, EventSink, Fault, MoveError, Report};
+pub use vhost_device::{
+    ControllerReport, DeviceEvent, DeviceEventKind, DeviceEventSink, DeviceFault, MoveQueueError, Quarantine,
+};
 pub use vhost_user::{Role, SocketError};
 
 /// Most queue pairs of a controller: SET_VRING_KICK has 8 bits for a ring.

@@ -4,11 +4,11 @@ use arrayvec::ArrayVec;
 use guest_memory::{GuestMemory, Span};
 use packet::BURST;
 use std::ops::RangeInclusive;
-use vhost_device::{Fault, Queue, Vring};
+use vhost_device::{DeviceFault, DeviceQueue, Vring};
 use vhost_user::RingStart;
 use virtio_spec::net::{HEADER_LEN, LEGACY_HEADER_LEN, feature as net};
 use virtio_spec::{feature, ring};
-use virtqueue::{RingSetup, SingleBufferChain, ChainToken};
+use virtqueue::{ChainToken, RingSetup, SingleBufferChain};
 
 /// Where the used index stands in a split ring's device area (virtio 1.3, 2.7.8).
 const USED_IDX: usize = 2;
@@ -26,7 +26,7 @@ pub(crate) struct NetQueue {
 }
 
 impl NetQueue {
-    pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, Fault> {
+    pub(crate) fn new(mut start: RingStart) -> Result<NetQueue, DeviceFault> {
         let region = start.setup.inflight.take();
         if region.is_none() || !start.setup.packed() {
             start.setup.base = base(&start);
@@ -49,13 +49,13 @@ impl NetQueue {
         NetQueue { vring, features, header_len, singles: [SingleBufferChain::default(); BURST], taken }
     }
 
-    /// Whether packets for the guest go here.
+    /// Whether this is a receive ring of the guest, where packets for it go.
     #[inline(always)]
-    pub(crate) fn is_receive(&self) -> bool {
+    pub(crate) fn is_guest_rx(&self) -> bool {
         self.vring.index.is_multiple_of(2)
     }
 
-    /// The queue pair that it is of.
+    /// The queue pair that the ring belongs to.
     #[inline(always)]
     pub(crate) fn pair(&self) -> usize {
         usize::from(self.vring.index / 2)
@@ -67,7 +67,7 @@ impl NetQueue {
     }
 }
 
-impl Queue for NetQueue {
+impl DeviceQueue for NetQueue {
     fn vring(&self) -> &Vring {
         &self.vring
     }

@@ -7,11 +7,11 @@ use packet::{Burst, Packet, Pool, offload_flag};
 use port::{PortShard, PortStats};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
-use vhost_device::{EventSink, Health, Queues, Vring};
+use vhost_device::{DeviceEventSink, DeviceHealth, Vring, WorkerQueues};
 
 /// What all shards of a device share; written by its session only, and rarely, but for the counters.
-pub(crate) struct DeviceState {
-    pub(crate) health: Health,
+pub(crate) struct NetDeviceState {
+    pub(crate) health: DeviceHealth,
     pub(crate) mtu: AtomicU16,
     /// Packets from the guest by queue pair, each written by the worker that has the pair.
     pub(crate) received: Box<[CachePadded<AtomicU64>]>,
@@ -19,13 +19,13 @@ pub(crate) struct DeviceState {
     announce: AtomicU64,
 }
 
-/// Marks an address in [`DeviceState::announce`].
+/// Marks an address in [`NetDeviceState::announce`].
 const ANNOUNCE: u64 = 1 << 63;
 
-impl DeviceState {
-    pub(crate) fn new(health: Health, mtu: u16, pairs: u16) -> DeviceState {
+impl NetDeviceState {
+    pub(crate) fn new(health: DeviceHealth, mtu: u16, pairs: u16) -> NetDeviceState {
         let received = (0..pairs).map(|_| CachePadded::default()).collect();
-        DeviceState { health, mtu: AtomicU16::new(mtu), received, announce: AtomicU64::new(0) }
+        NetDeviceState { health, mtu: AtomicU16::new(mtu), received, announce: AtomicU64::new(0) }
     }
 
     /// Has a RARP broadcast for `mac` received by the next shard that looks.
@@ -46,8 +46,8 @@ impl DeviceState {
 
 /// The queues of a device that one worker serves.
 pub(crate) struct Shard {
-    pub(crate) state: Arc<DeviceState>,
-    pub(crate) queues: Queues<NetQueue>,
+    pub(crate) state: Arc<NetDeviceState>,
+    pub(crate) queues: WorkerQueues<NetQueue>,
     pub(crate) pool: Pool,
     pub(crate) stats: Arc<PortStats>,
     /// The queue that receives first in the next turn: none starves another.
@@ -69,12 +69,15 @@ impl PortShard for Shard {
         let count = queues.len();
         for turn in 0..count {
             let queue = &mut queues[(self.first + turn) % count];
-            if queue.is_receive() || burst.is_full() {
+            if queue.is_guest_rx() || burst.is_full() {
                 continue;
             }
             let held = burst.len();
-            let result =
-                if queue.vring.enabled { queue.receive(&self.pool, mtu, burst, &self.stats) } else { queue.discard() };
+            let result = if queue.vring.enabled {
+                queue.poll_from_guest(&self.pool, mtu, burst, &self.stats)
+            } else {
+                queue.discard()
+            };
             if let Err(fault) = result {
                 self.state.health.quarantine(&mut queue.vring, fault);
             }
@@ -104,7 +107,7 @@ impl PortShard for Shard {
             let (run, later) = rest.split_at_mut(same);
             rest = later;
             let Some(queue) = queues.iter_mut().filter(|queue| is_ready(queue)).nth(choice) else { continue };
-            if let Err(fault) = queue.transmit(run, mtu, &self.pool, &self.stats) {
+            if let Err(fault) = queue.push_to_guest(run, mtu, &self.pool, &self.stats) {
                 self.state.health.quarantine(&mut queue.vring, fault);
             }
         }
@@ -123,7 +126,7 @@ impl PortShard for Shard {
 
     fn arm(&mut self) -> bool {
         let quarantined = self.state.health.is_quarantined();
-        let transmit = self.queues.serving().iter_mut().filter(|queue| !quarantined && !queue.is_receive());
+        let transmit = self.queues.serving().iter_mut().filter(|queue| !quarantined && !queue.is_guest_rx());
         let ready = transmit.fold(false, |ready, queue| queue.vring.arm() | ready);
         ready || !self.queues.is_quiet() || self.state.announce.load(Ordering::Relaxed) != 0
     }
@@ -132,7 +135,7 @@ impl PortShard for Shard {
         self.queues
             .serving()
             .iter_mut()
-            .filter(|queue| !queue.is_receive())
+            .filter(|queue| !queue.is_guest_rx())
             .for_each(|queue| queue.vring.ring.disarm());
     }
 
@@ -171,7 +174,7 @@ impl Shard {
 /// Packets for the guest can go here.
 #[inline(always)]
 fn is_ready(queue: &NetQueue) -> bool {
-    queue.is_receive() && queue.vring.enabled
+    queue.is_guest_rx() && queue.vring.enabled
 }
 
 /// The same for all packets of a flow: the NIC's hash, else one over IP addresses and ports.
@@ -188,7 +191,7 @@ fn flow_hash(packet: &Packet) -> u32 {
 }
 
 /// What [`stand_alone`] gives: the shard, its counters, and the events that it reports.
-pub type StandAlone = (Box<dyn PortShard>, Arc<PortStats>, crossbeam::channel::Receiver<vhost_device::Event>);
+pub type StandAlone = (Box<dyn PortShard>, Arc<PortStats>, crossbeam::channel::Receiver<vhost_device::DeviceEvent>);
 
 /// A port's shard on its own, without socket, session or engine: for tests and for benchmarks of the path alone. Its rings are
 /// enabled and have no eventfds; `memory` is as [`guest_memory::GuestMemory::anonymous`] makes it.
@@ -198,16 +201,19 @@ pub fn stand_alone(
     pool: Pool,
     mtu: u16,
 ) -> Result<StandAlone, Box<dyn std::error::Error>> {
-    let (events, receiver) = EventSink::new(16);
-    let state =
-        Arc::new(DeviceState::new(Health::new("stand-alone".into(), events), mtu, setups.len().div_ceil(2) as u16));
+    let (events, receiver) = DeviceEventSink::new(16);
+    let state = Arc::new(NetDeviceState::new(
+        DeviceHealth::new("stand-alone".into(), events),
+        mtu,
+        setups.len().div_ceil(2) as u16,
+    ));
     let mut queues = Vec::new();
     for (index, setup) in setups.iter().enumerate() {
         let mut vring = Vring::without_descriptors(index as u16, memory.clone(), setup)?;
         vring.enabled = true;
         queues.push(NetQueue::around(vring, setup));
     }
-    let (queues, stats) = (Queues::alone(queues)?, Arc::<PortStats>::default());
+    let (queues, stats) = (WorkerQueues::alone(queues)?, Arc::<PortStats>::default());
     let shard = Shard { state, queues, pool, stats: stats.clone(), first: 0 };
     Ok((Box::new(shard), stats, receiver))
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use virtio_spec::feature;
 use virtio_spec::net::{Header, feature as net};
 
-/// A frame that names its place in the order: not of IP, so that nobody looks into it.
+/// A frame that names its place in the order: not of IP, so that its payload is not parsed.
 fn frame(sequence: usize, len: usize) -> Vec<u8> {
     let mut frame: Vec<u8> = (0..len).map(|at| (at * 7 + sequence) as u8).collect();
     frame[12..14].copy_from_slice(&[0x88, 0xb5]);

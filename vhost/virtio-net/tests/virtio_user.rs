@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use virtio_net::{EventSink, NetController, NetParams, Role};
+use virtio_net::{DeviceEventSink, NetController, NetParams, Role};
 
 /// How long anything may take that must come.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -123,7 +123,7 @@ impl Rig {
             workers: self.engine.workers().to_vec(),
             pool: self.pool.clone(),
         };
-        let controller = NetController::start(params, EventSink::new(16).0).unwrap();
+        let controller = NetController::start(params, DeviceEventSink::new(16).0).unwrap();
         let shard = controller.open_shard(&self.engine.workers()[0]).unwrap();
         Device { shard, controller }
     }

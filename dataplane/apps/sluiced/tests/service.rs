@@ -239,8 +239,13 @@ fn a_hostile_guest_is_quarantined_alone_and_an_event_says_why() {
         assert_eq!(honest.read(0), 0);
     };
     assert!(reason.contains("queue 0"), "{reason}");
-    let events = daemon.ok("notify_get_notifications", json!({}));
-    let event = events.as_array().unwrap().iter().find(|event| event["type"] == "vhost_quarantine").expect("an event");
+    let event = loop {
+        let events = daemon.ok("notify_get_notifications", json!({}));
+        if let Some(event) = events.as_array().unwrap().iter().find(|event| event["type"] == "vhost_quarantine") {
+            break event.clone();
+        }
+        assert!(Instant::now() < deadline, "an event: {events}");
+    };
     assert_eq!((&event["ctx"], event["detail"].as_str().unwrap()), (&json!("c-bad"), reason.as_str()));
     let metrics = daemon.ok("metrics_get", json!({}));
     let quarantined = |ctrlr: &str, value: u32| {

@@ -27,7 +27,7 @@ use api::RpcError;
 use captures::Captures;
 use std::sync::Arc;
 use switching::Switching;
-use virtio_net::{EventSink, NetController};
+use virtio_net::{DeviceEventSink, NetController};
 
 /// What the handlers of ports, bridges and flows are given.
 pub(crate) struct NetworkPlane {
@@ -40,7 +40,7 @@ pub(crate) struct NetworkPlane {
     pub(crate) captures: Captures,
     sockets: Arc<SocketDir>,
     /// Takes what vhost-user ports report by themselves.
-    controller_events: EventSink,
+    controller_events: DeviceEventSink,
 }
 
 /// The handlers of this plane. A kind of port has a file and a line here.
@@ -58,9 +58,9 @@ impl NetworkPlane {
         sockets: Arc<SocketDir>,
         switching: Switching,
     ) -> NetworkPlane {
-        let (controller_events, events) = EventSink::new(limits::CONTROLLER_EVENTS);
+        let (controller_events, events) = DeviceEventSink::new(limits::CONTROLLER_EVENTS);
         let vhost_user = Registry::default();
-        vhost::listen("events-net", &vhost_user, &observe, events);
+        vhost::listen("events-net", &observe, events);
         let captures = Captures::default();
         NetworkPlane { workers, observe, desired, switching, vhost_user, captures, sockets, controller_events }
     }

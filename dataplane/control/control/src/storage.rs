@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use std::sync::Arc;
 use vhost_blk::BlkDevice;
-use virtio_blk::EventSink;
+use virtio_blk::DeviceEventSink;
 
 /// What the handlers of disks and of their controllers are given.
 pub(crate) struct StoragePlane {
@@ -49,7 +49,7 @@ pub(crate) struct StoragePlane {
     copies: image::Copies,
     sockets: Arc<SocketDir>,
     /// Takes what controllers report by themselves.
-    controller_events: EventSink,
+    controller_events: DeviceEventSink,
 }
 
 /// The handlers of this plane. A kind of disk has a file and a line here.
@@ -88,9 +88,9 @@ impl StoragePlane {
         desired: Arc<Desired>,
         sockets: Arc<SocketDir>,
     ) -> StoragePlane {
-        let (controller_events, events) = EventSink::new(limits::CONTROLLER_EVENTS);
+        let (controller_events, events) = DeviceEventSink::new(limits::CONTROLLER_EVENTS);
         let controllers = Registry::default();
-        vhost::listen("events-blk", &controllers, &observe, events);
+        vhost::listen("events-blk", &observe, events);
         let (bdevs, nvme, copies) = (Bdevs::default(), Registry::default(), image::Copies::default());
         StoragePlane { workers, observe, desired, bdevs, nvme, controllers, copies, sockets, controller_events }
     }

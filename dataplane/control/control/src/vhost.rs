@@ -2,15 +2,13 @@
 
 use crate::observe::Observe;
 use crate::rpc::Refuse;
-use crate::state::registry::{Object, Registry};
 use api::RpcError;
 use api::notify::EventType;
 use api::vhost::{QueueInfo, SocketRole};
 use crossbeam::channel::Receiver;
-use parking_lot::Mutex;
 use std::path::PathBuf;
 use std::sync::Arc;
-use virtio_blk::{ControllerError, Event, EventKind, Report, Role, SocketError};
+use virtio_blk::{ControllerError, ControllerReport, DeviceEvent, DeviceEventKind, Role, SocketError};
 
 /// Where the sockets of controllers are.
 pub(crate) struct SocketDir {
@@ -25,18 +23,11 @@ pub(crate) struct VhostController<D> {
     pub(crate) socket: PathBuf,
     pub(crate) role: Role,
     pub(crate) device: D,
-    /// Why the device was quarantined last.
-    fault: Mutex<Option<String>>,
 }
 
 impl<D> VhostController<D> {
     pub(crate) fn new(name: &str, socket: PathBuf, role: Role, device: D) -> VhostController<D> {
-        VhostController { name: name.to_owned(), socket, role, device, fault: Mutex::default() }
-    }
-
-    /// Why the device serves nothing; `None` while it serves.
-    pub(crate) fn quarantine(&self, report: &Report) -> Option<String> {
-        report.quarantined.then(|| self.fault.lock().clone().unwrap_or_default())
+        VhostController { name: name.to_owned(), socket, role, device }
     }
 }
 
@@ -56,7 +47,7 @@ pub(crate) fn socket_role(role: Role) -> SocketRole {
 }
 
 /// The queues that a front-end has started.
-pub(crate) fn started_queues(report: &Report) -> Vec<QueueInfo> {
+pub(crate) fn started_queues(report: &ControllerReport) -> Vec<QueueInfo> {
     let started = report.queues.iter().enumerate().filter(|(_, queue)| queue.started);
     let info = started.map(|(index, queue)| QueueInfo {
         index,
@@ -69,24 +60,13 @@ pub(crate) fn started_queues(report: &Report) -> Vec<QueueInfo> {
 }
 
 /// Turns what devices report by themselves into events, on a thread named `thread`.
-pub(crate) fn listen<D: Send + Sync + 'static>(
-    thread: &str,
-    controllers: &Registry<VhostController<D>>,
-    observe: &Arc<Observe>,
-    events: Receiver<Event>,
-) where
-    VhostController<D>: Object,
-{
+pub(crate) fn listen(thread: &str, observe: &Arc<Observe>, events: Receiver<DeviceEvent>) {
     // Controllers hold the other end of `events`: the thread ends with the last of them.
-    let (controllers, observe) = (controllers.downgrade(), Arc::downgrade(observe));
+    let observe = Arc::downgrade(observe);
     let listen = move || {
-        for Event { controller, kind: EventKind::Quarantined { queue, fault } } in events {
+        for DeviceEvent { controller, kind: DeviceEventKind::Quarantined(quarantine) } in events {
             let Some(observe) = observe.upgrade() else { return };
-            let detail = format!("queue {queue}: {fault}");
-            if let Some(Ok(found)) = controllers().map(|controllers| controllers.get(&controller)) {
-                *found.fault.lock() = Some(detail.clone());
-            }
-            observe.events.add(EventType::VhostQuarantine, &controller, detail);
+            observe.events.add(EventType::VhostQuarantine, &controller, quarantine.to_string());
         }
     };
     if let Err(error) = std::thread::Builder::new().name(thread.to_owned()).spawn(listen) {
@@ -98,7 +78,7 @@ impl Refuse for ControllerError {
     fn refuse(self) -> RpcError {
         let text = self.to_string();
         match self {
-            ControllerError::Invalid { field, got, expected } => RpcError::invalid(field, got, expected),
+            ControllerError::Invalid(invalid) => RpcError::invalid(invalid.field, invalid.got, invalid.expected),
             ControllerError::Socket(SocketError::Os { source, .. }) | ControllerError::Thread(source) => {
                 RpcError::from_io(&source, text)
             }

@@ -1,4 +1,4 @@
-//! Features, status, configuration space, reset, and the channel for our own requests.
+//! Features, status, configuration space, reset, and the channel for requests of the back-end.
 
 use super::{Answer, OF_TRANSPORT, Session};
 use crate::backend::{Backend, Change};

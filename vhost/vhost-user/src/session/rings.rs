@@ -197,7 +197,7 @@ impl Session {
     }
 }
 
-/// A second descriptor for the device; ours is kept for the next start.
+/// A second descriptor for the device; the session keeps the first for the next start.
 fn copy(fd: &Option<OwnedFd>) -> Result<Option<OwnedFd>, Reason> {
     fd.as_ref().map(OwnedFd::try_clone).transpose().map_err(Reason::os("dup of a ring's descriptor"))
 }

@@ -103,7 +103,7 @@ fn acknowledgements_come_when_negotiated_and_asked_for() {
 }
 
 #[test]
-fn a_refusal_that_cannot_be_told_ends_the_session() {
+fn a_refusal_without_a_reply_channel_ends_the_session() {
     let mut script = Script::negotiated(SPLIT);
     let error = script.tell(Request::SET_VRING_NUM, &words(&[0, 3]), vec![]).unwrap_err();
     assert_eq!(error.to_string(), "SET_VRING_NUM refused: num is 0x3, expected a power of two for a split ring");

@@ -144,7 +144,7 @@ fn descriptors_on_every_byte_end_the_session() {
 }
 
 #[test]
-fn a_silent_front_end_does_not_keep_us_from_stopping() {
+fn a_silent_front_end_does_not_delay_the_stop() {
     let served = Served::new(Role::Server);
     let _peer = served.connect();
     served.until("the connection", |_, status| status.connected);
@@ -155,7 +155,7 @@ fn a_silent_front_end_does_not_keep_us_from_stopping() {
 }
 
 #[test]
-fn a_front_end_that_stops_inside_a_message_does_not_keep_us_from_stopping() {
+fn a_front_end_that_stops_inside_a_message_does_not_delay_the_stop() {
     let served = Served::new(Role::Server);
     let peer = served.connect();
     peer.raw(&words(&[Request::SET_MEM_TABLE.0, VERSION, 40])[..9], &[]).unwrap();
@@ -164,7 +164,7 @@ fn a_front_end_that_stops_inside_a_message_does_not_keep_us_from_stopping() {
 }
 
 #[test]
-fn a_front_end_that_does_not_read_does_not_keep_us_from_stopping() {
+fn a_front_end_that_does_not_read_does_not_delay_the_stop() {
     let served = Served::new(Role::Server);
     let peer = served.connect();
     peer.0.set_nonblocking(true).unwrap();
@@ -217,7 +217,7 @@ fn memory_truncated_in_a_live_session_is_noticed() {
     peer.start_ring(&memory, SPLIT);
     served.until("the ring", |device, _| device.rings.len() == 1);
     rustix::fs::ftruncate(&memory, 0).unwrap();
-    let table = served.device.lock().unwrap().rings[&0].start.memory.clone();
+    let table = served.device.lock().rings[&0].start.memory.clone();
     table.read(guest_memory::GuestAddress(0), &mut [0; 8]).unwrap();
     drop(table);
     peer.closed();

@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::{Backend, Change, Control, Endpoint, Properties, Refusal, Role, Socket, serve};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ struct Shared(Arc<Mutex<FakeDevice>>);
 
 impl Shared {
     fn get(&self) -> MutexGuard<'_, FakeDevice> {
-        self.0.lock().unwrap()
+        self.0.lock()
     }
 }
 
@@ -69,7 +70,7 @@ impl Served {
 
     /// Waits until the device or the session is as expected.
     pub(super) fn until(&self, what: &str, condition: impl Fn(&FakeDevice, &crate::SessionStatus) -> bool) {
-        wait_for(what, || condition(&self.device.lock().unwrap(), &self.control.status()));
+        wait_for(what, || condition(&self.device.lock(), &self.control.status()));
     }
 
     pub(super) fn stop(mut self) {

@@ -338,7 +338,7 @@ fn only_eventfds_kick_and_what_is_signalled_is_a_counter_or_a_stream() {
 }
 
 #[test]
-fn a_full_pipe_or_socket_does_not_block_who_signals_it() {
+fn a_full_pipe_or_socket_does_not_block_the_device() {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     let mut script = Script::running(SPLIT);
     let mut call = |fd: &OwnedFd| {

@@ -1,4 +1,4 @@
-//! The front-end of rust-vmm, which nobody here wrote, against a served device.
+//! The front-end of rust-vmm, an independent implementation, against a served device.
 
 use super::peer::Served;
 use super::*;
@@ -66,7 +66,7 @@ fn rust_vmm_starts_and_stops_a_ring() {
         let memory = memfd(LEN);
         let (kick, call) = start(&mut frontend, &memory);
         {
-            let device = served.device.lock().unwrap();
+            let device = served.device.lock();
             let ring = &device.rings[&0].start;
             assert!(ring.enabled);
             kick.write(1).unwrap();
@@ -80,7 +80,7 @@ fn rust_vmm_starts_and_stops_a_ring() {
             base,
             "32 bits, and a new packed ring starts with both counters"
         );
-        assert!(served.device.lock().unwrap().rings.is_empty());
+        assert!(served.device.lock().rings.is_empty());
         assert_eq!(served.control.status().last_error, None);
         served.stop();
     }
@@ -130,12 +130,12 @@ fn rust_vmm_migrates() {
     frontend.set_features(SPLIT | feature::VHOST_LOG_ALL).unwrap();
     frontend.set_vring_addr(0, &ring(true)).unwrap();
     {
-        let device = served.device.lock().unwrap();
+        let device = served.device.lock();
         assert!(device.rings[&0].start.log.is_some());
         assert_eq!(device.rings[&0].used_log, Some(guest_memory::GuestAddress(0x8000)));
     }
     frontend.set_features(SPLIT).unwrap();
-    assert!(served.device.lock().unwrap().rings[&0].start.log.is_none());
+    assert!(served.device.lock().rings[&0].start.log.is_none());
     served.stop();
 }
 
@@ -148,7 +148,7 @@ fn rust_vmm_keeps_the_inflight_region_over_a_reconnect() {
     let (region, file) = first.get_inflight_fd(&ask).unwrap();
     first.set_inflight_fd(&region, file.as_raw_fd()).unwrap();
     start(&mut first, &memory);
-    let window = |served: &Served| served.device.lock().unwrap().rings[&0].start.setup.inflight.clone().unwrap();
+    let window = |served: &Served| served.device.lock().rings[&0].start.setup.inflight.clone().unwrap();
     window(&served).store_u64(8, 42, Relaxed);
     drop(first);
     served.until("the first session's end", |device, _| device.rings.is_empty());

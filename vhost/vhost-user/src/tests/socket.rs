@@ -74,7 +74,7 @@ fn a_socket_in_use_is_left_alone_and_a_stale_one_replaced() {
 }
 
 #[test]
-fn a_socket_file_of_somebody_else_survives_us() {
+fn a_socket_file_of_another_process_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("vhost.sock");
     let ours = server(&path).unwrap();

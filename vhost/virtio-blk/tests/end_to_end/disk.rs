@@ -2,12 +2,13 @@
 
 use block::{Bdev, BlockChannel, BlockError, BlockRequest, Completions, Geometry, Identity, Op, Status};
 use clock::Cycles;
+use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long a channel that holds requests waits before it looks again.
@@ -71,7 +72,7 @@ impl Disk {
 
     pub(crate) fn resize(&self, size: u64) {
         self.shared.file.set_len(size).unwrap();
-        self.geometry.lock().unwrap().num_blocks = size / 512;
+        self.geometry.lock().num_blocks = size / 512;
     }
 
     pub(crate) fn break_it(&self, broken: bool) {
@@ -94,7 +95,7 @@ impl Bdev for Disk {
         &self.identity
     }
     fn geometry(&self) -> Geometry {
-        *self.geometry.lock().unwrap()
+        *self.geometry.lock()
     }
     fn open_channel(&self) -> Result<Box<dyn BlockChannel>, BlockError> {
         Ok(Box::new(Channel { shared: self.shared.clone(), requests: VecDeque::new(), copy: Vec::new() }))

@@ -1,4 +1,4 @@
-//! Drivers that nobody of us wrote: the crates `virtio-driver` and `blkio`.
+//! Independent drivers: the crates `virtio-driver` and `blkio`.
 
 use crate::disk::Disk;
 use crate::rig::{MIB, PATIENCE, Rig};

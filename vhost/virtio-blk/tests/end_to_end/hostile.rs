@@ -5,7 +5,7 @@ use crate::guest::{GuestQueue, LAYOUTS, MEMORY, Vmm, readable};
 use crate::rig::{MIB, PATIENCE, Rig, wait_for};
 use guest_memory::GuestAddress;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use virtio_blk::{EventKind, Fault};
+use virtio_blk::{DeviceEventKind, DeviceFault, Quarantine};
 use virtio_spec::blk::{request, status};
 use virtio_spec::feature;
 use virtio_spec::ring::desc;
@@ -35,13 +35,14 @@ impl Neighbours {
     }
 
     /// Has the first guest's queue 0 looked at, and returns why its device was quarantined. Checks all that follows from it.
-    fn fault(&mut self) -> Fault {
+    fn fault(&mut self) -> DeviceFault {
         self.vmm.rings[0].kick.write(1).unwrap();
         let event = self.rig.heard.recv_timeout(PATIENCE).expect("an event");
         assert_eq!(&*event.controller, "disk0");
-        let EventKind::Quarantined { queue: 0, fault } = event.kind else { panic!("{event:?}") };
+        let DeviceEventKind::Quarantined(Quarantine { queue: 0, fault }) = event.kind else { panic!("{event:?}") };
         let report = self.rig.controllers[0].report();
-        assert!(report.quarantined && !self.rig.controllers[1].report().quarantined);
+        assert_eq!(report.quarantine, Some(Quarantine { queue: 0, fault }));
+        assert_eq!(self.rig.controllers[1].report().quarantine, None);
         // SAFETY: the eventfd lives as long as `self`.
         let err = unsafe { BorrowedFd::borrow_raw(self.vmm.rings[0].err.as_raw_fd()) };
         assert!(readable(err, PATIENCE.as_secs()), "the front-end is told");
@@ -64,7 +65,7 @@ impl Neighbours {
         for index in 0..2 {
             self.vmm.stop(index);
         }
-        assert!(!self.rig.controllers[0].report().quarantined);
+        assert_eq!(self.rig.controllers[0].report().quarantine, None);
         let features = self.vmm.features;
         self.vmm.memory.write(GuestAddress(0), &vec![0; 0x2_0000]).unwrap();
         let socket = self.rig.socket(0);
@@ -107,7 +108,7 @@ impl Neighbours {
 }
 
 /// Breaks the first device in a way that `break_it` knows, in every layout, and expects the fault.
-fn in_each_layout(break_it: impl Fn(&mut Neighbours), expected: impl Fn(Fault) -> bool) {
+fn in_each_layout(break_it: impl Fn(&mut Neighbours), expected: impl Fn(DeviceFault) -> bool) {
     for features in LAYOUTS {
         let mut neighbours = Neighbours::new(features);
         break_it(&mut neighbours);
@@ -122,7 +123,7 @@ fn a_ring_index_too_far_ahead() {
     for features in [0, feature::IN_ORDER | feature::RING_EVENT_IDX] {
         let mut neighbours = Neighbours::new(features);
         neighbours.offer(0, 1 + 65);
-        assert!(matches!(neighbours.fault(), Fault::Ring(QueueError::AvailIndex { .. })));
+        assert!(matches!(neighbours.fault(), DeviceFault::Ring(QueueError::AvailIndex { .. })));
         neighbours.set_up_again();
     }
 }
@@ -146,8 +147,10 @@ fn a_descriptor_outside_memory() {
                 }
                 n.offer(0, 2);
             };
-            let no_end = Fault::Chain("a status byte"); // Its address would wrap.
-            in_each_layout(break_it, |fault| matches!(fault, Fault::Access(_)) || (outside == 2 && fault == no_end));
+            let no_end = DeviceFault::Chain("a status byte"); // Its address would wrap.
+            in_each_layout(break_it, |fault| {
+                matches!(fault, DeviceFault::Access(_)) || (outside == 2 && fault == no_end)
+            });
         }
     }
 }
@@ -164,7 +167,7 @@ fn a_chain_that_never_ends() {
         (0..61).rev().for_each(|i| n.put_descriptor(i, 0x8_0000, 16, desc::NEXT, (i as u16 + 1) % 61));
         n.offer(0, 2);
     };
-    in_each_layout(break_it, |fault| matches!(fault, Fault::Ring(QueueError::ChainLoop { .. })));
+    in_each_layout(break_it, |fault| matches!(fault, DeviceFault::Ring(QueueError::ChainLoop { .. })));
 }
 
 #[test]
@@ -173,14 +176,14 @@ fn a_request_without_room_for_its_status() {
         n.put_descriptor(0, 0x8_0000, 16, 0, 0);
         n.offer(0, 2);
     };
-    in_each_layout(break_it, |fault| fault == Fault::Chain("a status byte"));
+    in_each_layout(break_it, |fault| fault == DeviceFault::Chain("a status byte"));
 }
 
 #[test]
 fn a_head_outside_the_table() {
     let mut neighbours = Neighbours::new(0);
     neighbours.offer(64, 2);
-    let expected = Fault::Ring(QueueError::DescriptorIndex { index: 64, size: 64 });
+    let expected = DeviceFault::Ring(QueueError::DescriptorIndex { index: 64, size: 64 });
     assert_eq!(neighbours.fault(), expected);
     neighbours.set_up_again();
 }
@@ -194,7 +197,7 @@ fn memory_that_its_owner_truncates() {
         neighbours.vmm.ram.file.set_len(0).unwrap();
         neighbours.vmm.rings[0].kick.write(1).unwrap();
         let event = neighbours.rig.heard.recv_timeout(PATIENCE).unwrap();
-        assert!(matches!(event.kind, EventKind::Quarantined { .. }), "{event:?}");
+        assert!(matches!(event.kind, DeviceEventKind::Quarantined(_)), "{event:?}");
         for _ in 0..100 {
             neighbours.honest.iter_mut().for_each(|queue| assert_eq!(queue.run(request::IN, 0, 512), status::OK));
         }

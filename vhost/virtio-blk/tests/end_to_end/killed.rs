@@ -3,7 +3,7 @@
 
 use crate::disk::Disk;
 use crate::guest::{LAYOUTS, Vmm};
-use crate::rig::{Lcg, MIB, wait_for};
+use crate::rig::{MIB, wait_for};
 use crate::traffic::Traffic;
 use engine::{Engine, IdlePolicy};
 use std::fs::File;
@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use testkit::Rng;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use virtio_blk::{Controller, ControllerParams, EventSink, Role};
+use virtio_blk::{BlkController, BlkParams, DeviceEventSink, Role};
 
 const DISK: u64 = 4 * MIB;
 const QUEUES: u16 = 2;
@@ -33,7 +34,7 @@ fn device() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let engine = Engine::start(&[0, 1], IdlePolicy::default()).unwrap();
     let file = File::options().read(true).write(true).open(directory.join("disk")).unwrap();
-    let params = ControllerParams {
+    let params = BlkParams {
         name: "killed".into(),
         socket: directory.join("sock"),
         role: if std::env::var_os(CLIENT).is_some() { Role::Client } else { Role::Server },
@@ -43,7 +44,7 @@ fn device() {
         queues: QUEUES,
         workers: engine.workers().to_vec(),
     };
-    let _controller = Controller::start(params, Disk::over(file, DISK), EventSink::new(1).0).unwrap();
+    let _controller = BlkController::start(params, Disk::over(file, DISK), DeviceEventSink::new(1).0).unwrap();
     loop {
         std::thread::park();
     }
@@ -128,7 +129,7 @@ fn survives(features: u64, role: Role, kills: u64) {
                 });
             });
         }
-        let mut rng = Lcg(features ^ kills);
+        let mut rng = Rng::new(features ^ kills);
         for kill in 0..kills {
             // One in four dies before it has done anything: while it recovers.
             let progress = if kill % 4 == 0 { 0 } else { 1 + rng.below(100) };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use virtio_blk::{EventKind, Fault};
+use virtio_blk::{DeviceEventKind, DeviceFault, Quarantine};
 use virtio_spec::blk::{request, status};
 
 const DISK: u64 = 8 * MIB;
@@ -34,7 +34,7 @@ fn read_into(queue: &mut GuestQueue, slot: usize, sector: u64) {
 }
 
 #[test]
-fn memory_that_is_unplugged_lives_until_its_requests_have_ended_and_no_worker_waits() {
+fn unplugged_memory_survives_inflight_io() {
     for (layout, features) in LAYOUTS.into_iter().enumerate() {
         let name = format!("unplugged-{layout}");
         let disk = Disk::new(DISK);
@@ -59,7 +59,7 @@ fn memory_that_is_unplugged_lives_until_its_requests_have_ended_and_no_worker_wa
             for _ in 0..100 {
                 assert_eq!(queues[1].run(request::IN, 0, 4096), status::OK);
             }
-            assert!(!gone.load(Ordering::SeqCst), "the acknowledgement means that nobody writes there any more");
+            assert!(!gone.load(Ordering::SeqCst), "the acknowledgement means that no write goes there any more");
             assert_eq!(mappings(&name), 2);
             disk.release();
         });
@@ -75,7 +75,10 @@ fn memory_that_is_unplugged_lives_until_its_requests_have_ended_and_no_worker_wa
         assert!(rig.heard.is_empty());
         read_into(&mut queues[0], 0, 0);
         let event = rig.heard.recv_timeout(crate::rig::PATIENCE).unwrap();
-        assert!(matches!(event.kind, EventKind::Quarantined { queue: 0, fault: Fault::Access(_) }), "{event:?}");
+        assert!(
+            matches!(event.kind, DeviceEventKind::Quarantined(Quarantine { queue: 0, fault: DeviceFault::Access(_) })),
+            "{event:?}"
+        );
     }
 }
 
@@ -112,7 +115,7 @@ fn memory_comes_and_goes_under_load() {
 }
 
 #[test]
-fn a_table_without_the_rings_is_refused_and_everything_goes_on() {
+fn a_memory_table_without_the_rings_is_refused_and_io_continues() {
     let disk = Disk::new(DISK);
     let rig = Rig::with(&disk, 1);
     let (vmm, mut queues) = Vmm::boot(&rig.socket(0), 0, 1, 64);

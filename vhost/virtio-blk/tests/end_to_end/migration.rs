@@ -2,10 +2,11 @@
 
 use crate::disk::Disk;
 use crate::guest::{GuestQueue, LAYOUTS, MEMORY, Shared, Vmm, ring_addresses};
-use crate::rig::{Lcg, MIB, Rig, wait_for};
+use crate::rig::{MIB, Rig, wait_for};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use testkit::Rng;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use virtio_spec::blk::{request, status};
 use virtio_spec::feature;
@@ -60,7 +61,7 @@ fn the_dirty_log_is_exact_while_it_is_switched_on_live_rings() {
         let (vmm, mut queues) = Vmm::boot(&rig.socket(0), features, 1, 64);
         let queue = &mut queues[0];
         let log = Log::new(&vmm);
-        let mut rng = Lcg(features + 3);
+        let mut rng = Rng::new(features + 3);
         let ring_page = vmm.rings[0].setup.addresses.descriptor.0 / PAGE;
         let ring_areas = [vmm.rings[0].setup.addresses.driver.0, vmm.rings[0].setup.addresses.device.0 + 6 + 64 * 8];
         assert!(ring_areas.iter().all(|at| at / PAGE == ring_page), "a ring of 64 lies in one page");

@@ -6,7 +6,7 @@ use engine::{Engine, IdlePolicy};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use virtio_blk::{Controller, ControllerParams, Event, EventSink, Role};
+use virtio_blk::{BlkController, BlkParams, DeviceEvent, DeviceEventSink, Role};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -15,17 +15,17 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Controllers before the engine: they are dropped in this order.
 pub(crate) struct Rig {
-    pub(crate) controllers: Vec<Controller>,
+    pub(crate) controllers: Vec<BlkController>,
     pub(crate) engine: Engine,
-    events: EventSink,
-    pub(crate) heard: Receiver<Event>,
+    events: DeviceEventSink,
+    pub(crate) heard: Receiver<DeviceEvent>,
     dir: tempfile::TempDir,
 }
 
 impl Rig {
     /// Workers on the first two cores.
     pub(crate) fn new() -> Rig {
-        let (events, heard) = EventSink::new(64);
+        let (events, heard) = DeviceEventSink::new(64);
         let engine = Engine::start(&[0, 1], IdlePolicy::default()).unwrap();
         Rig { controllers: Vec::new(), engine, events, heard, dir: tempfile::tempdir().unwrap() }
     }
@@ -39,7 +39,7 @@ impl Rig {
 
     /// Serves `disk` on the next socket.
     pub(crate) fn serve(&mut self, disk: &Arc<Disk>, queues: u16) {
-        let params = ControllerParams {
+        let params = BlkParams {
             name: format!("disk{}", self.controllers.len()),
             socket: self.socket(self.controllers.len()),
             role: Role::Server,
@@ -49,7 +49,7 @@ impl Rig {
             queues,
             workers: self.engine.workers().to_vec(),
         };
-        self.controllers.push(Controller::start(params, disk.clone(), self.events.clone()).unwrap());
+        self.controllers.push(BlkController::start(params, disk.clone(), self.events.clone()).unwrap());
     }
 
     pub(crate) fn socket(&self, index: usize) -> PathBuf {
@@ -64,15 +64,5 @@ pub(crate) fn wait_for(what: &str, mut happened: impl FnMut() -> bool) {
     while !happened() {
         assert!(Instant::now() < end, "waited in vain for {what}");
         std::thread::sleep(Duration::from_micros(50));
-    }
-}
-
-/// A small deterministic generator.
-pub(crate) struct Lcg(pub(crate) u64);
-
-impl Lcg {
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % n
     }
 }

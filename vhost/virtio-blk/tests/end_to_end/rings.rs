@@ -2,12 +2,13 @@
 
 use crate::disk::Disk;
 use crate::guest::{GuestQueue, LAYOUTS, SLOTS, Vmm, connect};
-use crate::rig::{Lcg, MIB, Rig, wait_for};
+use crate::rig::{MIB, Rig, wait_for};
 use crate::traffic::Traffic;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
+use testkit::Rng;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserInflight};
 use virtio_spec::blk::{request, status};
@@ -75,7 +76,7 @@ fn a_stopped_ring_is_drained_and_then_silent() {
         let wrap = if features & feature::RING_PACKED == 0 { 0 } else { 1 << 15 };
         let descriptors = if wrap == 0 { 8 } else { 3 * 8 };
         assert_eq!(base.load(Ordering::SeqCst), descriptors | wrap);
-        // Silent: what comes now is not even looked at, and nobody is called.
+        // Silent: what comes now is not even looked at, and no driver is notified.
         while queue.call.read().is_ok() {}
         queue.request(8, request::IN, 8, 512);
         std::thread::sleep(Duration::from_millis(20));
@@ -93,7 +94,7 @@ fn rings_stop_and_start_under_load() {
         let disk = Disk::new(DISK);
         let rig = Rig::with(&disk, 2);
         let (mut vmm, mut queues) = Vmm::boot(&rig.socket(0), features, 2, 128);
-        let mut rng = Lcg(features);
+        let mut rng = Rng::new(features);
         under_load(&disk, &mut queues, 16, |round| {
             std::thread::sleep(Duration::from_micros(rng.below(300)));
             let index = round as usize % 2;
@@ -140,7 +141,7 @@ fn queues_move_between_workers_under_load() {
         let rig = Rig::with(&disk, 3);
         let (_vmm, mut queues) = Vmm::boot(&rig.socket(0), features, 3, 128);
         let (controller, workers) = (&rig.controllers[0], rig.engine.workers());
-        let mut rng = Lcg(features + 1);
+        let mut rng = Rng::new(features + 1);
         under_load(&disk, &mut queues, 16, |round| {
             let (queue, worker) = (rng.below(3) as u16, rng.below(2) as usize);
             controller.move_queue(queue, &workers[worker]).unwrap();
@@ -175,7 +176,7 @@ fn a_queue_that_moves_is_drained_first_and_others_go_on() {
 }
 
 #[test]
-fn a_front_end_hears_of_a_new_size_and_the_guest_can_use_it() {
+fn a_resized_disk_is_announced_to_the_front_end_and_usable() {
     let disk = Disk::new(DISK);
     let rig = Rig::with(&disk, 1);
     let (mut vmm, mut queues) = Vmm::boot(&rig.socket(0), 0, 1, 64);
@@ -216,7 +217,7 @@ fn an_error_of_the_disk_reaches_the_guest_and_harms_nothing_else() {
 }
 
 #[test]
-fn requests_in_flight_survive_a_session_that_is_cut_off() {
+fn requests_in_flight_survive_a_broken_session() {
     for features in LAYOUTS {
         let disk = Disk::new(DISK);
         let rig = Rig::with(&disk, 1);
@@ -225,7 +226,7 @@ fn requests_in_flight_survive_a_session_that_is_cut_off() {
         vmm.negotiate();
         let asked = VhostUserInflight { num_queues: 1, queue_size: 64, ..VhostUserInflight::default() };
         let (inflight, region) = vmm.frontend.get_inflight_fd(&asked).unwrap();
-        let mut rng = Lcg(features + 9);
+        let mut rng = Rng::new(features + 9);
         for session in 0..8 {
             if session > 0 {
                 vmm.frontend = connect(&rig.socket(0));

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use virtio_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_PACKED};
 use virtqueue::driver::{Driver, ring_len};
-use virtqueue::{RingSetup, ChainToken, Virtqueue};
+use virtqueue::{ChainToken, RingSetup, Virtqueue};
 
 const REGION: u64 = 0x4000;
 const MEMORY: usize = 0x8000;
@@ -259,7 +259,7 @@ fn a_packed_ring_in_order_survives_death_after_any_store() {
 }
 
 #[test]
-fn a_packed_ring_that_notes_only_its_place_survives_death_after_any_store() {
+fn a_packed_ring_that_keeps_its_position_survives_death_after_any_store() {
     assert!(all_histories(RING_PACKED, true) > 60);
     assert!(all_histories(RING_PACKED | IN_ORDER, true) > 120);
 }

@@ -1,6 +1,6 @@
 //! Random requests, checked against a copy of the disk, whatever the driver.
 
-use crate::rig::Lcg;
+use testkit::Rng;
 
 /// Largest request.
 pub(crate) const SLOT: u64 = 16 << 10;
@@ -32,7 +32,7 @@ struct Request {
 
 /// The traffic of one queue. Each slot has a part of the disk to itself, so that the outcome does not depend on the order.
 pub(crate) struct Traffic<'a> {
-    rng: Lcg,
+    rng: Rng,
     slots: Vec<Option<Request>>,
     /// First byte of this queue's part of the disk, and what is on it.
     base: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Traffic<'a> {
 impl<'a> Traffic<'a> {
     pub(crate) fn new(seed: u64, depth: usize, base: u64, model: &'a mut [u8]) -> Traffic<'a> {
         let slots = (0..depth).map(|_| None).collect();
-        Traffic { rng: Lcg(seed), slots, base, model, completed: 0 }
+        Traffic { rng: Rng::new(seed), slots, base, model, completed: 0 }
     }
 
     /// Keeps all slots busy for as long as `go_on` says, given the completions so far, and then empties them.

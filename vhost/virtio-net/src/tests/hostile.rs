@@ -1,6 +1,6 @@
 //! One test a class of attack that other back-ends had a CVE for.
 
-use crate::Fault;
+use crate::DeviceFault;
 use crate::guest::{BUFFERS, Guest, LAYOUTS, MEMORY, SIZE};
 use crate::tests::frame;
 use guest_memory::GuestAddress;
@@ -155,7 +155,9 @@ fn quarantines(mut guest: Guest, is: impl Fn(QueueError) -> bool) {
     let mut got = Vec::new();
     guest.device_receives(&mut got);
     let event = guest.events.try_recv().expect("an event says why");
-    let crate::EventKind::Quarantined { queue: 1, fault: Fault::Ring(error) } = event.kind else {
+    let crate::DeviceEventKind::Quarantined(crate::Quarantine { queue: 1, fault: DeviceFault::Ring(error) }) =
+        event.kind
+    else {
         panic!("{event:?}");
     };
     assert!(is(error), "{error}");

@@ -93,7 +93,7 @@ impl Guest {
         Guest { ram, features, connection: None, inflight: None, rings }
     }
 
-    /// Where rings start that nobody has used yet.
+    /// Where rings start that were not used yet.
     pub(crate) fn bases(&self) -> Vec<u16> {
         self.rings.iter().map(|ring| ring.driver.setup().base as u16).collect()
     }

@@ -23,7 +23,7 @@ fn a_guest_that_never_kicks_waits_alone() {
 }
 
 #[test]
-fn a_guest_that_floods_kicks_harms_nobody() {
+fn a_flood_of_kicks_does_not_starve_other_guests() {
     let rig = Rig::new();
     let (loud, other) = (rig.device("loud", 1), rig.device("other", 1));
     let guest = Guest::boot(&rig.socket("loud"), 0, 1);

@@ -23,7 +23,7 @@ fn every_layout_is_woken_and_calls() {
 }
 
 #[test]
-fn a_driver_is_called_once_after_the_start_and_then_only_when_it_asks() {
+fn a_driver_is_notified_once_after_the_start_then_on_request() {
     for layout in LAYOUTS {
         let rig = Rig::new();
         let device = rig.device("net", 1);

@@ -6,7 +6,7 @@ use packet::{Burst, Pool};
 use port::{Counters, Port, PortShard};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use virtio_net::{EventSink, NetController, NetParams, Role};
+use virtio_net::{DeviceEventSink, NetController, NetParams, Role};
 
 /// How long anything may take that must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,7 +81,7 @@ impl Rig {
             workers: self.engine.workers().to_vec(),
             pool: self.pool.clone(),
         };
-        let controller = NetController::start(params, EventSink::new(16).0).unwrap();
+        let controller = NetController::start(params, DeviceEventSink::new(16).0).unwrap();
         let echo = |worker: &WorkerHandle| {
             let shard = controller.open_shard(worker).unwrap();
             (worker.clone(), worker.add(name, Box::new(Echo(shard))))

@@ -78,7 +78,7 @@ pub(super) fn describe(port: &VhostController<Arc<NetController>>) -> VhostUserI
         socket: port.socket.display().to_string(),
         socket_role: vhost::socket_role(port.role),
         connected: report.session.connected,
-        quarantined: port.quarantine(&report),
+        quarantined: report.quarantine.map(|reason| reason.to_string()),
         queues: vhost::started_queues(&report),
         last_error: report.session.last_error,
     }

@@ -25,7 +25,7 @@ use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use virtio_blk::Report;
+use virtio_blk::ControllerReport;
 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -190,9 +190,10 @@ fn controllers(control: &Control, encoder: &mut DescriptorEncoder) -> fmt::Resul
     let served = control.storage.controllers.list();
     let reports: Vec<_> =
         served.iter().map(|served| (served.name.clone(), served.device.controller.report())).collect();
-    let each = |value: fn(&Report) -> u64| reports.iter().map(move |(n, r)| ([("controller", n.clone())], value(r)));
+    let each =
+        |value: fn(&ControllerReport) -> u64| reports.iter().map(move |(n, r)| ([("controller", n.clone())], value(r)));
     gauges(encoder, "controller_connected", "Whether a front-end is connected", each(|r| r.session.connected.into()))?;
-    gauges(encoder, "controller_quarantined", "Whether it serves nothing", each(|r| r.quarantined.into()))?;
+    gauges(encoder, "controller_quarantined", "Whether it serves nothing", each(|r| r.quarantine.is_some().into()))?;
     gauges(encoder, "controller_in_flight", "Requests in flight", each(|r| r.in_flight.into()))?;
     counters(encoder, "controller_connections", "Connections of front-ends", None, each(|r| r.session.connections))
 }

@@ -54,12 +54,6 @@ impl<T: Object> Clone for Registry<T> {
 }
 
 impl<T: Object> Registry<T> {
-    /// The registry for as long as others hold it.
-    pub(crate) fn downgrade(&self) -> impl Fn() -> Option<Registry<T>> + Send + use<T> {
-        let weak = Arc::downgrade(&self.0);
-        move || weak.upgrade().map(Registry)
-    }
-
     /// Takes the name that `field` of a call gives to an object that is about to be made.
     pub(crate) fn reserve(&self, field: &str, name: &str) -> Result<Reservation<T>, RpcError> {
         check_name(field, name)?;

@@ -20,7 +20,7 @@ use engine::{CpuSet, WorkerHandle};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
-use virtio_blk::{Controller, ControllerParams, MAX_QUEUES, Report};
+use virtio_blk::{BlkController, BlkParams, ControllerReport, MAX_QUEUES};
 
 /// SPDK's name for a vhost-user-blk controller's transport.
 const TRANSPORT: &str = "vhost_user_blk";
@@ -37,7 +37,7 @@ pub(super) fn rows() -> Vec<Row> {
 
 /// The device of a vhost-user-blk controller.
 pub(crate) struct BlkDevice {
-    pub(crate) controller: Controller,
+    pub(crate) controller: BlkController,
     /// The disk that it serves.
     pub(crate) bdev: String,
     read_only: bool,
@@ -82,7 +82,7 @@ impl Handler for CreateBlkController {
         let how = if self.readonly { Use::ReadOnly } else { Use::Exclusive };
         let disk = plane.bdevs.hold(&self.dev_name, holder.clone(), how)?;
         let (role, socket) = (vhost::role(self.socket_role), plane.sockets.path.join(&self.ctrlr));
-        let params = ControllerParams {
+        let params = BlkParams {
             name: self.ctrlr.clone(),
             socket: socket.clone(),
             role,
@@ -95,7 +95,7 @@ impl Handler for CreateBlkController {
         let mut cpus: Vec<usize> = params.workers.iter().map(WorkerHandle::cpu).collect();
         cpus.sort_unstable();
         let (bdev, events) = (disk.bdev.clone(), plane.controller_events.clone());
-        let started = blocking(move || Controller::start(params, bdev, events)).await;
+        let started = blocking(move || BlkController::start(params, bdev, events)).await;
         let controller = started.and_then(|started| started.or_refuse()).inspect_err(|_| {
             plane.bdevs.release(disk.name(), &holder);
         })?;
@@ -121,7 +121,8 @@ fn workers(cpumask: Option<&String>, plane: &StoragePlane) -> Result<Vec<WorkerH
             return Err(RpcError::invalid("cpumask", mask, expected()));
         }
     }
-    let reports: Vec<Report> = plane.controllers.list().iter().map(|s| s.device.controller.report()).collect();
+    let reports: Vec<ControllerReport> =
+        plane.controllers.list().iter().map(|s| s.device.controller.report()).collect();
     let queues =
         |worker: &WorkerHandle| reports.iter().flat_map(|r| &r.queues).filter(|q| q.worker.id() == worker.id()).count();
     workers.sort_by_cached_key(queues);
@@ -161,7 +162,7 @@ fn describe(served: &VhostController<BlkDevice>) -> ControllerInfo {
         },
         connected: report.session.connected,
         socket_role: vhost::socket_role(served.role),
-        quarantined: served.quarantine(&report),
+        quarantined: report.quarantine.map(|reason| reason.to_string()),
         num_queues: report.queues.len(),
         queue_workers: report.queues.iter().map(|queue| queue.worker.id()).collect(),
         queues: vhost::started_queues(&report),

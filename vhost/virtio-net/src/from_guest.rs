@@ -5,7 +5,7 @@ use crate::queue::{NetQueue, spans};
 use guest_memory::{GuestAddress, GuestMemory, Span};
 use packet::{BURST, Burst, DATA_ROOM, Packet, Pool};
 use port::PortStats;
-use vhost_device::Fault;
+use vhost_device::DeviceFault;
 use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
 use virtqueue::{Access, Descriptor, QueueError};
 
@@ -14,7 +14,7 @@ const MIN_FRAME: u64 = 14;
 /// Most bytes of a frame: the largest IP packet.
 const MAX_FRAME: u64 = 65535 + FRAMING as u64;
 
-/// What was received, to be counted once a burst.
+/// Counts of one burst, added to the port's once.
 #[derive(Default)]
 struct Received {
     bytes: u64,
@@ -22,7 +22,7 @@ struct Received {
     no_buffer: u64,
 }
 
-/// Why a chain did not become a packet.
+/// The reason for which a chain did not become a packet.
 enum Dropped {
     /// It is malformed, or not in guest memory.
     Invalid,
@@ -33,7 +33,13 @@ enum Dropped {
 impl NetQueue {
     /// Takes packets until `burst` is full or the ring is empty.
     #[inline]
-    pub(crate) fn receive(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, stats: &PortStats) -> Result<(), Fault> {
+    pub(crate) fn poll_from_guest(
+        &mut self,
+        pool: &Pool,
+        mtu: u16,
+        burst: &mut Burst,
+        stats: &PortStats,
+    ) -> Result<(), DeviceFault> {
         let before = burst.len();
         let mut received = Received::default();
         let mut more = Ok(true);
@@ -42,8 +48,8 @@ impl NetQueue {
             if burst.is_full() || !matches!(more, Ok(true)) {
                 break;
             }
-            if !self.receive_singles(pool, mtu, burst, &mut received) {
-                more = self.receive_chain(pool, mtu, burst, &mut received);
+            if !self.poll_singles(pool, mtu, burst, &mut received) {
+                more = self.poll_chain(pool, mtu, burst, &mut received);
             }
         }
         PortStats::add(&stats.rx_packets, (burst.len() - before) as u64);
@@ -56,7 +62,7 @@ impl NetQueue {
     /// Takes the chains of one buffer that come next, for as long as they are of the usual size and in one region, and well-formed.
     /// `false` when there was none, or no buffer for one.
     #[inline]
-    fn receive_singles(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, received: &mut Received) -> bool {
+    fn poll_singles(&mut self, pool: &Pool, mtu: u16, burst: &mut Burst, received: &mut Received) -> bool {
         if self.header_len != HEADER_LEN {
             return false;
         }
@@ -77,7 +83,7 @@ impl NetQueue {
     }
 
     /// Takes the next chain, of any kind. `false` when there is none, or no buffer for it.
-    fn receive_chain(
+    fn poll_chain(
         &mut self,
         pool: &Pool,
         mtu: u16,
@@ -107,7 +113,7 @@ impl NetQueue {
     }
 
     /// Takes chains of a disabled ring and throws them away (vhost-user, "Ring states").
-    pub(crate) fn discard(&mut self) -> Result<(), Fault> {
+    pub(crate) fn discard(&mut self) -> Result<(), DeviceFault> {
         for _ in 0..BURST {
             if !self.vring.ring.pop(&mut self.vring.chain)? {
                 break;
@@ -165,7 +171,7 @@ impl NetQueue {
         packet.set_vnet_header(header).map_err(|_| Dropped::Invalid)
     }
 
-    /// Whether the driver negotiated to leave this kind of segmentation to us.
+    /// Whether the driver negotiated to leave this kind of segmentation to the device.
     #[inline]
     fn may_be_segmented(&self, gso_type: u8) -> bool {
         match gso_type {

@@ -5,7 +5,7 @@ use crate::queue::{NetQueue, spans};
 use guest_memory::{AccessError, GuestAddress};
 use packet::{BURST, L4Checksum, Offload, Packet, Pool, offload_flag};
 use port::PortStats;
-use vhost_device::Fault;
+use vhost_device::DeviceFault;
 use virtio_spec::net::{HEADER_LEN, Header, feature, flag, gso};
 use virtqueue::{Access, Descriptor, QueueError};
 
@@ -13,7 +13,7 @@ use virtqueue::{Access, Descriptor, QueueError};
 const PLAIN: [u8; HEADER_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 const CHECKED: [u8; HEADER_LEN] = [flag::DATA_VALID, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 
-/// What became of a packet.
+/// The outcome for a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sent {
     Yes,
@@ -26,17 +26,17 @@ enum Sent {
 impl NetQueue {
     /// Sends packets.
     #[inline]
-    pub(crate) fn transmit(
+    pub(crate) fn push_to_guest(
         &mut self,
         mut packets: &mut [Packet],
         mtu: u16,
         pool: &Pool,
         stats: &PortStats,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), DeviceFault> {
         loop {
-            let sent = self.transmit_singles(packets, mtu, stats);
+            let sent = self.push_singles(packets, mtu, stats);
             let Some((first, rest)) = packets[sent..].split_first_mut() else { return Ok(()) };
-            self.transmit_any(first, mtu, pool, stats)?;
+            self.push_packet(first, mtu, pool, stats)?;
             packets = rest;
         }
     }
@@ -44,7 +44,7 @@ impl NetQueue {
     /// Sends the packets that come next for as long as they are plain, of one segment and with nothing left to do, and each fits
     /// the guest's next buffer. Returns how many.
     #[inline]
-    fn transmit_singles(&mut self, packets: &[Packet], mtu: u16, stats: &PortStats) -> usize {
+    fn push_singles(&mut self, packets: &[Packet], mtu: u16, stats: &PortStats) -> usize {
         if self.header_len != HEADER_LEN {
             return 0;
         }
@@ -81,24 +81,30 @@ impl NetQueue {
     }
 
     /// Sends a packet, in segments where the guest does not take it whole.
-    fn transmit_any(&mut self, packet: &mut Packet, mtu: u16, pool: &Pool, stats: &PortStats) -> Result<(), Fault> {
+    fn push_packet(
+        &mut self,
+        packet: &mut Packet,
+        mtu: u16,
+        pool: &Pool,
+        stats: &PortStats,
+    ) -> Result<(), DeviceFault> {
         let offload = packet.offload();
         if offload.is_none() {
             let header = Header::parse(plain_header(packet, self.has(feature::GUEST_CSUM)));
-            return self.transmit_one(packet, header, mtu, stats);
+            return self.push_one(packet, header, mtu, stats);
         }
         if offload.segment_size != 0 && !self.takes_segments(&offload) {
-            return self.transmit_segmented(packet, mtu, pool, stats);
+            return self.push_segmented(packet, mtu, pool, stats);
         }
         if !self.has(feature::GUEST_CSUM) || offload.checksum == Some(L4Checksum::Sctp) {
             packet.complete_checksum();
         }
         let header = packet.vnet_header();
-        self.transmit_one(packet, header, mtu, stats)
+        self.push_one(packet, header, mtu, stats)
     }
 
     #[cold]
-    fn transmit_segmented(&mut self, packet: &Packet, mtu: u16, pool: &Pool, stats: &PortStats) -> Result<(), Fault> {
+    fn push_segmented(&mut self, packet: &Packet, mtu: u16, pool: &Pool, stats: &PortStats) -> Result<(), DeviceFault> {
         let Some(mut segments) = packet.segmented(pool) else {
             PortStats::add(&stats.tx_invalid, 1);
             return Ok(());
@@ -108,7 +114,7 @@ impl NetQueue {
                 segment.complete_checksum();
             }
             let header = segment.vnet_header();
-            self.transmit_one(&segment, header, mtu, stats)?;
+            self.push_one(&segment, header, mtu, stats)?;
         }
         PortStats::add(&stats.tx_no_buffer, segments.left() as u64);
         Ok(())
@@ -125,7 +131,7 @@ impl NetQueue {
         self.has(feature::GUEST_CSUM | kind)
     }
 
-    fn transmit_one(&mut self, packet: &Packet, header: Header, mtu: u16, stats: &PortStats) -> Result<(), Fault> {
+    fn push_one(&mut self, packet: &Packet, header: Header, mtu: u16, stats: &PortStats) -> Result<(), DeviceFault> {
         let len = packet.len();
         let oversized = len > usize::from(mtu) + FRAMING && header.gso_type == gso::NONE;
         let counter = match if oversized { Sent::Invalid } else { self.put(packet, header)? } {
