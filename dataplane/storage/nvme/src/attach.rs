@@ -35,7 +35,7 @@ pub enum AttachError {
         /// The subsystem.
         subnqn: String,
         /// The cause.
-        reason: ControllerError,
+        reason: Box<ControllerError>,
     },
     /// Attaching took too long altogether.
     #[error("{traddr} {subnqn}: not usable within {after:?}")]
@@ -131,7 +131,7 @@ impl NvmeController {
             match (status.phase, &status.last_error) {
                 (Phase::Up, _) => return Ok(()),
                 (Phase::Dead, Some(reason)) => {
-                    return Err(AttachError::Failed { traddr, subnqn, reason: reason.clone() });
+                    return Err(AttachError::Failed { traddr, subnqn, reason: Box::new(reason.clone()) });
                 }
                 _ => {}
             }

@@ -27,7 +27,11 @@ pub fn discover(params: &AttachParams) -> Result<Vec<DiscoveryEntry>, AttachErro
     let mut params = params.clone();
     params.subnqn = DISCOVERY_NQN.to_owned();
     let first = Arc::new(params.validate()?);
-    let failed = |reason| AttachError::Failed { traddr: first.target, subnqn: DISCOVERY_NQN.to_owned(), reason };
+    let failed = |reason| AttachError::Failed {
+        traddr: first.target,
+        subnqn: DISCOVERY_NQN.to_owned(),
+        reason: Box::new(reason),
+    };
     let mut asked = HashSet::from([first.target]);
     let mut found = read(first.clone()).map_err(failed)?;
     let mut at = 0;
