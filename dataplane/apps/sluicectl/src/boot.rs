@@ -1,15 +1,16 @@
-//! `sluicectl boot create`: a host's boot disk and its cloud-init files, in words rather than in JSON.
+//! `sluicectl boot create`: the boot disk of a host and its cloud-init files, by flags.
 
-use crate::client::{CallError, Client};
+use crate::error::VerbError;
 use crate::output;
+use api::client::Client;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use serde_json::{Map, Value, json};
 
 /// Files of the cloud-init disk: flag, parameter, help.
 const FILES: [(&str, &str, &str); 3] = [
-    ("user-data", "user_data", "cloud-init's user-data"),
-    ("meta-data", "meta_data", "cloud-init's meta-data"),
-    ("network-config", "network_config", "cloud-init's network-config, version 1 or 2"),
+    ("user-data", "user_data", "File with cloud-init's user-data"),
+    ("meta-data", "meta_data", "File with cloud-init's meta-data"),
+    ("network-config", "network_config", "File with cloud-init's network-config, version 1 or 2"),
 ];
 
 pub(crate) fn declare(leaf: Command) -> Command {
@@ -20,22 +21,22 @@ pub(crate) fn declare(leaf: Command) -> Command {
         Arg::new(name).long(name).action(ArgAction::SetTrue).requires("nvme").help(help)
     };
     let leaf = leaf
-        .about("Gives a host its boot disk: attaches a cloud disk, makes the cloud-init disk, serves both; undoes all if a step fails")
-        .arg(Arg::new("name").required(true).help("The host: its controllers are NAME and NAME-cidata"))
-        .arg(option("nvme", "IP[:PORT]", "The cloud disk is at this NVMe/TCP target").requires("subnqn"))
-        .arg(option("subnqn", "NQN", "The NVMe subsystem").requires("nvme"))
-        .arg(option("nsid", "N", "The NVMe namespace [default: 1]").requires("nvme").value_parser(clap::value_parser!(u32)))
-        .arg(option("hostnqn", "NQN", "Our own NQN").requires("nvme"))
-        .arg(switch("hdgst", "CRC32C on NVMe headers"))
-        .arg(switch("ddgst", "CRC32C on NVMe data"))
-        .arg(option("iscsi", "URL", "The cloud disk is at this iSCSI target: iscsi://[user[%password]@]host[:port]/iqn/lun").requires("initiator-iqn"))
-        .arg(option("initiator-iqn", "IQN", "Our own iSCSI name").requires("iscsi"))
-        .arg(option("num-queues", "N", "Queues that the host may use").value_parser(clap::value_parser!(u16)))
+        .about("Creates the boot disk of a host: attaches the remote disk, creates the cloud-init disk, serves both; undoes all if a step fails")
+        .arg(Arg::new("name").required(true).help("Name of the host; its controllers are NAME and NAME-cidata"))
+        .arg(option("nvme", "IP[:PORT]", "NVMe/TCP target of the remote disk").requires("subnqn"))
+        .arg(option("subnqn", "NQN", "NQN of the NVMe subsystem").requires("nvme"))
+        .arg(option("nsid", "N", "NVMe namespace ID [default: 1]").requires("nvme").value_parser(clap::value_parser!(u32)))
+        .arg(option("hostnqn", "NQN", "NQN of this host").requires("nvme"))
+        .arg(switch("hdgst", "Enable NVMe header digests (CRC32C)"))
+        .arg(switch("ddgst", "Enable NVMe data digests (CRC32C)"))
+        .arg(option("iscsi", "URL", "Remote disk at an iSCSI target: iscsi://[user[%password]@]host[:port]/iqn/lun").requires("initiator-iqn"))
+        .arg(option("initiator-iqn", "IQN", "Initiator name").requires("iscsi"))
+        .arg(option("num-queues", "N", "Maximum number of queues").value_parser(clap::value_parser!(u16)))
         .group(ArgGroup::new("disk").args(["nvme", "iscsi"]).required(true));
     FILES.iter().fold(leaf, |leaf, (flag, _, help)| leaf.arg(option(flag, "FILE", help)))
 }
 
-pub(crate) fn run(client: &mut Client, leaf: &ArgMatches, json: bool) -> Result<(), CallError> {
+pub(crate) fn run(client: &mut Client, leaf: &ArgMatches, json: bool) -> Result<(), VerbError> {
     let booted = client.call("boot_create", params(leaf)?)?;
     if json {
         output::print(&format!("{booted:#}\n"));
@@ -47,12 +48,12 @@ pub(crate) fn run(client: &mut Client, leaf: &ArgMatches, json: bool) -> Result<
     rows.extend(
         booted["steps"].as_array().into_iter().flatten().map(|step| vec![word(&step["step"]), millis(&step["us"])]),
     );
-    rows.push(vec!["in all".to_owned(), millis(&booted["total_us"])]);
+    rows.push(vec!["total".to_owned(), millis(&booted["total_us"])]);
     output::print(&output::align(&rows));
     Ok(())
 }
 
-fn params(leaf: &ArgMatches) -> Result<Value, CallError> {
+fn params(leaf: &ArgMatches) -> Result<Value, VerbError> {
     let text = |name: &str| leaf.get_one::<String>(name).cloned();
     let mut params = Map::new();
     params.insert("name".into(), json!(text("name")));
@@ -75,7 +76,7 @@ fn params(leaf: &ArgMatches) -> Result<Value, CallError> {
     for (flag, field, _) in FILES {
         if let Some(file) = text(flag) {
             let content =
-                std::fs::read_to_string(&file).map_err(|e| CallError::Usage(format!("--{flag} {file}: {e}")))?;
+                std::fs::read_to_string(&file).map_err(|e| VerbError::Usage(format!("--{flag} {file}: {e}")))?;
             cidata.insert(field.to_owned(), json!(content));
         }
     }

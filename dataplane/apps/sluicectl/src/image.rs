@@ -1,23 +1,25 @@
-//! `sluicectl image write`: copies an image onto a disk and shows how far it is.
+//! `sluicectl image write`: copies an image onto a disk and shows the progress.
 
-use crate::client::{CallError, Client};
+use crate::error::VerbError;
+use api::RpcError;
+use api::client::Client;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The pause between two looks at the progress.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval of progress reports.
+const INTERVAL: Duration = Duration::from_millis(100);
 
 pub(crate) fn declare(leaf: Command) -> Command {
     let verify = Arg::new("verify").long("verify").action(ArgAction::SetTrue);
-    leaf.about("Copies a raw image onto a disk that nothing holds")
-        .arg(Arg::new("name").required(true).help("The disk"))
-        .arg(Arg::new("file").required(true).help("The image, on the daemon's side"))
-        .arg(verify.help("When all is written, look whether the disk holds it"))
+    leaf.about("Copies a raw image onto an unused disk")
+        .arg(Arg::new("name").required(true).help("Name or UUID of the disk"))
+        .arg(Arg::new("file").required(true).help("Path of the image on the daemon's host"))
+        .arg(verify.help("Verify the disk's content afterwards"))
 }
 
 /// Shows the progress on one line of the standard error.
-pub(crate) fn write(client: &mut Client, leaf: &ArgMatches) -> Result<Value, CallError> {
+pub(crate) fn write(client: &mut Client, leaf: &ArgMatches) -> Result<Value, VerbError> {
     let text = |name: &str| leaf.get_one::<String>(name).expect("required");
     let (name, file, verify) = (text("name"), text("file"), leaf.get_flag("verify"));
     client.call("bdev_image_write", json!({"name": name, "file": file, "verify": verify}))?;
@@ -31,15 +33,15 @@ pub(crate) fn write(client: &mut Client, leaf: &ArgMatches) -> Result<Value, Cal
             eprintln!();
             return outcome(file, &progress);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(INTERVAL);
     }
 }
 
-fn outcome(file: &str, progress: &Value) -> Result<Value, CallError> {
+fn outcome(file: &str, progress: &Value) -> Result<Value, VerbError> {
     let Some(error) = progress["error"].as_str() else { return Ok(Value::Bool(true)) };
-    let mut refusal = json!({"message": format!("{file}: {error}")});
-    if !progress["differs_at"].is_null() {
-        refusal["data"]["hint"] = json!("something changes what this disk is given: find out what before using it");
-    }
-    Err(CallError::Refused(refusal))
+    let error = RpcError::internal(format!("{file}: {error}"));
+    Err(VerbError::reported(match progress["differs_at"] {
+        Value::Null => error,
+        _ => error.hint("the disk does not keep what it is given: find the cause before using it"),
+    }))
 }

@@ -1,25 +1,25 @@
-//! The command line of the daemon: nouns and verbs over the RPC socket.
+//! The command-line client of the daemon: nouns and verbs over the RPC socket.
 //!
 //! Which verb calls which method stands in `verbs`; its flags, their types and their help come from the method's schema.
 
 mod boot;
 mod capture;
-mod client;
+mod error;
 mod flags;
 mod image;
 mod output;
-mod target;
 mod top;
 mod verbs;
 
+use api::client::{Client, ClientError};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use client::{CallError, Client};
+use error::VerbError;
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use verbs::{Action, Verb};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the daemon refused, 2 bad usage, 3 the daemon cannot be reached.";
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 refused by the daemon, 2 bad usage, 3 daemon unreachable.";
 
 fn main() -> ExitCode {
     let table = api::table();
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sluicectl: {error}");
-            if let CallError::Refused(refusal) = &error {
+            if let VerbError::Call(ClientError::Refused(refusal)) = &error {
                 eprint!("{}", output::details(refusal));
             }
             ExitCode::from(error.exit_code())
@@ -41,12 +41,15 @@ fn command(table: &api::Table) -> Command {
     let json = Arg::new("json").long("json").global(true).action(ArgAction::SetTrue);
     let mut root = Command::new("sluicectl")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Asks and tells sluiced")
+        .about("Command-line client for sluiced")
         .after_help(EXIT_CODES)
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .arg(socket.help("RPC socket of the daemon [default: the first of its default places that is there]"))
-        .arg(json.help("Print the answer as JSON"));
+        .arg(
+            socket
+                .help("RPC socket of the daemon [default: /run/sluice/sluice.sock, else $XDG_RUNTIME_DIR/sluice.sock]"),
+        )
+        .arg(json.help("Print the answer in JSON"));
     for verb in verbs::VERBS {
         root = graft(root, verb.path, &|leaf| flags::declare(leaf, verb, table));
     }
@@ -71,10 +74,13 @@ fn graft(parent: Command, path: &[&'static str], finish: &dyn Fn(Command) -> Com
     }
 }
 
-fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), CallError> {
+fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), VerbError> {
     let (verb, leaf) = find(matches);
     let socket = matches.get_one::<String>("socket").map(PathBuf::from);
-    let connect = || Client::connect(socket.clone());
+    let connect = || match &socket {
+        Some(path) => Client::connect(path),
+        None => Client::connect_default(),
+    };
     let json = matches.get_flag("json");
     match verb.action {
         Action::Call { method, .. } => {
@@ -92,14 +98,17 @@ fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), CallError> {
         Action::Boot => boot::run(&mut connect()?, leaf, json)?,
         Action::Capture => capture::run(&mut connect()?, leaf, json)?,
         Action::ImageWrite => output::show(&image::write(&mut connect()?, leaf)?, verb, json),
-        Action::Target(protocol) => target::run(leaf, protocol)?,
         Action::Raw => {
             let params = leaf.get_one::<String>("params").map_or(Ok(Value::Null), |params| {
-                serde_json::from_str(params).map_err(|e| CallError::Usage(format!("PARAMS is not JSON: {e}")))
+                serde_json::from_str(params).map_err(|e| VerbError::Usage(format!("PARAMS is not JSON: {e}")))
             })?;
             output::show(&connect()?.call(text(leaf, "method"), params)?, verb, true);
         }
         Action::Top => top::run(&mut connect()?, leaf)?,
+        Action::Man => {
+            let dir = text(leaf, "dir");
+            clap_mangen::generate_to(command(table), dir).map_err(|e| VerbError::Usage(format!("{dir}: {e}")))?;
+        }
         Action::Completions => {
             let shell = *leaf.get_one::<clap_complete::Shell>("shell").expect("required");
             clap_complete::generate(shell, &mut command(table), "sluicectl", &mut std::io::stdout());
@@ -108,7 +117,7 @@ fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), CallError> {
     Ok(())
 }
 
-/// The verb that was said, and its arguments.
+/// The verb on the command line, and its arguments.
 fn find(matches: &ArgMatches) -> (&'static Verb, &ArgMatches) {
     let (mut path, mut leaf) = (Vec::new(), matches);
     while let Some((name, next)) = leaf.subcommand() {

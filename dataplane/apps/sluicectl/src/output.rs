@@ -1,6 +1,7 @@
 //! Answers as tables, words or JSON; refusals with their parts.
 
 use crate::verbs::Verb;
+use api::{ErrorData, RpcError};
 use serde_json::Value;
 use std::io::Write;
 
@@ -21,10 +22,10 @@ pub(crate) fn show(answer: &Value, verb: &Verb, json: bool) {
     print(&render(answer, verb, json));
 }
 
-/// Prints text. A reader that left (a pager, `head`) has seen enough.
+/// Prints text. An error is ignored: a pager or `head` that closed the pipe has seen enough.
 pub(crate) fn print(text: &str) {
     let mut out = std::io::stdout();
-    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 fn render(answer: &Value, verb: &Verb, json: bool) -> String {
@@ -82,10 +83,11 @@ pub(crate) fn bytes(n: u64) -> String {
     }
 }
 
-/// What a refusal says beyond its message, a line each.
-pub(crate) fn details(refusal: &Value) -> String {
-    let line = |part: &&str| refusal["data"][part].as_str().map(|text| format!("  {part}: {text}\n"));
-    ["field", "got", "expected", "hint"].iter().filter_map(line).collect()
+/// The parts of a refusal beyond its message, a line each.
+pub(crate) fn details(refusal: &RpcError) -> String {
+    let ErrorData { field, got, expected, hint } = &*refusal.data;
+    let parts = [("field", field), ("got", got), ("expected", expected), ("hint", hint)];
+    parts.iter().filter_map(|(part, text)| Some(format!("  {part}: {}\n", text.as_ref()?))).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! What goes on, refreshed: workers and disks, as rates between two looks.
+//! `sluicectl top`: live rates of workers and disks.
 
-use crate::client::{CallError, Client};
+use crate::error::VerbError;
 use crate::output::{align, bytes, print};
+use api::client::Client;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
@@ -11,20 +12,20 @@ use std::time::Duration;
 pub(crate) fn declare(leaf: Command) -> Command {
     let interval = Arg::new("interval").long("interval").value_name("SECONDS").default_value("1");
     let count = Arg::new("count").long("count").value_name("N").value_parser(value_parser!(u64));
-    leaf.about("Shows what workers and disks do, refreshed")
-        .arg(interval.value_parser(value_parser!(f64)).help("Seconds between two looks"))
-        .arg(count.help("End after so many looks"))
+    leaf.about("Shows live rates of workers and disks")
+        .arg(interval.value_parser(value_parser!(f64)).help("Refresh interval in seconds"))
+        .arg(count.help("Stop after this many refreshes"))
 }
 
-/// Shows until it is stopped, or `--count` times.
-pub(crate) fn run(client: &mut Client, leaf: &ArgMatches) -> Result<(), CallError> {
+/// Refreshes until interrupted, or `--count` times.
+pub(crate) fn run(client: &mut Client, leaf: &ArgMatches) -> Result<(), VerbError> {
     let interval = *leaf.get_one::<f64>("interval").expect("has a default");
-    let interval = Duration::try_from_secs_f64(interval).map_err(|e| CallError::Usage(format!("--interval: {e}")))?;
+    let interval = Duration::try_from_secs_f64(interval).map_err(|e| VerbError::Usage(format!("--interval: {e}")))?;
     let count = leaf.get_one::<u64>("count").copied().unwrap_or(u64::MAX);
-    let mut before = look(client)?;
+    let mut before = sample(client)?;
     for _ in 0..count {
         std::thread::sleep(interval);
-        let now = look(client)?;
+        let now = sample(client)?;
         // Clears the screen where there is one.
         let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
         print(&format!("{clear}{}\n{}", workers(&before, &now), disks(&before, &now)));
@@ -33,7 +34,7 @@ pub(crate) fn run(client: &mut Client, leaf: &ArgMatches) -> Result<(), CallErro
     Ok(())
 }
 
-fn look(client: &mut Client) -> Result<Value, CallError> {
+fn sample(client: &mut Client) -> Result<Value, VerbError> {
     let workers = client.call("framework_get_reactors", Value::Null)?;
     let disks = client.call("bdev_get_iostat", Value::Null)?;
     Ok(
@@ -80,7 +81,7 @@ fn disks(before: &Value, now: &Value) -> String {
     align(&rows)
 }
 
-/// How much a counter grew; 0 where it was reset in between.
+/// How much a counter grew; 0 if it was reset meanwhile.
 fn grown(before: &Value, now: &Value, at: &str) -> f64 {
     let number = |value: &Value| value.pointer(at).and_then(Value::as_f64).unwrap_or(0.0);
     (number(now) - number(before)).max(0.0)

@@ -1,9 +1,9 @@
-//! What can be said, and which method does it.
+//! The verbs, and the method that each calls.
 
-use crate::client::{CallError, Client};
+use crate::error::VerbError;
 use crate::output::Column;
 use crate::output::Format::{Bytes, Plain};
-use crate::target::Protocol;
+use api::client::Client;
 use serde_json::{Value, json};
 
 /// One verb: `sluicectl NOUN VERB`.
@@ -24,19 +24,19 @@ pub(crate) enum Action {
     Rescan,
     /// Calls a method with a document from a file.
     LoadFile { method: &'static str },
-    /// Gives a host its boot disk.
+    /// Creates the boot disk of a host.
     Boot,
-    /// Writes a port's packets into a file until it is interrupted.
+    /// Captures a port's packets until interrupted.
     Capture,
-    /// Copies an image onto a disk and shows how far it is.
+    /// Copies an image onto a disk and shows the progress.
     ImageWrite,
-    /// Serves a file as a cloud disk, without a daemon.
-    Target(Protocol),
     /// Calls any method.
     Raw,
-    /// Shows what goes on, again and again.
+    /// Shows live rates.
     Top,
-    /// Writes a shell's completions.
+    /// Writes man pages.
+    Man,
+    /// Prints a shell's completions.
     Completions,
 }
 
@@ -53,24 +53,23 @@ const fn special(path: &'static [&'static str], action: Action) -> Verb {
 }
 
 pub(crate) const NOUNS: &[(&str, &str)] = &[
-    ("disk", "Disks: what controllers serve"),
-    ("create", "Makes a disk"),
-    ("error", "Errors injected into a disk"),
-    ("controller", "Controllers: what guests connect to"),
-    ("nvme", "Controllers of NVMe/TCP targets"),
-    ("iscsi", "iSCSI targets"),
+    ("disk", "Disks (SPDK: bdevs)"),
+    ("create", "Creates one of the given kind"),
+    ("error", "Error injection"),
+    ("controller", "vhost-user-blk controllers: disks served to guests"),
+    ("nvme", "NVMe/TCP controllers"),
+    ("iscsi", "iSCSI sessions and discovery"),
     ("boot", "Boot disks of hosts"),
-    ("image", "Images of disks"),
-    ("target", "Serves a file as a cloud disk, for trying things out"),
-    ("bridge", "Bridges: who is behind which port"),
-    ("fdb", "Stations that a bridge knows"),
+    ("image", "Disk images"),
+    ("bridge", "Learning bridges"),
+    ("fdb", "Forwarding databases of bridges"),
     ("port", "Ports of the switch"),
-    ("flow", "Flows of the switch"),
-    ("worker", "Workers: the cores that serve"),
-    ("scheduler", "Queues moved between workers by load"),
-    ("event", "What happened"),
-    ("config", "The configuration: all that was made, as a document"),
-    ("log", "The daemon's log"),
+    ("flow", "Datapath flows"),
+    ("worker", "Workers (poll-mode threads)"),
+    ("scheduler", "Scheduler of queues on workers"),
+    ("event", "Events"),
+    ("config", "Configuration of the daemon as a document"),
+    ("log", "Log of the daemon"),
 ];
 
 pub(crate) const VERBS: &[Verb] = &[
@@ -161,8 +160,6 @@ pub(crate) const VERBS: &[Verb] = &[
     special(&["boot", "create"], Action::Boot),
     call(&["boot", "delete"], "boot_delete", &["name"]),
     special(&["image", "write"], Action::ImageWrite),
-    special(&["target", "nvme"], Action::Target(Protocol::Nvme)),
-    special(&["target", "iscsi"], Action::Target(Protocol::Iscsi)),
     call(&["controller", "create"], "vhost_create_blk_controller", &["ctrlr", "dev_name"]),
     table(
         &["controller", "list"],
@@ -311,18 +308,19 @@ pub(crate) const VERBS: &[Verb] = &[
     special(&["top"], Action::Top),
     special(&["rpc"], Action::Raw),
     special(&["completions"], Action::Completions),
+    special(&["man"], Action::Man),
 ];
 
 /// A disk that is a file takes its size anew; the method is that of its kind.
-pub(crate) fn rescan(client: &mut Client, name: &str) -> Result<Value, CallError> {
+pub(crate) fn rescan(client: &mut Client, name: &str) -> Result<Value, VerbError> {
     let disks = client.call("bdev_get_bdevs", json!({"name": name}))?;
     let method = if disks[0]["product_name"] == "AIO disk" { "bdev_aio_rescan" } else { "bdev_uring_rescan" };
-    client.call(method, json!({"name": name}))
+    Ok(client.call(method, json!({"name": name}))?)
 }
 
 /// Reads a configuration document from a file, or from the standard input for `-`.
-pub(crate) fn read_document(file: &str) -> Result<Value, CallError> {
+pub(crate) fn read_document(file: &str) -> Result<Value, VerbError> {
     let text = if file == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    let text = text.map_err(|e| CallError::Usage(format!("{file}: {e}")))?;
-    serde_json::from_str(&text).map_err(|e| CallError::Usage(format!("{file}: {e}")))
+    let text = text.map_err(|e| VerbError::Usage(format!("{file}: {e}")))?;
+    serde_json::from_str(&text).map_err(|e| VerbError::Usage(format!("{file}: {e}")))
 }

@@ -1,13 +1,13 @@
-//! Cloud disks as a user meets them: `sluicectl target` serves one, the daemon attaches it, an image is written onto it.
+//! Remote disks as a user sees them: a target serves one, the daemon attaches it, an image is written onto it.
 
 mod served;
 
 use nvme::target::{Access, MemoryStore, Namespace, Server, Target, TargetConfig};
 use serde_json::{Value, json};
-use served::{Served, run, said};
-use std::io::{BufRead, BufReader};
+use served::{Served, said};
+use sluice_target::Protocol;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Output;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
@@ -17,39 +17,29 @@ const INITIATOR: &str = "iqn.2024-01.io.sluice:host";
 const IMAGE: usize = (2 << 20) + 1000;
 const DISK: u64 = 4 << 20;
 
-/// `sluicectl target`, which ends with the test.
+/// A disk that `sluice-target` serves while the test runs.
 struct CloudDisk {
-    child: Child,
-    protocol: &'static str,
+    protocol: Protocol,
     name: String,
     address: String,
+    _target: sluice_target::Target,
 }
 
 impl CloudDisk {
-    fn serve(protocol: &'static str, file: &Path, extra: &[&str]) -> CloudDisk {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sluicectl"));
-        command.args(["target", protocol, "--listen", "127.0.0.1:0"]).args(extra).arg(file).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let ["serving", served, "as", name, "at", address] = words[..] else { panic!("{line}") };
-        assert_eq!(Path::new(served), file);
-        CloudDisk { child, protocol, name: name.to_owned(), address: address.to_owned() }
+    fn serve(protocol: Protocol, file: &Path, read_only: bool) -> CloudDisk {
+        let name = match protocol {
+            Protocol::Nvme => "nqn.2024-01.io.sluice:disk",
+            Protocol::Iscsi => "iqn.2024-01.io.sluice:disk",
+        };
+        let target = sluice_target::serve(protocol, file, "127.0.0.1:0", name, read_only).unwrap();
+        CloudDisk { protocol, name: name.to_owned(), address: target.address().to_string(), _target: target }
     }
 
     fn attach(&self, served: &Served, name: &str) -> Output {
         match self.protocol {
-            "nvme" => attach_nvme(served, name, &self.address, &self.name),
-            _ => attach_iscsi(served, name, &self.address, &self.name),
+            Protocol::Nvme => attach_nvme(served, name, &self.address, &self.name),
+            Protocol::Iscsi => attach_iscsi(served, name, &self.address, &self.name),
         }
-    }
-}
-
-impl Drop for CloudDisk {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
     }
 }
 
@@ -122,23 +112,23 @@ fn a_file_is_served_over_both_protocols_and_takes_an_image() {
     let served = Served::start();
     let file = served.dir().join("image");
     std::fs::write(&file, image()).unwrap();
-    for (protocol, disk, name) in [("nvme", "an1", "--subnqn"), ("iscsi", "a", "--iqn")] {
-        let cloud = blank(&served, protocol);
-        let target = CloudDisk::serve(protocol, &cloud, &[]);
+    for (protocol, disk) in [(Protocol::Nvme, "an1"), (Protocol::Iscsi, "a")] {
+        let cloud = blank(&served, disk);
+        let target = CloudDisk::serve(protocol, &cloud, false);
         done(&target.attach(&served, "a"));
         // A target that does not compare is read from.
-        assert_eq!(compares(&served, disk), protocol == "nvme");
+        assert_eq!(compares(&served, disk), protocol == Protocol::Nvme);
         done(&write_image(&served, disk, &file, true));
         assert_written(&cloud);
         let told = progress(&served, disk);
         assert_eq!((&told["copied"], &told["verified"]), (&json!(IMAGE), &json!(IMAGE)));
         assert_eq!((&told["done"], &told["error"], &told["differs_at"]), (&json!(true), &Value::Null, &Value::Null));
-        let detach: &[&str] = if protocol == "nvme" { &["nvme", "detach", "a"] } else { &["disk", "delete", "a"] };
+        let detach: &[&str] =
+            if protocol == Protocol::Nvme { &["nvme", "detach", "a"] } else { &["disk", "delete", "a"] };
         served.ok(detach);
 
-        let own_name = if protocol == "nvme" { "nqn.2024-01.io.sluice:own" } else { "iqn.2024-01.io.sluice:own" };
-        let target = CloudDisk::serve(protocol, &cloud, &["--read-only", name, own_name]);
-        assert_eq!(target.name, own_name);
+        drop(target);
+        let target = CloudDisk::serve(protocol, &cloud, true);
         done(&target.attach(&served, "a"));
         let refused = write_image(&served, disk, &file, true);
         assert_eq!(refused.status.code(), Some(1));
@@ -148,30 +138,17 @@ fn a_file_is_served_over_both_protocols_and_takes_an_image() {
     }
 }
 
-#[test]
-fn a_target_that_cannot_serve_says_why() {
-    let served = Served::start();
-    let cloud = blank(&served, "cloud");
-    let nothing = Path::new("/nonexistent/rpc");
-    for protocol in ["nvme", "iscsi"] {
-        let missing = run(nothing, &["target", protocol, "/nonexistent/disk"]);
-        assert_eq!(missing.status.code(), Some(2));
-        assert!(said(&missing).contains("/nonexistent/disk: No such file"), "{}", said(&missing));
-        let target = CloudDisk::serve(protocol, &cloud, &[]);
-        let taken = run(nothing, &["target", protocol, cloud.to_str().unwrap(), "--listen", &target.address]);
-        assert_eq!(taken.status.code(), Some(2));
-        assert!(said(&taken).contains(&format!("{}: Address already in use", target.address)), "{}", said(&taken));
-    }
-}
-
 /// By comparing (memory, a file, NVMe) and by reading back (iSCSI).
 #[test]
 fn a_byte_that_is_not_what_was_written_is_found_by_verifying() {
     let served = Served::start();
     let file = served.dir().join("image");
     std::fs::write(&file, image()).unwrap();
-    let clouds = ["nvme", "iscsi"].map(|protocol| CloudDisk::serve(protocol, &blank(&served, protocol), &[]));
-    clouds.iter().for_each(|cloud| done(&cloud.attach(&served, cloud.protocol)));
+    let clouds = [(Protocol::Nvme, "nvme"), (Protocol::Iscsi, "iscsi")].map(|(protocol, name)| {
+        let cloud = CloudDisk::serve(protocol, &blank(&served, name), false);
+        done(&cloud.attach(&served, name));
+        cloud
+    });
     served.ok(&["disk", "create", "malloc", "ram", "--size", "4M"]);
     served.ok(&["disk", "create", "file", "file", blank(&served, "local").to_str().unwrap()]);
     for base in ["ram", "file", "nvmen1", "iscsi"] {
@@ -192,7 +169,7 @@ fn a_byte_that_is_not_what_was_written_is_found_by_verifying() {
         served.ok(&inject);
         done(&write_image(&served, &disk, &file, false));
         let told = progress(&served, &disk);
-        assert_eq!((&told["verified"], &told["differs_at"]), (&Value::Null, &Value::Null), "nobody looked: {disk}");
+        assert_eq!((&told["verified"], &told["differs_at"]), (&Value::Null, &Value::Null), "unverified: {disk}");
         done(&write_image(&served, &disk, &file, true));
         assert_eq!(progress(&served, &disk)["verified"], IMAGE, "{disk}");
     }

@@ -113,3 +113,12 @@ fn completions_and_help_know_all_verbs() {
     let help = served.ok(&["disk", "create", "malloc", "--help"]);
     assert!(help.contains("a power of two from 512 to 65536") && !help.contains("dif"), "{help}");
 }
+
+#[test]
+fn man_pages_are_written_for_all_verbs() {
+    let served = Served::start();
+    served.ok(&["man", served.dir().to_str().unwrap()]);
+    let page = |name: &str| std::fs::read_to_string(served.dir().join(name)).unwrap();
+    assert!(page("sluicectl.1").contains("Command\\-line client for sluiced"));
+    assert!(page("sluicectl-disk-create-malloc.1").contains("a power of two from 512 to 65536"));
+}

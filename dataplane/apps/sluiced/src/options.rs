@@ -1,7 +1,7 @@
 //! The daemon's options: from the command line, else from the configuration file, else the defaults.
 
 use api::log::LogLevel;
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use control::{Control, LogFormat};
 use engine::{CpuSet, IdlePolicy};
 use serde::Deserialize;
@@ -63,6 +63,10 @@ pub(crate) struct Options {
     /// How much is logged: error, warning, notice, info, debug [default: notice]
     #[arg(long, value_name = "LEVEL", value_parser = word::<LogLevel>)]
     pub(crate) log_level: Option<LogLevel>,
+    /// Print the man page
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    man: bool,
 }
 
 /// How long to spin.
@@ -110,6 +114,10 @@ impl Options {
     /// The command line over the configuration file.
     pub(crate) fn read() -> Result<Options, OptionsError> {
         let given = Options::parse();
+        if given.man {
+            let page = clap_mangen::Man::new(Options::command()).render(&mut std::io::stdout());
+            std::process::exit(i32::from(page.is_err()));
+        }
         let Some(path) = given.config.clone() else { return Ok(given) };
         let text =
             std::fs::read_to_string(&path).map_err(|source| OptionsError::Read { path: path.clone(), source })?;
@@ -134,6 +142,7 @@ impl Options {
             metrics: self.metrics.or(file.metrics),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),
+            man: self.man,
         }
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The socket cannot be connected to.
-    #[error("{socket}: {source} (is sluiced running, and does it listen there?)", socket = socket.display())]
+    #[error("{socket}: {source} (is sluiced running?)", socket = socket.display())]
     Connect {
         /// Path of the socket.
         socket: PathBuf,
