@@ -1,6 +1,5 @@
 //! The command as a user runs it.
 
-use block::Bdev;
 use nvme::{AttachParams, NvmeController};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};

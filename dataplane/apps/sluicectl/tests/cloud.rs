@@ -144,7 +144,7 @@ fn a_byte_that_is_not_what_was_written_is_found_by_verifying() {
     let served = Served::start();
     let file = served.dir().join("image");
     std::fs::write(&file, image()).unwrap();
-    let clouds = [(Protocol::Nvme, "nvme"), (Protocol::Iscsi, "iscsi")].map(|(protocol, name)| {
+    let _clouds = [(Protocol::Nvme, "nvme"), (Protocol::Iscsi, "iscsi")].map(|(protocol, name)| {
         let cloud = CloudDisk::serve(protocol, &blank(&served, name), false);
         done(&cloud.attach(&served, name));
         cloud
