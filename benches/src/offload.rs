@@ -8,6 +8,7 @@ use crate::switch::write_stations;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use clock::Cycles;
+use datapath::{Offer, Offload, OffloadHandle};
 use dpdk::flow::{FlowPort, FlowQueue};
 use dpdk::{Eal, EalConfig, EalMemory, Mempool};
 use engine::{Engine, IdlePolicy, Source};
@@ -25,7 +26,6 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use switch::{HardwareShare, Offer, Offload};
 
 /// Flows of which each is looked at each time, as it moves.
 const ACTIVE: usize = 10_000;
@@ -109,7 +109,7 @@ fn memory(quick: bool, report: &mut Report) -> Result<()> {
     let slot = figures["slot"][0];
     report.text(&format!(
         "Memory of a million offloaded flows, resident: {offload:.0} bytes each with the model's, {queue:.0} bytes for the same rules in \
-         a queue alone, of which {slot:.0} are the queue's. What the host keeps of a flow (place, name, share, and its rule in the \
+         a queue alone, of which {slot:.0} are the queue's. What the host keeps of a flow (place, name, handle, and its rule in the \
          queue): **{:.0} bytes**. The aim is below 200.",
         offload - queue + slot,
     ));
@@ -349,11 +349,11 @@ fn rates(plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Offers as a switch makes them, until all are in the card. Returns the shares.
+/// Offers as a switch makes them, until all are in the card. Returns the handles.
 fn offer_all(
     offloader: &Offloader,
     flows: impl Iterator<Item = Megaflow>,
-    shares: &[Arc<HardwareShare>],
+    handles: &[Arc<OffloadHandle>],
     ahead: u64,
 ) -> Result<Totals> {
     let inserted = |at_least: u64| -> Result<Totals> {
@@ -368,18 +368,18 @@ fn offer_all(
             std::thread::sleep(Duration::from_micros(200));
         }
     };
-    for (n, (flow, share)) in (0u64..).zip(flows.zip(shares)) {
+    for (n, (flow, handle)) in (0u64..).zip(flows.zip(handles)) {
         if n % (ahead / 2) == 0 && n >= ahead {
             inserted(n - ahead / 2)?;
         }
-        offloader.offer(Offer { flow, packets: 100, share: share.clone() });
+        offloader.offer(Offer { flow, packets: 100, handle: handle.clone() });
     }
-    inserted(shares.len() as u64)
+    inserted(handles.len() as u64)
 }
 
-fn shares(count: usize) -> Vec<Arc<HardwareShare>> {
+fn handles(count: usize) -> Vec<Arc<OffloadHandle>> {
     let marks = Arc::default();
-    (0..count).map(|_| Arc::new(HardwareShare::new(&marks))).collect()
+    (0..count).map(|_| Arc::new(OffloadHandle::new(&marks))).collect()
 }
 
 fn config() -> Config {
@@ -389,9 +389,9 @@ fn config() -> Config {
 fn offers(plan: &Plan) -> Result<()> {
     let (card, count) = (Card::new(plan, "")?, plan.items);
     let offloader = card.offloader(config())?;
-    let (megaflows, shares) = (flows(count)?.collect::<Vec<_>>(), shares(count));
+    let (megaflows, handles) = (flows(count)?.collect::<Vec<_>>(), handles(count));
     let ahead = config().waiting as u64 / 2;
-    let (ns, totals) = nanoseconds(count, || offer_all(&offloader, megaflows.into_iter(), &shares, ahead))?;
+    let (ns, totals) = nanoseconds(count, || offer_all(&offloader, megaflows.into_iter(), &handles, ahead))?;
     ensure!(totals.refused.is_empty(), "{totals:?}");
     figure("offers", ns);
     Ok(())
@@ -422,12 +422,12 @@ fn memory_of_queue(plan: &Plan) -> Result<()> {
 fn memory_of_offload(plan: &Plan) -> Result<()> {
     let card = Card::new(plan, "")?;
     let offloader = card.offloader(config())?;
-    let first = shares(1000);
+    let first = handles(1000);
     offer_all(&offloader, flows(1000)?, &first, AHEAD)?;
     let before = resident()?;
-    let shares = shares(MILLION);
-    let own = shares.len() * size_of::<Arc<HardwareShare>>();
-    let totals = offer_all(&offloader, flows(MILLION + 1000)?.skip(1000), &shares, AHEAD)?;
+    let handles = handles(MILLION);
+    let own = handles.len() * size_of::<Arc<OffloadHandle>>();
+    let totals = offer_all(&offloader, flows(MILLION + 1000)?.skip(1000), &handles, AHEAD)?;
     ensure!(totals.refused.is_empty(), "{totals:?}");
     figure("offload", (resident()? - before - own as f64) / MILLION as f64);
     Ok(())
@@ -441,16 +441,16 @@ fn look(plan: &Plan, idle: usize) -> Result<()> {
     let wire = format!(",refuse=age,wire=(net_pcap1,rx_pcap={},infinite_rx=1)", pcap.display());
     let card = Card::new(plan, &wire)?;
     let offloader = card.offloader(config())?;
-    let (movers, others) = (shares(ACTIVE), shares(idle));
+    let (movers, others) = (handles(ACTIVE), handles(idle));
     offer_all(&offloader, flows(idle)?, &others, config().waiting as u64 / 2)?;
-    for (n, share) in movers.iter().enumerate() {
-        offloader.offer(Offer { flow: station(n)?, packets: 100, share: share.clone() });
+    for (n, handle) in movers.iter().enumerate() {
+        offloader.offer(Offer { flow: station(n)?, packets: 100, handle: handle.clone() });
     }
     let engine = Engine::start(&[plan.client_cpu], IdlePolicy::POLL)?;
     let shard = card.ports[0].open_shard(&engine.workers()[0])?;
     let id = engine.workers()[0].add("packets", Box::new(Packets { shard, burst: Burst::new(), next: Cycles::now() }));
     let deadline = Instant::now() + RULES_TIMEOUT;
-    while movers.iter().any(|share| share.stats().packets == 0) {
+    while movers.iter().any(|handle| handle.stats().packets == 0) {
         ensure!(Instant::now() < deadline, "packets do not come: {:?}", offloader.totals());
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -9,12 +9,12 @@ use dpdk::{Eal, EalConfig, Mempool};
 use engine::{Engine, IdlePolicy, Source};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Action, FlowCache, Megaflow};
+use l2::{BridgeConfig, BridgePort, PortConfig, Switch};
 use packet::Burst;
 use port::{Counters, EthdevParams, EthdevPort, Port, PortShard};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use switch::{BridgeConfig, BridgePort, PortConfig, Switch};
 
 /// Buffers: the packets of the largest source, and as many on their way.
 const BUFFERS: u32 = 262_144;
@@ -103,7 +103,7 @@ impl Sluice {
             switch.add_port(name, port, &PortConfig::default())?;
             switch.attach("bridge", name, BridgePort::default())?;
         }
-        let _real_time = ["worker-0", "translator"].map(|thread| RealTime::of_threads(std::process::id(), thread));
+        let _real_time = ["worker-0", "upcall-handler"].map(|thread| RealTime::of_threads(std::process::id(), thread));
         rate_to(stations, || Ok(switch.megaflows()))
     }
 }

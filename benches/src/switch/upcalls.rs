@@ -29,7 +29,7 @@ pub(super) fn run(plan: &Plan, sluice: &Sluice, peer: &Ovs, report: &mut Report)
     report.text(&format!(
         "Packets to {STATIONS} unknown stations come as fast as the source gives them, round after round, into a bridge with \
          one other port (OVS: NORMAL), until each has its megaflow: flows a second between a tenth and nine tenths of them, median of {} \
-         runs (range). OVS decides on the poll core; ours leaves it, so the translator has the other core beside it.",
+         runs (range). OVS decides on the poll core; ours leaves it, so the upcall handler has the other core beside it.",
         plan.windows,
     ));
     report.table(table);

@@ -1,8 +1,7 @@
-//! Copies of a port's packets for somebody who looks: taken by workers, never waited for.
+//! Captures: copies of a port's packets, made by workers, which never wait for the reader.
 //!
-//! A worker copies the start of a packet into the capture's own buffers and puts it into a bounded queue; where there is no room
-//! it counts and goes on. Whoever looks takes them out again on a thread of its own. A port that nobody looks at pays one branch a
-//! burst.
+//! A worker copies the start of a packet into the capture's own buffers and puts the copy into a bounded queue; where there is no
+//! room it counts and goes on. The reader takes copies out on a thread of its own. A port without a capture pays one branch a burst.
 
 use clock::Cycles;
 use crossbeam::queue::ArrayQueue;
@@ -14,11 +13,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What happened to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Observed {
-    /// It came in by the port. What is dropped afterwards is seen twice.
+    /// The packet came in by the port. One that is dropped afterwards is seen twice.
     Received,
-    /// It goes out by the port.
+    /// The packet goes out by the port.
     Sent,
-    /// It came in by the port, and the switch dropped it.
+    /// The packet came in by the port, and was dropped.
     Dropped(DropReason),
 }
 
@@ -27,15 +26,15 @@ pub enum Observed {
 pub struct Captured {
     /// Its first bytes.
     pub packet: Packet,
-    /// How many it had.
+    /// The length of the whole packet.
     pub len: usize,
-    /// When.
+    /// When the packet was seen.
     pub time: Cycles,
     /// What happened to it.
     pub observed: Observed,
 }
 
-/// The way of packets from workers to whoever looks.
+/// The queue of copies from workers to the reader.
 pub struct Capture {
     queue: ArrayQueue<Captured>,
     pool: Pool,
@@ -51,17 +50,17 @@ impl Capture {
         Ok(Arc::new(Capture { queue, pool, snap_len, lost: AtomicU64::new(0) }))
     }
 
-    /// Takes the oldest.
+    /// Takes the oldest copy.
     pub fn take(&self) -> Option<Captured> {
         self.queue.pop()
     }
 
-    /// Packets for which there was no room.
+    /// Packets that were not copied, as there was no room.
     pub fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Takes a copy, if there is room.
+    /// Copies a packet, if there is room.
     #[cold]
     pub(crate) fn offer(&self, packet: &Packet, observed: Observed, time: Cycles) {
         let captured = self.copy(packet).map(|copy| Captured { packet: copy, len: packet.len(), time, observed });

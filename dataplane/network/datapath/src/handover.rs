@@ -1,11 +1,8 @@
 //! Packets for a port whose send queue another worker has.
 
-use crate::PortNo;
+use crate::{PortNo, limits};
 use engine::{Consumer, Producer, Waker, WorkerSet, spsc};
 use packet::Packet;
-
-/// Packets that may wait between two workers.
-const DEPTH: usize = 1024;
 
 /// A packet, with the number and the instance of the port that it goes out by.
 pub(crate) type Handed = (PortNo, u32, Packet);
@@ -26,7 +23,7 @@ impl Handover {
         let mut ends: Vec<Handover> = wakers.iter().map(end).collect();
         for from in 0..wakers.len() {
             for (to, (worker, waker)) in wakers.iter().enumerate() {
-                let queue = (from != to).then(|| spsc(DEPTH));
+                let queue = (from != to).then(|| spsc(limits::HANDOVER));
                 let (producer, consumer) = queue.unzip();
                 ends[from].to.push(producer.map(|producer| (*worker, producer, waker.clone())));
                 ends[to].from.extend(consumer);

@@ -1,67 +1,63 @@
-//! The switch: bridges over ports, with a flow cache in front of every decision.
+//! The datapath: all that a worker does with packets, and the control side that answers its upcalls.
 //!
-//! A [`Switch`] has a datapath on each worker and one thread that translates. A packet's way on its worker, from the queue it
-//! came in by to the queues it leaves by:
+//! A [`Datapath`] has a [`DatapathWorker`] on each worker and an [`UpcallHandler`] on a thread of its own (in OVS: PMD threads,
+//! handlers and revalidators). The path of a packet on its worker:
 //!
 //! ```text
 //! rx burst -> extract -> cache look-up -> actions -> a batch per output -> tx -> flush          worker, each turn
 //!                             |  miss                       \-> another worker, if that has the port's queue
-//!                             +--> parked, upcall ------.
+//!                             +--> pending, upcall -----.
 //!                                                       v
-//!          megaflow, by mailbox <-- bridge: VLAN, port security, learning, look-up               translator
+//!          megaflow, by mailbox <-- Pipeline::translate, reading a Tracked key                  upcall handler
 //! ```
 //!
-//! What a bridge decides it decides for one packet, reading its key through a `Tracked`: what was read becomes the megaflow's
-//! mask. The caches only remember; a switch without them would do the same, which is what the property tests check. A decision
-//! is recorded with what it rests on (stations, the bridge's ports, flows of operators), and is taken back when that changes.
+//! A [`Pipeline`] decides over one packet, reading its key through a [`Tracked`]: the fields that were read become the mask of the
+//! megaflow. All other state that the decision rests on is recorded as [`Dependencies`]; when some of it changes, exactly the
+//! megaflows that rest on it are revalidated. [`StaticFlows`] puts flows of an operator before a pipeline. No packet matches two
+//! flows.
 //!
-//! Flows of operators go before the bridges. No packet matches two flows: operators' flows must not overlap, and megaflows look
-//! at what tells them apart from operators' flows.
-//!
-//! Workers share nothing that is written for each packet: each has its own cache, its own parked packets and its own half of
+//! Workers share nothing that is written for each packet: each has its own cache, its own pending upcalls and its own half of
 //! every queue between two workers. Counters are plain stores to the worker's own lines.
 //!
-//! Errors: a [`SwitchError`] refuses a change, and nothing has changed. On the packet path nothing fails: what cannot go on is
-//! dropped and counted, with the reason, at the port that it came in by.
+//! *Lifecycle.* [`Datapath::start`] starts all parts, [`Datapath::assemble`] makes them for a caller who runs them by hand, as tests
+//! do. A change takes [`Datapath::lock`], which no worker takes.
+//!
+//! *Errors.* A [`SwitchError`] refuses a change, and nothing has changed. On the packet path nothing fails: a packet that cannot go
+//! on is dropped and counted, with the [`DropReason`], at the port that it came in by.
 
-mod bridge;
+#![deny(clippy::wildcard_enum_match_arm)] // a new action or drop reason is to be handled everywhere
+
 mod capture;
 mod datapath;
+mod error;
+mod handler;
 mod handover;
 mod limit;
 pub mod limits;
-mod mac;
-mod mac_table;
 mod marks;
 mod megaflows;
 mod offload;
-mod operators;
 mod output;
-mod security;
+mod pipeline;
+mod ports;
 mod state;
+mod static_flows;
 mod stats;
-mod switch;
-mod topology;
-mod tracked;
 mod upcall;
-mod vlan;
+mod worker;
 
-pub use bridge::BridgePort;
 pub use capture::{Capture, Captured, Observed};
+pub use datapath::Datapath;
+pub use error::SwitchError;
 pub use flow::{DropReason, PortNo};
+pub use handler::UpcallHandler;
 pub use limit::RateLimit;
-pub use mac::{IpPrefix, Mac, ParseError};
-pub use mac_table::{MacEntry, Station};
 pub use marks::Marks;
-pub use offload::{HardwareShare, Offer, Offload, Placed};
-pub use security::Security;
+pub use megaflows::Translation;
+pub use offload::{Offer, Offload, OffloadHandle, OffloadState};
+pub use pipeline::{Actions, BridgeId, Dependencies, Dependency, Learn, Pipeline, Tracked};
+pub use ports::{FlowReport, PortConfig, PortReport};
+pub use state::DatapathState;
+pub use static_flows::StaticFlows;
 pub use stats::{PathStats, PortLoad, WorkerStats};
-pub use switch::{BridgeConfig, BridgeReport, FlowReport, PortConfig, PortReport, Switch, SwitchError, Trace};
-pub use upcall::{PARKED_FLOWS, PARKED_FLOWS_OF_A_PORT, PARKED_PACKETS};
-pub use vlan::{MAX_VLAN, VlanMode};
-
-/// Names a bridge inside the switch.
-pub(crate) type BridgeId = u32;
-
-#[cfg(test)]
-mod tests;
+pub use worker::DatapathWorker;

@@ -1,57 +1,48 @@
-//! The control side's record of what is in the workers' caches, and of what each flow was decided by.
+//! The record of every megaflow in the caches of workers, and the index of what each rests on.
 
-use crate::mac_table::Station;
-use crate::{BridgeId, HardwareShare, PortNo};
+use crate::pipeline::{Actions, Dependencies, Dependency};
+use crate::{OffloadHandle, PortNo};
 use clock::Cycles;
 use engine::WorkerSet;
-use flow::{Action, DropReason, Key, Mask, Megaflow, Stats};
+use flow::{DropReason, Key, Mask, Megaflow, Stats};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-/// What was decided for a packet, and by what.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Translation {
-    /// What was looked at.
-    pub(crate) mask: Mask,
-    pub(crate) actions: Arc<[Action]>,
-    pub(crate) basis: Basis,
+/// A decision over a packet.
+#[derive(Clone, Debug)]
+pub struct Translation {
+    /// The bits of the packet's key that were read.
+    pub mask: Mask,
+    /// The actions.
+    pub actions: Actions,
+    /// The state that the decision rests on.
+    pub dependencies: Dependencies,
+    /// The reason, where the packet is dropped.
+    pub drop: Option<DropReason>,
 }
 
-/// What a decision rests on: when it changes, the flow is looked at again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Basis {
-    /// A flow of an operator decided.
-    pub(crate) operator: bool,
-    pub(crate) bridge: Option<BridgeId>,
-    /// It was learned behind the port.
-    pub(crate) source: Option<Station>,
-    /// It was looked for.
-    pub(crate) destination: Option<Station>,
-    pub(crate) drop: Option<DropReason>,
-}
-
-/// A flow that is in caches.
+/// A megaflow that workers have in their caches.
 #[derive(Debug)]
 pub(crate) struct Record {
-    /// The packet that it was decided for: all of its fields, so that it can be decided again.
+    /// The key of the packet that the flow was made for, with all its fields: revalidation decides over it again.
     pub(crate) packet: Box<Key>,
     pub(crate) port: PortNo,
     pub(crate) translation: Translation,
     /// The workers that have the flow in their caches.
     pub(crate) workers: WorkerSet,
-    /// What all workers have seen of it, at the last sweep.
+    /// The statistics of all workers and of hardware, as of the last sweep.
     pub(crate) stats: Stats,
-    /// When it was installed last.
+    /// When the flow was last installed.
     pub(crate) installed: Cycles,
-    /// What hardware does of it, once it was offered.
-    pub(crate) hardware: Option<Arc<HardwareShare>>,
-    /// Its workers know its mark.
+    /// The state of the flow in hardware, once it was offered.
+    pub(crate) offload: Option<Arc<OffloadHandle>>,
+    /// Whether the workers know the mark of the flow.
     pub(crate) marked: bool,
 }
 
 impl Record {
-    /// The match: what packets have where the mask looks.
+    /// The key of the megaflow: the packet's, masked.
     pub(crate) fn key(&self) -> Key {
         self.packet.masked(&self.translation.mask)
     }
@@ -61,24 +52,24 @@ impl Record {
         Megaflow { ufid, stats: self.stats, ..Megaflow::new(self.key(), *mask, actions.clone()) }
     }
 
-    /// Whether some packet would match both.
+    /// Whether some packet would match both this flow and the given one.
     pub(crate) fn overlaps(&self, key: &Key, mask: &Mask) -> bool {
         self.packet.matches(key, &mask.intersection(&self.translation.mask))
     }
 }
 
-/// All records, by name.
+/// All records, by ufid.
 #[derive(Debug, Default)]
 pub(crate) struct Megaflows {
     records: HashMap<u128, Record>,
-    by_station: HashMap<(BridgeId, Station), HashSet<u128>>,
+    by_dependency: HashMap<Dependency, HashSet<u128>>,
     by_port: HashMap<PortNo, usize>,
-    /// Two keyed hashes make a name: who chooses packets cannot choose two flows of one name.
+    /// Two keyed hashes make a ufid: a sender who chooses packets cannot choose two flows of one ufid.
     hashers: [RandomState; 2],
 }
 
 impl Megaflows {
-    /// The name of a flow.
+    /// The ufid of a flow.
     pub(crate) fn ufid(&self, key: &Key, mask: &Mask) -> u128 {
         let [high, low] = self.hashers.each_ref().map(|hasher| hasher.hash_one((key, mask)));
         (u128::from(high) << 64 | u128::from(low)).max(1)
@@ -88,7 +79,7 @@ impl Megaflows {
         self.records.len()
     }
 
-    pub(crate) fn of_port(&self, port: PortNo) -> usize {
+    pub(crate) fn count_of_port(&self, port: PortNo) -> usize {
         self.by_port.get(&port).copied().unwrap_or(0)
     }
 
@@ -106,8 +97,8 @@ impl Megaflows {
 
     pub(crate) fn insert(&mut self, ufid: u128, record: Record) {
         *self.by_port.entry(record.port).or_default() += 1;
-        for station in stations(&record.translation.basis) {
-            self.by_station.entry(station).or_default().insert(ufid);
+        for dependency in indexed(ufid, &record.translation) {
+            self.by_dependency.entry(*dependency).or_default().insert(ufid);
         }
         self.records.insert(ufid, record);
     }
@@ -120,29 +111,30 @@ impl Megaflows {
                 self.by_port.remove(&record.port);
             }
         }
-        for station in stations(&record.translation.basis) {
-            if let Some(flows) = self.by_station.get_mut(&station) {
+        for dependency in indexed(ufid, &record.translation) {
+            if let Some(flows) = self.by_dependency.get_mut(dependency) {
                 flows.remove(&ufid);
                 if flows.is_empty() {
-                    self.by_station.remove(&station);
+                    self.by_dependency.remove(dependency);
                 }
             }
         }
         Some(record)
     }
 
-    /// The flows that rest on where a station is.
-    pub(crate) fn of_station(&self, bridge: BridgeId, station: Station) -> Vec<u128> {
-        self.by_station.get(&(bridge, station)).into_iter().flatten().copied().collect()
+    /// The flows that rest on `dependency`.
+    pub(crate) fn depending_on(&self, dependency: &Dependency) -> Vec<u128> {
+        self.by_dependency.get(dependency).into_iter().flatten().copied().collect()
     }
 
     /// The flows for which `wanted` holds.
-    pub(crate) fn where_(&self, wanted: impl Fn(&Record) -> bool) -> Vec<u128> {
+    pub(crate) fn matching(&self, wanted: impl Fn(&Record) -> bool) -> Vec<u128> {
         self.iter().filter(|(_, record)| wanted(record)).map(|(ufid, _)| ufid).collect()
     }
 }
 
-fn stations(basis: &Basis) -> impl Iterator<Item = (BridgeId, Station)> {
-    let bridge = basis.bridge;
-    [basis.source, basis.destination].into_iter().flatten().filter_map(move |station| Some((bridge?, station)))
+/// The dependencies by which a flow is found; a static flow is found by its own ufid.
+fn indexed(ufid: u128, translation: &Translation) -> impl Iterator<Item = &Dependency> {
+    let own = Dependency::StaticFlow(ufid);
+    translation.dependencies.as_slice().iter().filter(move |dependency| **dependency != own)
 }

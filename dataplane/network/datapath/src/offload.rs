@@ -1,99 +1,101 @@
-//! The seam to hardware that does the work of flows.
+//! The seam to hardware that forwards flows.
 //!
-//! After each sweep the switch offers the flows that saw most; whoever is behind the seam takes what fits, in its own time and on
-//! its own thread. A flow stays in the workers' caches all the while, so a packet that the hardware leaves finds it there, and
-//! nothing is lost whatever becomes of the hardware. What the hardware counts is added to the flow's statistics.
+//! After each sweep the datapath offers the flows with the most packets; the implementation of [`Offload`] takes what fits, on a
+//! thread of its own. A flow stays in the workers' caches all the while, so a packet that the hardware does not take finds the
+//! flow there, and nothing is lost when the hardware fails. What the hardware counts is added to the flow's statistics.
 //!
-//! Hardware that cannot do a flow can mark its packets ([`HardwareShare::mark`]): workers are told with the next sweep whose the
-//! mark is, and do such packets without looking them up. A mark means the flow that it was given to and never another one: it is in
-//! use as long as the switch or the hardware has the flow's [`HardwareShare`], and workers forget it with the flow.
+//! Hardware that cannot do a flow can mark its packets ([`OffloadHandle::mark`]): workers learn the mark with the next sweep, and
+//! execute the flow's actions on marked packets without a look-up. A mark means one flow and never another: it is in use as long as
+//! the datapath or the hardware has the flow's [`OffloadHandle`], and workers forget it with the flow.
 
 use crate::PortNo;
-use crate::datapath::Message;
 use crate::limit::RateLimit;
 use crate::marks::Marks;
 use crate::megaflows::Record;
-use crate::state::State;
+use crate::pipeline::Pipeline;
+use crate::state::DatapathState;
+use crate::worker::Message;
 use clock::Cycles;
 use engine::WorkerSet;
 use flow::{Action, Megaflow, Stats};
+use parking_lot::Mutex;
 use port::Port;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
-/// Hardware that does the work of flows. No call waits for it, but that which takes a port away.
+/// Hardware that forwards flows. No call waits for the hardware, except [`Offload::remove_port`].
 pub trait Offload: Send + Sync {
-    /// The switch has this port now. Returns whether flows from it are wanted.
+    /// Adds a port. Returns whether flows from the port are to be offered.
     fn add_port(&self, number: PortNo, port: &dyn Port) -> bool;
 
-    /// The switch has this port no more, nor any flow that leads from or to it. Nothing of the port is held when it returns.
+    /// Removes a port, from or to which no flow leads any more. The implementation holds nothing of the port when this returns.
     fn remove_port(&self, number: PortNo);
 
-    /// A flow that is worth it. One that was offered before is to do now what it says here.
+    /// Offers a flow, or changes a flow that was offered before.
     fn offer(&self, offer: Offer);
 
-    /// The flow of this name is to be done by the workers alone.
+    /// Takes a flow back: workers alone do it from now on.
     fn withdraw(&self, ufid: u128);
 
-    /// Somebody asks for what flows have seen. Returns when all that the hardware has counted by now is in their shares.
+    /// Reads the counters of all flows into their handles, before an operator is shown statistics.
     fn refresh(&self) {}
 
-    /// `listener` is to be called when hardware has lost flows ([`HardwareShare::lose`]).
-    fn on_loss(&self, _listener: Box<dyn Fn() + Send>) {}
+    /// Sets the function that is called when hardware has removed flows ([`OffloadHandle::mark_removed`]).
+    fn on_removed(&self, _listener: Box<dyn Fn() + Send>) {}
 }
 
-/// A flow for the hardware.
+/// A flow that is offered to hardware.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// What it matches and does.
+    /// Match and actions.
     pub flow: Megaflow,
-    /// What it saw since the last sweep.
+    /// Packets of the flow since the last sweep.
     pub packets: u64,
-    /// Where the hardware tells what became of it.
-    pub share: Arc<HardwareShare>,
+    /// Where the implementation reports what became of the flow.
+    pub handle: Arc<OffloadHandle>,
 }
 
 /// How much of a flow hardware does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Placed {
+pub enum OffloadState {
     /// Nothing.
     #[default]
     No,
-    /// It marks the flow's packets, and the workers do not look them up.
+    /// Hardware marks the flow's packets, and the workers do not look them up.
     Partial,
-    /// All: workers do not see the flow's packets. Whoever is behind the seam takes the flow back when it has nothing to do for it,
-    /// so it does not age.
+    /// All: workers do not see the flow's packets. The flow does not age in the datapath; the implementation takes it out of
+    /// hardware when it is idle there.
     Full,
 }
 
-/// What hardware does of one flow. Written by who is behind the seam, read by the switch. There may be a million.
+/// The state of one flow in hardware: written by the implementation of [`Offload`], read by the datapath. There may be a million.
 #[derive(Debug)]
-pub struct HardwareShare {
-    /// A [`Placed`].
-    placed: AtomicU8,
-    lost: AtomicBool,
-    /// 0 before somebody asks for one.
+pub struct OffloadHandle {
+    /// An [`OffloadState`].
+    state: AtomicU8,
+    removed: AtomicBool,
+    /// 0 until a mark is taken.
     mark: AtomicU32,
     marks: Arc<Marks>,
     packets: AtomicU64,
     bytes: AtomicU64,
     used: AtomicU64,
-    /// Few flows are refused: elsewhere, not to make room for it in each.
-    refused: Mutex<Option<Box<Why>>>,
+    /// Boxed twice: few flows are refused, and the others need only a pointer.
+    refused: Mutex<Option<Box<Reason>>>,
 }
 
-const _: () = assert!(size_of::<HardwareShare>() <= 56);
+const _: () = assert!(size_of::<OffloadHandle>() <= 56);
 
-/// Why the hardware cannot do it.
+/// Why hardware refuses a flow.
 #[derive(Debug)]
-struct Why(String);
+struct Reason(String);
 
-impl HardwareShare {
-    /// Of a flow whose mark, if hardware asks for one, is one of these.
-    pub fn new(marks: &Arc<Marks>) -> HardwareShare {
-        HardwareShare {
-            placed: AtomicU8::new(Placed::No as u8),
-            lost: AtomicBool::default(),
+impl OffloadHandle {
+    /// The handle of a flow whose mark, if hardware takes one, is of `marks`.
+    pub fn new(marks: &Arc<Marks>) -> OffloadHandle {
+        OffloadHandle {
+            state: AtomicU8::new(OffloadState::No as u8),
+            removed: AtomicBool::default(),
             mark: AtomicU32::default(),
             marks: marks.clone(),
             packets: AtomicU64::default(),
@@ -103,42 +105,41 @@ impl HardwareShare {
         }
     }
 
-    /// The hardware does so much of it from now on.
-    pub fn set_placed(&self, placed: Placed) {
-        let before = self.placed.swap(placed as u8, Ordering::AcqRel);
-        // Why it was not done as a whole is no reason not to ask again.
-        if placed == Placed::Full || placed == Placed::No && before == Placed::Partial as u8 {
-            self.ask_again();
+    /// Records how much of the flow hardware does from now on.
+    pub fn set_state(&self, state: OffloadState) {
+        let before = self.state.swap(state as u8, Ordering::AcqRel);
+        // What was refused before may be offered again.
+        if state == OffloadState::Full || state == OffloadState::No && before == OffloadState::Partial as u8 {
+            self.clear_refusal();
         }
     }
 
-    /// The hardware did it, and has lost it. It is offered again at the next sweep, whatever it has seen.
-    pub fn lose(&self) {
-        self.lost.store(true, Ordering::Release);
-        self.set_placed(Placed::No);
+    /// Records that the hardware has lost the flow. The flow is offered again at the next sweep, however few packets it has.
+    pub fn mark_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.set_state(OffloadState::No);
     }
 
-    /// The hardware has lost it since this was asked last.
-    pub(crate) fn take_loss(&self) -> bool {
-        self.lost.load(Ordering::Acquire) && self.lost.swap(false, Ordering::AcqRel)
+    /// Whether the hardware has lost the flow since the last call.
+    pub(crate) fn take_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire) && self.removed.swap(false, Ordering::AcqRel)
     }
 
-    /// How much of it the hardware does.
-    pub fn placed(&self) -> Placed {
-        match self.placed.load(Ordering::Acquire) {
-            full if full == Placed::Full as u8 => Placed::Full,
-            partial if partial == Placed::Partial as u8 => Placed::Partial,
-            _ => Placed::No,
+    /// How much of the flow hardware does.
+    pub fn state(&self) -> OffloadState {
+        match self.state.load(Ordering::Acquire) {
+            full if full == OffloadState::Full as u8 => OffloadState::Full,
+            partial if partial == OffloadState::Partial as u8 => OffloadState::Partial,
+            _ => OffloadState::No,
         }
     }
 
-    /// The hardware does it, or part of it.
-    pub fn is_placed(&self) -> bool {
-        self.placed() != Placed::No
+    /// Whether hardware does the flow or part of it.
+    pub fn is_offloaded(&self) -> bool {
+        self.state() != OffloadState::No
     }
 
-    /// What hardware is to mark the flow's packets with. No other flow has it while anybody has this share. `None` where too many
-    /// flows have marks.
+    /// The mark for the flow's packets. No other flow has it as long as this handle lives. `None` where too many flows have marks.
     pub fn mark(&self) -> Option<u32> {
         let mark = self.mark.load(Ordering::Acquire);
         if mark != 0 {
@@ -147,42 +148,42 @@ impl HardwareShare {
         let mark = self.marks.take()?;
         match self.mark.compare_exchange(0, mark, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Some(mark),
-            Err(faster) => {
+            Err(taken) => {
                 self.marks.give_back(mark);
-                Some(faster)
+                Some(taken)
             }
         }
     }
 
-    /// The hardware cannot do it, or not all of it, and this is why. What it does nothing of is not offered again before it
+    /// Records why the hardware cannot do the flow, or not all of it. A flow that was refused is not offered again before it
     /// changes.
     pub fn refuse(&self, why: String) {
-        *self.refused.lock().expect("no panic under this lock") = Some(Box::new(Why(why)));
+        *self.refused.lock() = Some(Box::new(Reason(why)));
     }
 
-    /// It is another flow by now: the hardware may be asked again.
-    fn ask_again(&self) {
-        *self.refused.lock().expect("no panic under this lock") = None;
+    /// Forgets a refusal: the flow has changed, and may be offered again.
+    fn clear_refusal(&self) {
+        *self.refused.lock() = None;
     }
 
-    /// The hardware neither does it nor cannot.
+    /// Whether the hardware neither does the flow nor has refused it.
     fn is_open(&self) -> bool {
-        !self.is_placed() && self.refused.lock().expect("no panic under this lock").is_none()
+        !self.is_offloaded() && self.refused.lock().is_none()
     }
 
-    /// Why the hardware cannot do it.
+    /// Why the hardware cannot do the flow.
     pub fn refused(&self) -> Option<String> {
-        self.refused.lock().expect("no panic under this lock").as_ref().map(|why| why.0.clone())
+        self.refused.lock().as_ref().map(|why| why.0.clone())
     }
 
-    /// The hardware saw so many more.
+    /// Adds what the hardware has counted.
     pub fn add(&self, packets: u64, bytes: u64, now: Cycles) {
         self.packets.fetch_add(packets, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.used.fetch_max(now.0, Ordering::Relaxed);
     }
 
-    /// All that the hardware saw.
+    /// All that the hardware has counted.
     pub fn stats(&self) -> Stats {
         Stats {
             packets: self.packets.load(Ordering::Relaxed),
@@ -193,14 +194,14 @@ impl HardwareShare {
     }
 }
 
-impl Default for HardwareShare {
-    /// With marks of its own.
-    fn default() -> HardwareShare {
-        HardwareShare::new(&Arc::default())
+impl Default for OffloadHandle {
+    /// A handle with marks of its own.
+    fn default() -> OffloadHandle {
+        OffloadHandle::new(&Arc::default())
     }
 }
 
-impl Drop for HardwareShare {
+impl Drop for OffloadHandle {
     fn drop(&mut self) {
         if *self.mark.get_mut() != 0 {
             self.marks.give_back(*self.mark.get_mut());
@@ -208,69 +209,70 @@ impl Drop for HardwareShare {
     }
 }
 
-impl State {
-    pub(crate) fn set_offload(&mut self, offload: Arc<dyn Offload>) {
+impl<P: Pipeline> DatapathState<P> {
+    /// Offers busy flows to this hardware from now on.
+    pub fn set_offload(&mut self, offload: Arc<dyn Offload>) {
         for (number, state) in &mut self.ports {
             state.has_hardware = offload.add_port(*number, &*state.port);
         }
         self.offload = Some(offload);
     }
 
-    /// Offers a flow that saw so many packets since the last sweep, unless hardware does it already, or cannot.
-    pub(crate) fn offer(&mut self, ufid: u128, packets: u64) {
+    /// Offers a flow with so many packets since the last sweep, unless hardware does the flow already or has refused it.
+    pub fn offer(&mut self, ufid: u128, packets: u64) {
         let Some(offload) = self.offload.clone() else { return };
-        if !self.flows.get(ufid).is_some_and(|record| self.may_leave(record)) {
+        if !self.flows.get(ufid).is_some_and(|record| self.may_offload(record)) {
             return;
         }
         let Some(record) = self.flows.get_mut(ufid) else { return };
-        let share = record.hardware.get_or_insert_with(|| Arc::new(HardwareShare::new(&self.marks))).clone();
-        if share.is_open() {
-            offload.offer(Offer { flow: record.megaflow(ufid), packets, share });
+        let handle = record.offload.get_or_insert_with(|| Arc::new(OffloadHandle::new(&self.marks))).clone();
+        if handle.is_open() {
+            offload.offer(Offer { flow: record.megaflow(ufid), packets, handle });
         }
     }
 
-    /// Whether the flow's packets come from hardware, and nothing is done to them but what the flow says: limits and captures are
+    /// Whether hardware may do the flow: its packets come from hardware, and no port of it has a rate limit or a capture, which are
     /// the workers' work.
-    fn may_leave(&self, record: &Record) -> bool {
+    fn may_offload(&self, record: &Record) -> bool {
         let state = |port| self.ports.get(&port);
-        let outputs = record.translation.actions.iter().filter_map(|action| match action {
-            Action::Output(port) => Some(*port),
-            _ => None,
+        let outputs = record.translation.actions.iter().filter_map(|action| {
+            let Action::Output(port) = action else { return None };
+            Some(*port)
         });
         state(record.port).is_some_and(|port| port.has_hardware && port.limit == RateLimit::default()) && { outputs }
             .chain([record.port])
             .all(|port| state(port).is_some_and(|port| !port.captured))
     }
 
-    /// The flow does something else now.
+    /// Offers a flow whose actions have changed, or takes it back.
     pub(crate) fn offload_changed(&mut self, ufid: u128) {
         let (Some(offload), Some(record)) = (&self.offload, self.flows.get(ufid)) else { return };
-        let Some(share) = record.hardware.clone() else { return };
-        share.ask_again();
-        match share.is_placed() && self.may_leave(record) {
-            true => offload.offer(Offer { flow: record.megaflow(ufid), packets: 0, share }),
+        let Some(handle) = record.offload.clone() else { return };
+        handle.clear_refusal();
+        match handle.is_offloaded() && self.may_offload(record) {
+            true => offload.offer(Offer { flow: record.megaflow(ufid), packets: 0, handle }),
             false => offload.withdraw(ufid),
         }
     }
 
-    /// Tells workers whose the flow's mark is.
-    pub(crate) fn tell_mark(&self, ufid: u128, workers: WorkerSet) {
+    /// Tells workers the mark of a flow.
+    pub(crate) fn send_mark(&self, ufid: u128, workers: WorkerSet) {
         let Some(record) = self.flows.get(ufid).filter(|record| record.marked) else { return };
-        if let Some(mark) = record.hardware.as_ref().and_then(|share| share.mark()) {
+        if let Some(mark) = record.offload.as_ref().and_then(|handle| handle.mark()) {
             let (key, mask) = (record.key(), record.translation.mask);
-            self.tell(workers.intersection(record.workers), || Message::SetMark(mark, key, mask));
+            self.send_to(workers.intersection(record.workers), || Message::SetMark(mark, key, mask));
         }
     }
 
     pub(crate) fn withdraw(&self, ufid: u128, record: &Record) {
-        if let (Some(offload), Some(_)) = (&self.offload, &record.hardware) {
+        if let (Some(offload), Some(_)) = (&self.offload, &record.offload) {
             offload.withdraw(ufid);
         }
     }
 
-    /// Takes back the flows that the workers have to see, by now.
+    /// Takes back the flows that hardware may not do any more.
     pub(crate) fn withdraw_watched(&self) {
-        for (ufid, record) in self.flows.iter().filter(|(_, record)| !self.may_leave(record)) {
+        for (ufid, record) in self.flows.iter().filter(|(_, record)| !self.may_offload(record)) {
             self.withdraw(ufid, record);
         }
     }

@@ -1,4 +1,4 @@
-//! What a worker has of each port, and the way of a packet out.
+//! The ports of one worker, and the output of packets.
 
 use crate::PortNo;
 use crate::capture::{Capture, Observed};
@@ -17,29 +17,29 @@ use std::sync::Arc;
 
 /// A port's part on one worker.
 pub(crate) struct PortSlot {
-    /// Tells ports apart that have the same number, one after the other.
+    /// Tells apart ports that have the same number one after the other.
     pub(crate) instance: u32,
     pub(crate) shard: Box<dyn PortShard>,
-    /// The upcalls that it may make.
+    /// The upcall rate limit.
     pub(crate) upcalls: Option<TokenBucket>,
-    /// What may come in by it.
+    /// The rate limit of packets that come in by the port.
     pub(crate) policer: Option<Policer>,
-    /// Who looks at its packets.
+    /// The capture of the port.
     pub(crate) capture: Option<Arc<Capture>>,
-    /// Flows of it that wait for the translation.
-    pub(crate) parked: u32,
+    /// Pending upcalls of the port.
+    pub(crate) pending: u32,
     pub(crate) counters: Arc<PathCounters>,
     pub(crate) load: Arc<LoadCounters>,
     /// The workers that have a send queue of the port. Each worker adds and removes itself.
     pub(crate) senders: Arc<AtomicWorkerSet>,
     /// Whether this worker is one of the senders.
     pub(crate) sends: bool,
-    /// What goes out by it next.
+    /// Packets that go out by the port next.
     pub(crate) out: Burst,
 }
 
 impl PortSlot {
-    /// Sends what waits.
+    /// Sends the packets that wait.
     fn transmit(&mut self) {
         if let Some(capture) = &self.capture {
             let now = Cycles::now();
@@ -48,7 +48,7 @@ impl PortSlot {
         self.shard.tx(&mut self.out);
     }
 
-    /// What became of packets that just came in, before anything else: they are looked at, and those beyond the limit go.
+    /// Shows packets that just came in to the capture, and drops those beyond the rate limit.
     #[cold]
     fn inspect(&mut self, burst: &mut Burst, now: Cycles) {
         if let Some(capture) = &self.capture {
@@ -59,14 +59,14 @@ impl PortSlot {
         burst.retain(|packet| {
             let admitted = policer.admits(packet.len(), now);
             if !admitted {
-                count_drop(capture.as_deref(), counters, packet, DropReason::RateLimited, now);
+                drop_packet(capture.as_deref(), counters, packet, DropReason::RateLimited, now);
             }
             admitted
         });
     }
 }
 
-fn count_drop(capture: Option<&Capture>, counters: &PathCounters, packet: &Packet, reason: DropReason, now: Cycles) {
+fn drop_packet(capture: Option<&Capture>, counters: &PathCounters, packet: &Packet, reason: DropReason, now: Cycles) {
     counters.add_drops(reason, 1);
     if let Some(capture) = capture {
         capture.offer(packet, Observed::Dropped(reason), now);
@@ -83,8 +83,8 @@ pub(crate) struct Outputs {
     present: Vec<PortNo>,
     handover: Handover,
     meters: Vec<Option<(Arc<Meter>, u64)>>,
-    /// What is to be looked up again.
-    pub(crate) again: ArrayVec<Again, BURST>,
+    /// Packets to be looked up again.
+    pub(crate) recirculated: ArrayVec<Recirculated, BURST>,
     /// Counts packets whose ingress port is gone.
     unattributed: Arc<PathCounters>,
 }
@@ -97,7 +97,7 @@ impl Outputs {
             present: Vec::new(),
             handover,
             meters: Vec::new(),
-            again: ArrayVec::new(),
+            recirculated: ArrayVec::new(),
             unattributed: Arc::default(),
         }
     }
@@ -113,7 +113,7 @@ impl Outputs {
         }
         self.slots[at] = Some(slot);
         self.present.push(port);
-        self.announce(port);
+        self.publish_sender(port);
     }
 
     pub(crate) fn remove(&mut self, port: PortNo) -> Option<Box<PortSlot>> {
@@ -132,14 +132,14 @@ impl Outputs {
         self.meters[at] = meter.map(|meter| (meter, 0));
     }
 
-    /// How many ports there are to receive from.
-    pub(crate) fn polled(&self) -> usize {
+    /// The number of ports to receive from.
+    pub(crate) fn port_count(&self) -> usize {
         self.present.len()
     }
 
-    /// Receives from one of them. `None` when nothing came.
+    /// Receives a burst from one of the ports. Returns the port; `None` when nothing came.
     #[inline]
-    pub(crate) fn rx(&mut self, at: usize, burst: &mut Burst, now: Cycles) -> Option<PortNo> {
+    pub(crate) fn receive(&mut self, at: usize, burst: &mut Burst, now: Cycles) -> Option<PortNo> {
         let port = self.present[at];
         let slot = self.slots[port as usize].as_deref_mut()?;
         if slot.shard.rx(burst) == 0 {
@@ -151,7 +151,7 @@ impl Outputs {
         Some(port)
     }
 
-    /// Takes what other workers handed over. Returns how many packets.
+    /// Takes packets that other workers handed over. Returns how many.
     pub(crate) fn take_handed(&mut self) -> usize {
         let mut taken = 0;
         while taken < 2 * BURST
@@ -192,9 +192,9 @@ impl Outputs {
         }
     }
 
-    /// Counts what a burst that came in by `port` cost.
+    /// Adds to the cycles that a port costs this worker.
     #[inline]
-    pub(crate) fn spend(&mut self, port: PortNo, cycles: Cycles) {
+    pub(crate) fn add_cycles(&mut self, port: PortNo, cycles: Cycles) {
         if let Some(slot) = self.slot(port) {
             slot.load.add(|c| &c.cycles, cycles.0);
         }
@@ -205,26 +205,26 @@ impl Outputs {
         slot.map_or(&self.unattributed, |slot| &slot.counters)
     }
 
-    /// Counts a packet, which came in by `from` and is dropped, and shows it to who looks.
+    /// Counts a dropped packet that came in by `from`, and shows it to the capture.
     #[cold]
     pub(crate) fn count_drop(&self, from: PortNo, packet: &Packet, reason: DropReason) {
         let slot = self.slots.get(from as usize).and_then(Option::as_deref);
-        count_drop(slot.and_then(|slot| slot.capture.as_deref()), self.counters(from), packet, reason, Cycles::now());
+        drop_packet(slot.and_then(|slot| slot.capture.as_deref()), self.counters(from), packet, reason, Cycles::now());
     }
 
-    /// Sends what is queued for a port, or hands it to a worker that can.
+    /// Sends the packets queued for a port, or hands them to a worker that can.
     fn send(&mut self, port: PortNo) {
         let Some(slot) = self.slots[port as usize].as_deref_mut() else { return };
         let others = slot.senders.load().difference(self.worker);
         let Some(to) = others.first().filter(|_| !slot.shard.can_tx()) else { return slot.transmit() };
         for packet in slot.out.drain(..) {
             if let Err((_, _, packet)) = self.handover.give(to, (port, slot.instance, packet)) {
-                count_drop(slot.capture.as_deref(), &slot.counters, &packet, DropReason::HandedFull, Cycles::now());
+                drop_packet(slot.capture.as_deref(), &slot.counters, &packet, DropReason::HandedFull, Cycles::now());
             }
         }
     }
 
-    /// Sends all that is queued, and publishes it. Once a turn with work in it.
+    /// Sends and publishes all queued packets; called once in a turn with work in it.
     pub(crate) fn flush(&mut self) {
         for at in 0..self.present.len() {
             let port = self.present[at];
@@ -247,20 +247,24 @@ impl Outputs {
 
     pub(crate) fn disarm(&mut self) {
         for port in &self.present {
-            self.slots[*port as usize].as_deref_mut().into_iter().for_each(|slot| slot.shard.disarm());
+            if let Some(slot) = self.slots[*port as usize].as_deref_mut() {
+                slot.shard.disarm();
+            }
         }
     }
 
     pub(crate) fn quiesce(&mut self) {
         for at in 0..self.present.len() {
             let port = self.present[at];
-            self.slots[port as usize].as_deref_mut().into_iter().for_each(|slot| slot.shard.quiesce());
-            self.announce(port);
+            if let Some(slot) = self.slots[port as usize].as_deref_mut() {
+                slot.shard.quiesce();
+            }
+            self.publish_sender(port);
         }
     }
 
     /// Tells the other workers whether this one can send by the port.
-    fn announce(&mut self, port: PortNo) {
+    fn publish_sender(&mut self, port: PortNo) {
         let worker = self.worker;
         let Some(slot) = self.slot(port) else { return };
         let sends = slot.shard.can_tx();
@@ -275,8 +279,8 @@ impl Outputs {
     }
 }
 
-/// A packet that is to be looked up again.
-pub(crate) struct Again {
+/// A packet to be looked up again.
+pub(crate) struct Recirculated {
     pub(crate) packet: Packet,
     pub(crate) in_port: PortNo,
     pub(crate) recirc_id: u32,
@@ -284,14 +288,14 @@ pub(crate) struct Again {
     pub(crate) rest: Option<Key>,
 }
 
-/// Takes what the actions make of the packets that came in by one port.
-pub(crate) struct Way<'a> {
+/// Takes the packets that actions produce from one burst.
+pub(crate) struct BurstSink<'a> {
     pub(crate) outputs: &'a mut Outputs,
     pub(crate) from: PortNo,
     pub(crate) now: Cycles,
 }
 
-impl Sink for Way<'_> {
+impl Sink for BurstSink<'_> {
     #[inline]
     fn output(&mut self, packet: Packet, port: PortNo) {
         self.outputs.output(port, packet, self.from);
@@ -303,8 +307,8 @@ impl Sink for Way<'_> {
 
     fn recirculate(&mut self, packet: Packet, metadata: &Metadata<'_>) {
         let Metadata { in_port, recirc_id, packet_type, rest, .. } = *metadata;
-        let again = Again { packet, in_port, recirc_id, packet_type, rest: rest.copied() };
-        if let Err(full) = self.outputs.again.try_push(again) {
+        let recirculated = Recirculated { packet, in_port, recirc_id, packet_type, rest: rest.copied() };
+        if let Err(full) = self.outputs.recirculated.try_push(recirculated) {
             self.outputs.count_drop(self.from, &full.element().packet, DropReason::RecirculatedFull);
         }
     }

@@ -1,90 +1,86 @@
-//! What the switch should do: topology, stations, flows of operators. Decides over packets that no worker knows what to do
-//! with, and takes back decisions that no longer hold.
+//! The control side of the datapath: ports, megaflows and meters. Answers upcalls, and revalidates megaflows when what they
+//! rest on has changed.
 
-use crate::bridge::{Bridge, always, in_port};
-use crate::datapath::{Message, Resolve};
 use crate::limit::{Meter, RateLimit};
-use crate::mac_table::Station;
 use crate::marks::Marks;
-use crate::megaflows::{Basis, Megaflows, Record, Translation};
-use crate::operators::OperatorFlows;
-use crate::tracked::Tracked;
+use crate::megaflows::{Megaflows, Record, Translation};
+use crate::pipeline::{Dependencies, Learn, Pipeline, Tracked};
+use crate::stats::{LoadCounters, PathCounters};
 use crate::upcall::Upcall;
-use crate::{BridgeConfig, BridgeId, Offload, Placed, PortNo, limits};
+use crate::worker::{Message, UpcallReply};
+use crate::{Offload, OffloadState, PortNo, limits};
 use clock::Cycles;
 use engine::{Sender, WorkerSet};
-use flow::{Action, DropReason, Key, Mask, Megaflow, Stats};
+use flow::{DropReason, Key, Mask, Megaflow, Stats, field};
 use port::Port;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A port of the switch.
+/// A port of the datapath.
 pub(crate) struct PortState {
     pub(crate) name: String,
     pub(crate) port: Arc<dyn Port>,
-    pub(crate) bridge: Option<BridgeId>,
-    /// What may come in by it.
+    /// The limit of packets that come in by the port.
     pub(crate) limit: RateLimit,
-    /// Somebody looks at its packets.
+    /// Whether a capture of the port runs.
     pub(crate) captured: bool,
-    /// Hardware may do the work of flows from it.
+    /// Whether hardware may forward flows from the port.
     pub(crate) has_hardware: bool,
-    /// What each worker counts.
-    pub(crate) counters: Vec<Arc<crate::stats::PathCounters>>,
-    /// What it costs each worker.
-    pub(crate) loads: Vec<Arc<crate::stats::LoadCounters>>,
-    /// Packets that flows dropped, by reason.
+    /// The counters of the port, one a worker.
+    pub(crate) counters: Vec<Arc<PathCounters>>,
+    /// The cost of the port, one a worker.
+    pub(crate) loads: Vec<Arc<LoadCounters>>,
+    /// Packets that flows dropped, by the pipeline's reason.
     pub(crate) drops: HashMap<DropReason, u64>,
 }
 
-/// A bridge with its name and settings.
-pub(crate) struct BridgeState {
-    pub(crate) name: String,
-    pub(crate) config: BridgeConfig,
-    pub(crate) bridge: Bridge,
-}
-
-pub(crate) struct State {
-    pub(crate) bridges: BTreeMap<BridgeId, BridgeState>,
+/// The control side of a datapath whose packets `P` decides over. It is kept under one lock, which no worker takes.
+pub struct DatapathState<P> {
+    pub(crate) pipeline: P,
     pub(crate) ports: BTreeMap<PortNo, PortState>,
     pub(crate) flows: Megaflows,
-    /// Flows of operators: they go before bridges.
-    pub(crate) operator: OperatorFlows,
     pub(crate) offload: Option<Arc<dyn Offload>>,
     pub(crate) marks: Arc<Marks>,
     meters: Vec<Option<Arc<Meter>>>,
     /// Each worker as a set, and its mailbox.
     workers: Vec<(WorkerSet, Sender<Message>)>,
-    pub(crate) next_bridge: BridgeId,
     pub(crate) next_instance: u32,
 }
 
-impl State {
-    pub(crate) fn new(workers: Vec<(WorkerSet, Sender<Message>)>) -> State {
-        State {
-            bridges: BTreeMap::new(),
+impl<P: Pipeline> DatapathState<P> {
+    pub(crate) fn new(pipeline: P, workers: Vec<(WorkerSet, Sender<Message>)>) -> DatapathState<P> {
+        DatapathState {
+            pipeline,
             ports: BTreeMap::new(),
             flows: Megaflows::default(),
-            operator: OperatorFlows::default(),
             offload: None,
             marks: Arc::default(),
             meters: Vec::new(),
             workers,
-            next_bridge: 1,
             next_instance: 1,
         }
     }
 
+    /// The pipeline.
+    pub fn pipeline(&self) -> &P {
+        &self.pipeline
+    }
+
+    /// The pipeline, to be changed. [`DatapathState::revalidate_changed`] must follow a change.
+    pub fn pipeline_mut(&mut self) -> &mut P {
+        &mut self.pipeline
+    }
+
     /// Sends a message to workers.
-    pub(crate) fn tell(&self, workers: WorkerSet, message: impl Fn() -> Message) {
+    pub(crate) fn send_to(&self, workers: WorkerSet, message: impl Fn() -> Message) {
         for (_, worker) in self.workers.iter().filter(|(own, _)| !own.intersection(workers).is_empty()) {
             let _ = worker.send(message()); // a worker that has ended forwards nothing any more
         }
     }
 
-    pub(crate) fn tell_all(&self, message: impl Fn() -> Message) {
-        self.tell(WorkerSet::ALL, message);
+    pub(crate) fn send_to_all(&self, message: impl Fn() -> Message) {
+        self.send_to(WorkerSet::ALL, message);
     }
 
     pub(crate) fn workers(&self) -> impl Iterator<Item = &Sender<Message>> {
@@ -92,18 +88,19 @@ impl State {
     }
 
     /// Answers an upcall.
-    pub(crate) fn resolve(&mut self, upcall: &Upcall, now: Instant) {
-        let mut translation = self.translate(&upcall.key, Some(now));
+    pub(crate) fn answer(&mut self, upcall: &Upcall, now: Instant) {
+        let mut translation = self.translate(&upcall.key, Learn::At(now));
+        self.revalidate_changed();
         if upcall.narrow {
             translation.mask = translation.mask.union(&Mask::CONNECTION);
         }
         let key = upcall.key.masked(&translation.mask);
         let ufid = self.flows.ufid(&key, &translation.mask);
-        let port = in_port(&upcall.key);
+        let port = upcall.key.get(field::IN_PORT) as PortNo;
         let flow = Megaflow { ufid, ..Megaflow::new(key, translation.mask, translation.actions.clone()) };
         let (worker, sender) = self.workers[upcall.worker].clone();
         let known = self.flows.get(ufid).is_some();
-        let room = self.flows.len() < limits::FLOWS && self.flows.of_port(port) < limits::FLOWS_OF_A_PORT;
+        let room = self.flows.len() < limits::FLOWS && self.flows.count_of_port(port) < limits::FLOWS_PER_PORT;
         let install = (known || room) && self.ports.contains_key(&port);
         if install && !known {
             let record = Record {
@@ -113,7 +110,7 @@ impl State {
                 workers: WorkerSet::EMPTY,
                 stats: Stats::default(),
                 installed: Cycles::now(),
-                hardware: None,
+                offload: None,
                 marked: false,
             };
             self.flows.insert(ufid, record);
@@ -122,165 +119,102 @@ impl State {
             record.workers = record.workers.union(worker);
             record.installed = Cycles::now();
         }
-        let answer = Resolve { ticket: upcall.ticket, flow, install, narrow: upcall.narrow };
-        let _ = sender.send(Message::Resolve(answer)); // a worker that has ended has dropped its packets
-        self.tell_mark(ufid, worker);
+        let reply = UpcallReply { ticket: upcall.ticket, flow, install, narrow: upcall.narrow };
+        let _ = sender.send(Message::CompleteUpcall(reply)); // a worker that has ended has dropped its packets
+        self.send_mark(ufid, worker);
     }
 
-    /// Decides over a packet. With a time, its source is learned, and what rests on where that was is taken back.
-    pub(crate) fn translate(&mut self, key: &Key, learn: Option<Instant>) -> Translation {
-        if let Some(flow) = self.operator.of_packet(key) {
-            let basis = Basis { operator: true, ..Basis::default() };
-            return Translation { mask: flow.mask, actions: flow.actions.clone(), basis };
-        }
+    /// Decides over a packet.
+    pub fn translate(&mut self, key: &Key, mode: Learn) -> Translation {
         let mut packet = Tracked::new(key);
-        let mut basis = Basis::default();
-        let actions = match self.bridge(key, &mut packet, &mut basis, learn) {
-            Ok(actions) => actions,
-            Err(reason) => {
-                basis.drop = Some(reason);
-                Vec::new()
-            }
+        let mut dependencies = Dependencies::default();
+        let (actions, drop) = match self.pipeline.translate(&mut packet, &mut dependencies, mode) {
+            Ok(actions) => (actions, None),
+            Err(reason) => (Arc::default(), Some(reason)),
         };
-        let mut mask = always().union(&packet.mask());
-        // No packet of this flow may be one of an operator's flow: it looks at what tells them apart.
-        let read = mask;
-        for flow in self.operator.overlapping(key, &read) {
-            mask = mask.union(&flow.mask);
-        }
-        Translation { mask, actions: actions.into(), basis }
+        Translation { mask: packet.mask(), actions, dependencies, drop }
     }
 
-    /// What the bridge of the packet's port does with it.
-    fn bridge(
-        &mut self,
-        key: &Key,
-        packet: &mut Tracked<'_>,
-        basis: &mut Basis,
-        learn: Option<Instant>,
-    ) -> Result<Vec<Action>, DropReason> {
-        let port = in_port(key);
-        let id = self.ports.get(&port).and_then(|state| state.bridge).ok_or(DropReason::NoBridge)?;
-        let BridgeState { bridge, .. } = self.bridges.get_mut(&id).ok_or(DropReason::NoBridge)?;
-        basis.bridge = Some(id);
-        let member = bridge.members.get(&port).ok_or(DropReason::NoBridge)?;
-        let admitted = bridge.admit(member, packet)?;
-        (basis.source, basis.destination) = (Some(admitted.source), Some(admitted.destination));
-        let mut changed = Vec::new();
-        if let Some(now) = learn {
-            bridge.stations.learn(admitted.source, port, now, &mut changed);
-        }
-        let actions = bridge.forward(port, &admitted);
-        self.stations_changed(id, &changed);
-        actions
+    /// Revalidates the megaflows that rest on what has changed in the pipeline.
+    pub fn revalidate_changed(&mut self) {
+        let changes = self.pipeline.take_changes();
+        let concerned: HashSet<u128> = changes.iter().flat_map(|change| self.flows.depending_on(change)).collect();
+        concerned.into_iter().for_each(|ufid| self.revalidate(ufid));
     }
 
-    /// Stations came, moved or went: what was decided by where they were is decided again.
-    pub(crate) fn stations_changed(&mut self, bridge: BridgeId, changed: &[Station]) {
-        for station in changed {
-            for ufid in self.flows.of_station(bridge, *station) {
-                self.revalidate(ufid);
-            }
-        }
-    }
-
-    /// The topology changed: flows for which `concerned` holds are decided again.
-    pub(crate) fn revalidate_where(&mut self, concerned: impl Fn(&Record) -> bool) {
-        for ufid in self.flows.where_(concerned) {
-            self.revalidate(ufid);
-        }
-    }
-
-    /// Decides a flow again. It stays where only its actions change; else the next packet asks anew, and is learned from.
+    /// Decides over a flow again. The flow stays where only its actions change; else it is removed, and the next packet makes an
+    /// upcall and is learned from.
     fn revalidate(&mut self, ufid: u128) {
         let Some(record) = self.flows.get(ufid) else { return };
-        let (packet, port) = (record.packet.clone(), record.port);
-        let now = self.translate(&packet, None);
+        let packet = record.packet.clone();
+        let now = self.translate(&packet, Learn::No);
         let Some(record) = self.flows.get_mut(ufid) else { return };
-        let Basis { bridge, source, destination, .. } = now.basis;
         let was = &record.translation;
-        // A source that is no longer known behind the port has to be learned from its next packet.
-        let learned = source.is_none_or(|source| {
-            let stations = bridge.and_then(|id| self.bridges.get(&id)).map(|state| &state.bridge.stations);
-            stations.is_some_and(|stations| stations.port(source) == Some(port))
-        });
-        let same = (bridge, source, destination) == (was.basis.bridge, was.basis.source, was.basis.destination);
-        if !same || !learned || now.mask != was.mask || now.basis.operator != was.basis.operator {
+        let same = now.mask == was.mask && now.dependencies.as_slice() == was.dependencies.as_slice();
+        if !same || now.dependencies.source_unknown() {
             return self.remove_flow(ufid);
         }
         if now.actions != was.actions {
             record.translation = now;
             let (workers, flow) = (record.workers, record.megaflow(ufid));
-            self.tell(workers, || Message::Install(flow.clone()));
+            self.send_to(workers, || Message::Install(flow.clone()));
             self.offload_changed(ufid);
         }
     }
 
-    /// Takes a flow out of all caches.
+    /// Removes a flow from all caches.
     pub(crate) fn remove_flow(&mut self, ufid: u128) {
         let Some(record) = self.flows.remove(ufid) else { return };
         let (key, mask) = (record.key(), record.translation.mask);
-        self.tell(record.workers, || Message::Remove(key, mask));
+        self.send_to(record.workers, || Message::Remove(key, mask));
         self.withdraw(ufid, &record);
     }
 
-    /// Takes note of what the workers have seen, refreshes the stations that sent something, and removes flows that are idle.
-    pub(crate) fn swept(&mut self, seen: &HashMap<u128, Stats>, now: Instant) {
-        let cycles = Cycles::now();
+    /// Takes note of the statistics of flows: refreshes what the pipeline has learned, offers busy flows to hardware, and removes
+    /// idle ones.
+    pub(crate) fn apply_stats(&mut self, seen: &HashMap<u128, Stats>, now: Instant, cycles: Cycles) {
         let mut idle = Vec::new();
         let mut busy = Vec::new();
         let mut marked = Vec::new();
         for (ufid, stats) in seen {
             let Some(record) = self.flows.get_mut(*ufid) else { continue };
             let mut stats = *stats;
-            record.hardware.iter().for_each(|share| stats.add(&share.stats()));
+            let (mut state, mut removed) = (OffloadState::No, false);
+            if let Some(offload) = &record.offload {
+                stats.add(&offload.stats());
+                state = offload.state();
+                removed = offload.take_removed();
+            }
             let packets = stats.packets.saturating_sub(record.stats.packets);
             record.stats = stats;
-            let placed = record.hardware.as_ref().map_or(Placed::No, |share| share.placed());
-            if placed == Placed::Partial && !std::mem::replace(&mut record.marked, true) {
+            if state == OffloadState::Partial && !std::mem::replace(&mut record.marked, true) {
                 marked.push(*ufid);
             }
             let since = stats.used.max(record.installed);
-            let Basis { bridge, source, drop, operator, .. } = record.translation.basis;
-            if cycles.since(since) > limits::FLOW_IDLE.into() && !operator && placed != Placed::Full {
+            let may_age = state != OffloadState::Full && !record.translation.dependencies.is_static();
+            if may_age && cycles.since(since) > limits::FLOW_IDLE.into() {
                 idle.push(*ufid);
             }
-            let lost = record.hardware.as_ref().is_some_and(|share| share.take_loss());
-            if lost || packets >= limits::OFFLOAD_PACKETS {
+            if removed || packets >= limits::OFFLOAD_PACKETS {
                 busy.push((*ufid, packets));
             }
             if packets == 0 {
                 continue;
             }
-            if let (Some(reason), Some(port)) = (drop, self.ports.get_mut(&record.port)) {
+            if let (Some(reason), Some(port)) = (record.translation.drop, self.ports.get_mut(&record.port)) {
                 *port.drops.entry(reason).or_default() += packets;
             }
-            if let (Some(id), Some(source)) = (bridge, source)
-                && let Some(state) = self.bridges.get_mut(&id)
-                && state.bridge.stations.port(source) == Some(record.port)
-            {
-                // Seen again where it was: nothing changes but its age.
-                state.bridge.stations.learn(source, record.port, now, &mut Vec::new());
-            }
+            self.pipeline.refresh(&record.translation.dependencies, record.port, now);
         }
         idle.into_iter().for_each(|ufid| self.remove_flow(ufid));
-        marked.into_iter().for_each(|ufid| self.tell_mark(ufid, WorkerSet::ALL));
+        marked.into_iter().for_each(|ufid| self.send_mark(ufid, WorkerSet::ALL));
         busy.into_iter().for_each(|(ufid, packets)| self.offer(ufid, packets));
-        self.expire(now);
+        self.pipeline.expire(now);
+        self.revalidate_changed();
     }
 
-    /// Forgets stations that were not seen for too long.
-    fn expire(&mut self, now: Instant) {
-        let ids: Vec<BridgeId> = self.bridges.keys().copied().collect();
-        for id in ids {
-            let mut changed = Vec::new();
-            self.bridges.get_mut(&id).into_iter().for_each(|state| state.bridge.stations.expire(now, &mut changed));
-            self.stations_changed(id, &changed);
-        }
-    }
-
-    /// A meter, known to all workers.
-    pub(crate) fn add_meter(&mut self, packets_per_second: Option<u64>) -> Option<u32> {
+    /// Makes a meter on all workers. Returns its number; `None` where nothing is limited.
+    pub fn add_meter(&mut self, packets_per_second: Option<u64>) -> Option<u32> {
         let meter = Arc::new(Meter::packets(packets_per_second?, None));
         let id = self.meters.iter().position(Option::is_none).unwrap_or(self.meters.len());
         if id == self.meters.len() {
@@ -288,14 +222,14 @@ impl State {
         }
         self.meters[id] = Some(meter.clone());
         let id = id as u32;
-        self.tell_all(|| Message::SetMeter(id, Some(meter.clone())));
+        self.send_to_all(|| Message::SetMeter(id, Some(meter.clone())));
         Some(id)
     }
 
-    /// A meter is no longer used by any flow.
-    pub(crate) fn remove_meter(&mut self, id: Option<u32>) {
+    /// Removes a meter that no flow uses any more.
+    pub fn remove_meter(&mut self, id: Option<u32>) {
         let Some(id) = id else { return };
         self.meters[id as usize] = None;
-        self.tell_all(|| Message::SetMeter(id, None));
+        self.send_to_all(|| Message::SetMeter(id, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Counters: written by one worker with plain stores, read by anybody.
+//! Counters: written by one worker with plain stores, read by any thread.
 
 use flow::{DropReason, FlowCache};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ macro_rules! counters {
         }
 
         impl $sum {
-            /// Their names in order, with their values.
+            /// The counters in order, each with its name.
             pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)*].into_iter()
             }
@@ -38,7 +38,7 @@ macro_rules! counters {
                 self.add(which, 1);
             }
 
-            /// As they are now.
+            /// The values as they are now.
             pub(crate) fn read(&self) -> $sum {
                 $sum { $($name: self.$name.load(Ordering::Relaxed),)* }
             }
@@ -55,19 +55,19 @@ macro_rules! counters {
 }
 
 counters! {
-    /// What one worker counts of the packets that came in by one port.
+    /// The counters of one worker for the packets that came in by one port.
     PathCounters,
-    /// What the switch counts of the packets that came in by a port, beside the port's own counters.
+    /// The datapath's counters of the packets that came in by a port, beside the port's own counters.
     PathStats {
-        /// Packets for which the translation was asked.
+        /// Packets that made an upcall.
         upcalls,
         /// Dropped: more packets or bytes came in than the port's limit.
         rate_limited,
-        /// Dropped: more misses a second than the port may have.
+        /// Dropped: over the upcall rate limit of the port.
         upcall_limited,
-        /// Dropped: as many flows wait for the translation as may.
+        /// Dropped: too many upcalls are pending.
         upcall_full,
-        /// Dropped: as many packets of the flow wait for the translation as may.
+        /// Dropped: too many packets wait for the same pending upcall.
         parked_full,
         /// Dropped: over the limit for flooding.
         metered,
@@ -85,7 +85,7 @@ counters! {
         recirculated_miss,
         /// Dropped: recirculated too often, or too many at a time.
         recirculated_full,
-        /// Not sent: meant for the control plane, where nobody listens.
+        /// Not sent: meant for the control plane, which does not listen.
         no_listener,
         /// Not sent: the queue to the worker that has the port's queue was full.
         handed_full,
@@ -123,9 +123,9 @@ impl PathCounters {
 }
 
 counters! {
-    /// What a port costs one worker.
+    /// The cost of a port on one worker.
     LoadCounters,
-    /// What a port cost a worker so far.
+    /// The cost of a port on one worker so far.
     PortLoad {
         /// Cycles spent on packets that came in by it, counted once a burst: receiving, look-up and actions, not sending.
         cycles,
@@ -135,11 +135,11 @@ counters! {
 }
 
 counters! {
-    /// What one worker counts.
+    /// The counters of one worker.
     WorkerCounters,
-    /// What a worker's part of the switch has done.
+    /// The counters of a worker's part of the datapath.
     WorkerStats {
-        /// Packets whose flow hardware told by a mark.
+        /// Packets whose flow was found by the mark of hardware.
         hits_mark,
         /// Packets that the exact-match tier answered.
         hits_exact,
@@ -153,7 +153,7 @@ counters! {
         flows,
         /// Different masks among them.
         masks,
-        /// Flows whose packets wait for the translation.
+        /// Pending upcalls.
         parked,
         /// Flows that found no room in the cache.
         not_installed,
@@ -161,7 +161,7 @@ counters! {
 }
 
 impl WorkerCounters {
-    pub(crate) fn publish(&self, cache: &FlowCache, parked: usize) {
+    pub(crate) fn publish(&self, cache: &FlowCache, pending: usize) {
         let hits = cache.hits();
         let set = |counter: &AtomicU64, value| counter.store(value, Ordering::Relaxed);
         set(&self.hits_mark, hits.mark);
@@ -171,7 +171,7 @@ impl WorkerCounters {
         set(&self.misses, hits.miss);
         set(&self.flows, cache.len() as u64);
         set(&self.masks, cache.masks().0 as u64);
-        set(&self.parked, parked as u64);
+        set(&self.parked, pending as u64);
     }
 }
 

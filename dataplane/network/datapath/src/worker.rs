@@ -3,15 +3,15 @@
 //! ```text
 //! rx burst -> extract -> cache look-up -> actions -> a batch per output -> tx -> flush
 //!                             |  miss
-//!                             +--> parked, upcall --> translation --> megaflow, by mailbox --> released in order
+//!                             +--> pending, upcall --> pipeline --> megaflow, by mailbox --> released in order
 //! ```
 
 use crate::capture::Capture;
 use crate::limit::{Meter, Policer};
-use crate::output::{Again, Outputs, PortSlot, Way};
+use crate::output::{BurstSink, Outputs, PortSlot, Recirculated};
 use crate::stats::WorkerCounters;
-use crate::upcall::{Parked, Parking, Ticket, Upcall, Upcalls};
-use crate::{PARKED_FLOWS_OF_A_PORT, PortNo};
+use crate::upcall::{Full, PendingUpcalls, Ticket, Upcall, Upcalls};
+use crate::{PortNo, limits};
 use arrayvec::ArrayVec;
 use clock::Cycles;
 use crossbeam::channel;
@@ -25,75 +25,68 @@ use packet::{Burst, Packet, Pool};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Messages that a worker takes a turn.
-const MESSAGES: usize = 64;
-/// Flows whose statistics a worker tells at one quiescent point.
-const SWEEP: usize = 512;
-/// How often a packet may be recirculated.
-const RECIRCULATIONS: usize = 8;
-
-/// What the control side tells a worker.
+/// A message of the control side to a worker: with [`Upcall`]s in the other direction, all that they say to each other.
 pub(crate) enum Message {
-    /// A port is there.
+    /// Adds a port.
     AddPort(PortNo, Box<PortSlot>),
-    /// A port is gone; what the worker had of it goes back to be destroyed.
+    /// Removes a port; the worker's part of it goes back to be destroyed.
     RemovePort(PortNo, channel::Sender<Option<Box<PortSlot>>>),
-    /// What becomes of the packets that wait for this answer, and of those like them.
-    Resolve(Resolve),
-    /// A flow of an operator, or another translation of a flow that is there.
+    /// The reply to an upcall: releases its packets and those like them.
+    CompleteUpcall(UpcallReply),
+    /// Installs a static flow, or gives a flow other actions.
     Install(Megaflow),
-    /// A flow is no longer right.
+    /// Removes a flow.
     Remove(Key, Mask),
-    /// A meter is there, or gone.
+    /// Adds or removes a meter.
     SetMeter(u32, Option<Arc<Meter>>),
-    /// A port's limits are others.
+    /// Sets the rate limit of a port.
     SetPolicer(PortNo, Option<Policer>),
-    /// Somebody looks at a port's packets, or no longer does.
+    /// Starts or stops the capture of a port.
     SetCapture(PortNo, Option<Arc<Capture>>),
-    /// Hardware marks packets of this flow with this.
+    /// Sets the mark by which hardware tells the packets of a flow.
     SetMark(u32, Key, Mask),
-    /// Statistics are wanted.
+    /// Asks for the statistics of all flows.
     Sweep(Sweep),
 }
 
-/// The answer to an upcall.
-pub(crate) struct Resolve {
+/// The reply to an upcall.
+pub(crate) struct UpcallReply {
     pub(crate) ticket: Ticket,
     pub(crate) flow: Megaflow,
-    /// Whether the flow is for later packets too, or for those that wait alone.
+    /// Whether the flow is installed, or serves the waiting packets alone.
     pub(crate) install: bool,
     pub(crate) narrow: bool,
 }
 
 /// A request for the statistics of all flows.
 pub(crate) struct Sweep {
-    /// Has room for as many flows as the control side knows of; what is beyond is left out.
+    /// Has room for as many flows as the control side knows of; more are left out.
     pub(crate) seen: Vec<(u128, Stats)>,
     pub(crate) cursor: u32,
     pub(crate) reply: channel::Sender<Vec<(u128, Stats)>>,
 }
 
-/// The switch on one worker.
-pub(crate) struct Datapath {
+/// The datapath of one worker (in OVS: a PMD thread): a source that its worker polls.
+pub struct DatapathWorker {
     worker: usize,
     inbox: Mailbox<Message>,
     upcalls: Arc<Upcalls>,
     outputs: Outputs,
     cache: FlowCache,
     executor: Executor,
-    parking: Parking,
+    pending: PendingUpcalls,
     counters: Arc<WorkerCounters>,
-    /// Requests for statistics: that of the translator, and that of somebody who looks.
+    /// Requests for statistics: one of the revalidator, and one of an operator's dump.
     sweeps: ArrayVec<Sweep, 2>,
     keys: Box<[Miniflow; BATCH]>,
     burst: Burst,
-    /// Of [`Executor::lost_copies`], those that are counted already.
+    /// The part of [`Executor::lost_copies`] that is counted already.
     lost_copies: u64,
-    /// An upcall was queued in this turn.
-    asked: bool,
+    /// Whether an upcall was queued in this turn.
+    upcall_queued: bool,
 }
 
-impl Datapath {
+impl DatapathWorker {
     pub(crate) fn new(
         worker: usize,
         inbox: Mailbox<Message>,
@@ -102,26 +95,26 @@ impl Datapath {
         pool: Pool,
         cache: flow::Config,
         counters: Arc<WorkerCounters>,
-    ) -> Datapath {
-        Datapath {
+    ) -> DatapathWorker {
+        DatapathWorker {
             worker,
             inbox,
             upcalls,
             outputs,
             cache: FlowCache::new(cache),
             executor: Executor::new(pool),
-            parking: Parking::new(),
+            pending: PendingUpcalls::new(),
             counters,
             sweeps: ArrayVec::new(),
             keys: Box::new(std::array::from_fn(|_| Miniflow::default())),
             burst: Burst::new(),
             lost_copies: 0,
-            asked: false,
+            upcall_queued: false,
         }
     }
 
-    /// Carries the packets of `self.burst`, which came in by `in_port`, to their end.
-    fn carry(&mut self, in_port: PortNo, now: Cycles) {
+    /// Looks up and executes the packets of `self.burst`, which came in by `in_port`.
+    fn process_burst(&mut self, in_port: PortNo, now: Cycles) {
         let mut found = [None; BATCH];
         let count = self.burst.len();
         let marked = if self.cache.has_marks() { self.find_marked(in_port, &mut found) } else { 0 };
@@ -138,18 +131,18 @@ impl Datapath {
         let mut packets = burst.drain(..);
         let mut from = 0;
         while from < count {
-            // Packets of one flow come in trains.
+            // Packets of one flow often come in a run.
             let to = (from + 1..count).find(|i| found[*i] != found[from]).unwrap_or(count);
             match found[from] {
-                Some(id) => self.train(id, from..to, packets.by_ref().take(to - from), in_port, now),
+                Some(id) => self.process_same_flow_run(id, from..to, packets.by_ref().take(to - from), in_port, now),
                 None => (from..to).zip(packets.by_ref()).for_each(|(i, packet)| self.miss(i, in_port, packet, now)),
             }
             from = to;
         }
-        self.settle(in_port, now);
+        self.finish_burst(in_port, now);
     }
 
-    /// Looks up the packets whose bit is not set; of the others only what is counted is of interest.
+    /// Looks up the packets whose bit is not set; of the others only length and TCP flags are extracted.
     fn look_up_unmarked(&mut self, in_port: PortNo, marked: u32, found: &mut [Option<FlowId>; BATCH]) {
         for (i, (packet, key)) in self.burst.iter().zip(self.keys.iter_mut()).enumerate() {
             let metadata = Metadata { in_port, packet_len: packet.len() as u32, ..Metadata::default() };
@@ -162,7 +155,7 @@ impl Datapath {
         self.cache.lookup_unmarked(&mut self.keys[..self.burst.len()], marked, found);
     }
 
-    /// Finds the flows of those packets that hardware has looked up. Returns a bit for each of them.
+    /// Finds the flows of the packets that hardware has looked up. Returns a bit for each of these packets.
     fn find_marked(&mut self, in_port: PortNo, found: &mut [Option<FlowId>; BATCH]) -> u32 {
         let mut marks = [0; BATCH];
         let mut any = 0;
@@ -173,9 +166,9 @@ impl Datapath {
         if any == 0 { 0 } else { self.cache.lookup_marked(in_port, &marks[..self.burst.len()], found) }
     }
 
-    /// Carries successive packets of one flow, whose keys are `keys`.
+    /// Executes successive packets of one flow, whose keys are `keys`.
     #[inline]
-    fn train(
+    fn process_same_flow_run(
         &mut self,
         id: FlowId,
         keys: Range<usize>,
@@ -188,21 +181,21 @@ impl Datapath {
         let tcp_flags = keys.iter().fold(0, |flags, key| flags | key.tcp_flags());
         self.cache.record(id, keys.len() as u64, bytes, tcp_flags, now);
         let actions = self.cache.actions(id).map_or(&[][..], |actions| actions);
-        let mut way = Way { outputs: &mut self.outputs, from: in_port, now };
-        self.executor.run_burst(packets, &Metadata { in_port, ..Metadata::default() }, actions, &mut way);
+        let mut sink = BurstSink { outputs: &mut self.outputs, from: in_port, now };
+        self.executor.run_burst(packets, &Metadata { in_port, ..Metadata::default() }, actions, &mut sink);
     }
 
-    /// After the actions of a burst: looks up again what is to be, and counts copies that were not made.
-    fn settle(&mut self, from: PortNo, now: Cycles) {
-        for _ in 0..RECIRCULATIONS {
-            if self.outputs.again.is_empty() {
+    /// Ends a burst: processes recirculated packets, and counts copies that were not made.
+    fn finish_burst(&mut self, from: PortNo, now: Cycles) {
+        for _ in 0..limits::RECIRCULATIONS {
+            if self.outputs.recirculated.is_empty() {
                 break;
             }
-            for again in std::mem::take(&mut self.outputs.again) {
-                self.carry_again(again, from, now);
+            for recirculated in std::mem::take(&mut self.outputs.recirculated) {
+                self.process_recirculated(recirculated, from, now);
             }
         }
-        while let Some(left) = self.outputs.again.pop() {
+        while let Some(left) = self.outputs.recirculated.pop() {
             self.outputs.count_drop(from, &left.packet, DropReason::RecirculatedFull);
         }
         let lost = self.executor.lost_copies() - std::mem::replace(&mut self.lost_copies, self.executor.lost_copies());
@@ -211,8 +204,8 @@ impl Datapath {
         }
     }
 
-    fn carry_again(&mut self, again: Again, from: PortNo, now: Cycles) {
-        let Again { packet, in_port, recirc_id, packet_type, rest } = again;
+    fn process_recirculated(&mut self, recirculated: Recirculated, from: PortNo, now: Cycles) {
+        let Recirculated { packet, in_port, recirc_id, packet_type, rest } = recirculated;
         let packet_len = packet.len() as u32;
         let metadata = Metadata { in_port, recirc_id, packet_len, packet_type, rest: rest.as_ref() };
         let key = &mut self.keys[..1];
@@ -224,84 +217,86 @@ impl Datapath {
         };
         self.cache.record(id, 1, packet_len.into(), key[0].tcp_flags(), now);
         if let Some(actions) = self.cache.actions(id) {
-            self.executor.run(packet, &metadata, actions, &mut Way { outputs: &mut self.outputs, from, now });
+            self.executor.run(packet, &metadata, actions, &mut BurstSink { outputs: &mut self.outputs, from, now });
         }
     }
 
-    /// Parks a packet that no megaflow matches, and asks for one.
+    /// Queues a packet that no megaflow matches, and makes an upcall if the packet is the first of its flow.
     #[cold]
     fn miss(&mut self, i: usize, in_port: PortNo, packet: Packet, now: Cycles) {
         let key = &self.keys[i];
         let Some(slot) = self.outputs.slot(in_port) else { return };
-        if let Some(at) = self.parking.find(key) {
-            if let Parked::Refused(packet) = self.parking.park_behind(at, packet) {
+        if let Some(at) = self.pending.find(key) {
+            if let Err(Full(packet)) = self.pending.append(at, packet) {
                 self.outputs.count_drop(in_port, &packet, DropReason::PendingFull);
             }
             return;
         }
-        if slot.parked >= PARKED_FLOWS_OF_A_PORT {
+        if slot.pending >= limits::PENDING_UPCALLS_PER_PORT {
             return self.outputs.count_drop(in_port, &packet, DropReason::UpcallFull);
         }
         if !slot.upcalls.as_mut().is_none_or(|bucket| bucket.take(now)) {
             return self.outputs.count_drop(in_port, &packet, DropReason::UpcallLimited);
         }
-        match self.parking.park(key, in_port, packet) {
-            Parked::First(ticket) => {
-                slot.parked += 1;
+        match self.pending.insert(key, in_port, packet) {
+            Ok(ticket) => {
+                slot.pending += 1;
                 slot.counters.count(|c| &c.upcalls);
                 let key = *key.key();
-                self.ask(ticket, key, false);
+                self.send_upcall(ticket, key, false);
             }
-            Parked::Refused(packet) => self.outputs.count_drop(in_port, &packet, DropReason::UpcallFull),
-            Parked::Behind => {}
+            Err(Full(packet)) => self.outputs.count_drop(in_port, &packet, DropReason::UpcallFull),
         }
     }
 
-    fn ask(&mut self, ticket: Ticket, key: Key, narrow: bool) {
-        let asked = self.upcalls.push(Upcall { worker: self.worker, ticket, key, narrow });
-        debug_assert!(asked, "there is room for all that is parked");
-        self.asked = true;
+    fn send_upcall(&mut self, ticket: Ticket, key: Key, narrow: bool) {
+        let queued = self.upcalls.push(Upcall { worker: self.worker, ticket, key, narrow });
+        debug_assert!(queued, "there is room for all pending upcalls");
+        self.upcall_queued = true;
     }
 
-    fn take(&mut self, message: Message, now: Cycles) {
+    fn handle_message(&mut self, message: Message, now: Cycles) {
         match message {
             Message::AddPort(port, slot) => self.outputs.add(port, slot),
             Message::RemovePort(port, reply) => {
-                while let Some((_, packets)) = self.parking.release_where(|of, _| of == port) {
+                while let Some((_, packets)) = self.pending.take_matching(|of, _| of == port) {
                     drop(packets);
                 }
-                drop(reply.try_send(self.outputs.remove(port)));
+                let _ = reply.try_send(self.outputs.remove(port)); // the caller waits for it
             }
-            Message::Resolve(answer) => self.resolve(answer, now),
+            Message::CompleteUpcall(reply) => self.complete_upcall(reply, now),
             Message::Install(flow) => {
                 let (key, mask) = (flow.key, flow.mask);
                 if self.install(flow).is_ok() {
-                    self.release_like(&key, &mask, now);
+                    self.execute_matching(&key, &mask, now);
                 }
             }
             Message::Remove(key, mask) => {
                 if let Some(id) = self.cache.find(&key, &mask) {
-                    drop(self.cache.remove(id));
+                    let _ = self.cache.remove(id); // the sweeps have told its statistics
                 }
             }
             Message::SetMeter(id, meter) => self.outputs.set_meter(id, meter),
             Message::SetPolicer(port, policer) => {
-                self.outputs.slot(port).into_iter().for_each(|slot| slot.policer = policer.clone());
+                if let Some(slot) = self.outputs.slot(port) {
+                    slot.policer = policer;
+                }
             }
             Message::SetCapture(port, capture) => {
-                self.outputs.slot(port).into_iter().for_each(|slot| slot.capture = capture.clone());
+                if let Some(slot) = self.outputs.slot(port) {
+                    slot.capture = capture;
+                }
             }
             Message::SetMark(mark, key, mask) => {
                 if let Some(id) = self.cache.find(&key, &mask) {
-                    // Flows of no certain port are looked up, whatever hardware says.
+                    // Flows that do not match on a port take no mark: their packets are looked up.
                     self.cache.set_mark(mark, id);
                 }
             }
             Message::Sweep(sweep) => {
-                // As good a time as any: it comes once in a while.
+                // Sweeps come now and then, as ranking should.
                 self.cache.rank();
-                // A third one goes unanswered: its sender sees that.
-                drop(self.sweeps.try_push(sweep));
+                let _ = self.sweeps.try_push(sweep); // a third request fails: its sender sees that
             }
         }
     }
@@ -315,40 +310,46 @@ impl Datapath {
         }
     }
 
-    /// An upcall is answered: the flow is installed, and the packets that waited go on.
-    fn resolve(&mut self, answer: Resolve, now: Cycles) {
-        let Some(key) = self.parking.key(answer.ticket).copied() else { return };
-        let Megaflow { mask, ref actions, .. } = answer.flow;
-        let (masked, actions) = (answer.flow.key, actions.clone());
-        let installed = answer.install.then(|| self.install(answer.flow));
+    /// Installs the flow of an upcall's reply, and executes the packets that waited for it.
+    fn complete_upcall(&mut self, reply: UpcallReply, now: Cycles) {
+        let Some(key) = self.pending.key(reply.ticket).copied() else { return };
+        let Megaflow { mask, ref actions, .. } = reply.flow;
+        let (masked, actions) = (reply.flow.key, actions.clone());
+        let installed = reply.install.then(|| self.install(reply.flow));
         if let Some(Err(InsertError::TooManyMasks)) = installed
-            && !answer.narrow
+            && !reply.narrow
         {
-            return self.ask(answer.ticket, key, true);
+            return self.send_upcall(reply.ticket, key, true);
         }
-        if let Some((port, packets)) = self.parking.release(answer.ticket) {
-            self.run(port, packets, &actions, now);
+        if let Some((port, packets)) = self.pending.take(reply.ticket) {
+            self.execute_pending(port, packets, &actions, now);
         }
         match installed {
-            Some(Ok(())) => self.release_like(&masked, &mask, now),
+            Some(Ok(())) => self.execute_matching(&masked, &mask, now),
             Some(Err(_)) => self.counters.count(|c| &c.not_installed),
             None => {}
         }
     }
 
-    /// Later packets like these hit the cache: those that wait for another answer must go first.
-    fn release_like(&mut self, key: &Key, mask: &Mask, now: Cycles) {
-        while let Some((port, packets)) = self.parking.release_where(|_, waiting| waiting.matches(key, mask)) {
+    /// Executes packets of other pending upcalls that the new flow matches: they go before later packets, which hit the cache.
+    fn execute_matching(&mut self, key: &Key, mask: &Mask, now: Cycles) {
+        while let Some((port, packets)) = self.pending.take_matching(|_, waiting| waiting.matches(key, mask)) {
             let Some(actions) = self.cache.find(key, mask).and_then(|id| self.cache.actions(id)).cloned() else {
                 continue;
             };
-            self.run(port, packets, &actions, now);
+            self.execute_pending(port, packets, &actions, now);
         }
     }
 
-    fn run(&mut self, port: PortNo, packets: impl IntoIterator<Item = Packet>, actions: &[Action], now: Cycles) {
+    fn execute_pending(
+        &mut self,
+        port: PortNo,
+        packets: impl IntoIterator<Item = Packet>,
+        actions: &[Action],
+        now: Cycles,
+    ) {
         if let Some(slot) = self.outputs.slot(port) {
-            slot.parked = slot.parked.saturating_sub(1);
+            slot.pending = slot.pending.saturating_sub(1);
         }
         for packet in packets {
             let metadata = Metadata { in_port: port, packet_len: packet.len() as u32, ..Metadata::default() };
@@ -360,16 +361,21 @@ impl Datapath {
                 self.cache.record(id, 1, packet.len() as u64, keys[0].tcp_flags(), now);
             }
             let metadata = Metadata { in_port: port, ..Metadata::default() };
-            self.executor.run(packet, &metadata, actions, &mut Way { outputs: &mut self.outputs, from: port, now });
+            self.executor.run(
+                packet,
+                &metadata,
+                actions,
+                &mut BurstSink { outputs: &mut self.outputs, from: port, now },
+            );
         }
-        self.settle(port, now);
+        self.finish_burst(port, now);
     }
 
-    /// Goes on with telling statistics.
-    fn tell(&mut self) {
+    /// Goes on with the oldest request for statistics.
+    fn report_flow_stats(&mut self) {
         let Some(sweep) = self.sweeps.first_mut() else { return };
         let seen = &mut sweep.seen;
-        let next = self.cache.sweep(sweep.cursor, SWEEP, |ufid, stats| {
+        let next = self.cache.sweep(sweep.cursor, limits::SWEEP_FLOWS, |ufid, stats| {
             if seen.len() < seen.capacity() {
                 seen.push((ufid, *stats));
             }
@@ -378,36 +384,36 @@ impl Datapath {
             Some(next) => sweep.cursor = next,
             None => {
                 let Sweep { seen, reply, .. } = self.sweeps.remove(0);
-                drop(reply.try_send(seen));
+                let _ = reply.try_send(seen); // the sender may have ended
             }
         }
     }
 }
 
-impl Source for Datapath {
+impl Source for DatapathWorker {
     fn poll(&mut self, now: Cycles) -> usize {
         let mut work = 0;
-        // First what was decided: packets that wait go before those that come now.
-        for _ in 0..MESSAGES {
+        // Replies first: packets that wait go before those that come now.
+        for _ in 0..limits::MESSAGES_PER_TURN {
             let Some(message) = self.inbox.take() else { break };
-            self.take(message, now);
+            self.handle_message(message, now);
             work += 1;
         }
         work += self.outputs.take_handed();
         let mut since = if work > 0 { Cycles::now() } else { now };
-        for at in 0..self.outputs.polled() {
-            let Some(in_port) = self.outputs.rx(at, &mut self.burst, now) else { continue };
-            // It was work, too, where none was admitted.
+        for at in 0..self.outputs.port_count() {
+            let Some(in_port) = self.outputs.receive(at, &mut self.burst, now) else { continue };
+            // Receiving was work, even where no packet was admitted.
             work += self.burst.len().max(1);
-            self.carry(in_port, now);
+            self.process_burst(in_port, now);
             let until = Cycles::now();
-            self.outputs.spend(in_port, until.since(since));
+            self.outputs.add_cycles(in_port, until.since(since));
             since = until;
         }
         if work > 0 {
             self.outputs.flush();
         }
-        if std::mem::take(&mut self.asked) {
+        if std::mem::take(&mut self.upcall_queued) {
             self.upcalls.notify();
         }
         work
@@ -423,7 +429,7 @@ impl Source for Datapath {
 
     fn quiesce(&mut self) {
         self.outputs.quiesce();
-        self.tell();
-        self.counters.publish(&self.cache, self.parking.len());
+        self.report_flow_stats();
+        self.counters.publish(&self.cache, self.pending.len());
     }
 }

@@ -1,19 +1,19 @@
-//! Bridges: what becomes of a packet, decided for each packet alone. The caches in front only remember what is decided here.
+//! Bridges: the decision over one packet. The caches in front only remember what is decided here.
 
-use crate::mac_table::{MacTable, Station};
-use crate::tracked::Tracked;
+use crate::mac_table::{FdbKey, MacTable};
 use crate::vlan::{Tag, VlanMode};
 use crate::{Mac, PortNo, Security};
+use datapath::{DropReason, Tracked};
 use flow::key::VLAN_PRESENT;
-use flow::{Action, DropReason, HeaderEdit, Key, Mask, ethertype, field};
+use flow::{Action, HeaderEdit, ethertype, field};
 use std::collections::BTreeMap;
 
 /// How a port takes part in its bridge.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BridgePort {
-    /// Its VLANs.
+    /// The VLANs of the port.
     pub vlan: VlanMode,
-    /// The addresses behind it.
+    /// The addresses behind the port.
     pub security: Security,
     /// Packets a second from this port that may be flooded; any number if not set.
     pub flood_pps: Option<u64>,
@@ -37,24 +37,12 @@ pub(crate) struct Bridge {
 /// A packet that a bridge takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Admitted {
-    /// Who sent it.
-    pub(crate) source: Station,
-    /// To whom; a group, or a station.
-    pub(crate) destination: Station,
+    /// The sender.
+    pub(crate) source: FdbKey,
+    /// The receiver: a station or a group.
+    pub(crate) destination: FdbKey,
     tci: u64,
     tpid: u16,
-}
-
-/// What every megaflow looks at: OVS does the same, and its tools expect it.
-pub(crate) fn always() -> Mask {
-    Mask::exact(&[
-        field::IN_PORT,
-        field::RECIRC_ID,
-        field::PACKET_TYPE_NS,
-        field::PACKET_TYPE_ID,
-        field::ETH_TYPE,
-        field::NW_FRAG,
-    ])
 }
 
 impl Bridge {
@@ -73,7 +61,7 @@ impl Bridge {
         if destination.is_link_local() {
             return Err(DropReason::LinkLocal);
         }
-        let station = |mac| Station { vlan, mac };
+        let station = |mac| FdbKey { vlan, mac };
         Ok(Admitted { source: station(source), destination: station(destination), tci, tpid })
     }
 
@@ -126,9 +114,4 @@ impl Admitted {
             actions.push(Action::Output(*port));
         }
     }
-}
-
-/// The port that a packet came in by.
-pub(crate) fn in_port(key: &Key) -> PortNo {
-    key.get(field::IN_PORT) as PortNo
 }

@@ -5,42 +5,42 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// An address in a VLAN.
+/// The key of an FDB entry: the address of a station, in a VLAN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Station {
+pub struct FdbKey {
     /// The VLAN; 0 where there are none.
     pub vlan: u16,
     /// The address.
     pub mac: Mac,
 }
 
-impl fmt::Display for Station {
+impl fmt::Display for FdbKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} in VLAN {}", self.mac, self.vlan)
     }
 }
 
-/// Where a station is.
+/// An FDB entry: the port behind which a station is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacEntry {
     /// The station.
-    pub station: Station,
+    pub station: FdbKey,
     /// The port that leads to it.
     pub port: PortNo,
-    /// When it was seen last; `None` for what an operator put in.
+    /// When the station was last seen; `None` for a static entry.
     pub seen: Option<Instant>,
 }
 
 /// Seen again within this time, an entry is not touched.
 const COARSE: Duration = Duration::from_secs(1);
 
-/// Stations and their ports. It holds a limited number: a port with the most stations gives up the one that it saw longest ago,
-/// so that one that invents addresses loses only its own.
+/// The FDB of a bridge, of limited size: where it is full, the port with the most stations gives up the one that it saw longest ago,
+/// so that a port that invents addresses loses only its own.
 #[derive(Debug)]
 pub(crate) struct MacTable {
-    entries: HashMap<Station, MacEntry>,
+    entries: HashMap<FdbKey, MacEntry>,
     /// What each port learned, oldest first.
-    learned: HashMap<PortNo, BTreeSet<(Instant, Station)>>,
+    learned: HashMap<PortNo, BTreeSet<(Instant, FdbKey)>>,
     capacity: usize,
     max_age: Duration,
 }
@@ -55,7 +55,7 @@ impl MacTable {
     }
 
     /// The port that leads to a station.
-    pub(crate) fn port(&self, station: Station) -> Option<PortNo> {
+    pub(crate) fn port(&self, station: FdbKey) -> Option<PortNo> {
         self.entries.get(&station).map(|entry| entry.port)
     }
 
@@ -67,7 +67,7 @@ impl MacTable {
     }
 
     /// A packet from `station` came in by `port`. Stations whose port changed are added to `changed`.
-    pub(crate) fn learn(&mut self, station: Station, port: PortNo, now: Instant, changed: &mut Vec<Station>) {
+    pub(crate) fn learn(&mut self, station: FdbKey, port: PortNo, now: Instant, changed: &mut Vec<FdbKey>) {
         if let Some(entry) = self.entries.get(&station) {
             let Some(seen) = entry.seen else { return };
             if entry.port == port && now.saturating_duration_since(seen) < COARSE {
@@ -90,8 +90,8 @@ impl MacTable {
         changed.push(station);
     }
 
-    /// Puts a station at a port for good. `false` when the table is full of such.
-    pub(crate) fn pin(&mut self, station: Station, port: PortNo, changed: &mut Vec<Station>) -> bool {
+    /// Adds a static entry. `false` when the table is full of such.
+    pub(crate) fn pin(&mut self, station: FdbKey, port: PortNo, changed: &mut Vec<FdbKey>) -> bool {
         if !self.entries.contains_key(&station) && self.entries.len() >= self.capacity {
             let Some(evicted) = self.candidate() else { return false };
             self.remove(evicted);
@@ -103,22 +103,22 @@ impl MacTable {
         true
     }
 
-    /// Forgets what `forget` says.
-    pub(crate) fn retain(&mut self, keep: impl Fn(&MacEntry) -> bool, changed: &mut Vec<Station>) {
-        let gone: Vec<Station> = self.entries.values().filter(|entry| !keep(entry)).map(|e| e.station).collect();
+    /// Removes the entries for which `keep` does not hold.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&MacEntry) -> bool, changed: &mut Vec<FdbKey>) {
+        let gone: Vec<FdbKey> = self.entries.values().filter(|entry| !keep(entry)).map(|e| e.station).collect();
         for station in gone {
             self.remove(station);
             changed.push(station);
         }
     }
 
-    /// Forgets what was not seen for too long.
-    pub(crate) fn expire(&mut self, now: Instant, changed: &mut Vec<Station>) {
+    /// Removes the entries that were not seen for too long.
+    pub(crate) fn expire(&mut self, now: Instant, changed: &mut Vec<FdbKey>) {
         let old = |seen: Instant| now.saturating_duration_since(seen) >= self.max_age;
-        let stale = |learned: &BTreeSet<(Instant, Station)>| {
+        let stale = |learned: &BTreeSet<(Instant, FdbKey)>| {
             learned.iter().take_while(|(seen, _)| old(*seen)).map(|(_, station)| *station).collect::<Vec<_>>()
         };
-        let gone: Vec<Station> = self.learned.values().flat_map(stale).collect();
+        let gone: Vec<FdbKey> = self.learned.values().flat_map(stale).collect();
         for station in gone {
             self.remove(station);
             changed.push(station);
@@ -126,7 +126,7 @@ impl MacTable {
     }
 
     /// The station to give up when the table is full.
-    fn candidate(&self) -> Option<Station> {
+    fn candidate(&self) -> Option<FdbKey> {
         let most = self.learned.values().max_by_key(|learned| learned.len())?;
         most.first().map(|(_, station)| *station)
     }
@@ -138,7 +138,7 @@ impl MacTable {
         self.entries.insert(entry.station, entry);
     }
 
-    fn remove(&mut self, station: Station) {
+    fn remove(&mut self, station: FdbKey) {
         let Some(entry) = self.entries.remove(&station) else { return };
         if let Some(seen) = entry.seen
             && let Some(learned) = self.learned.get_mut(&entry.port)
@@ -155,8 +155,8 @@ impl MacTable {
 mod tests {
     use super::*;
 
-    fn station(mac: u64) -> Station {
-        Station { vlan: 1, mac: Mac::new(mac) }
+    fn station(mac: u64) -> FdbKey {
+        FdbKey { vlan: 1, mac: Mac::new(mac) }
     }
 
     fn table(capacity: usize) -> MacTable {
@@ -171,7 +171,7 @@ mod tests {
         assert_eq!((table.port(station(2)), changed.len()), (Some(1), 1));
         table.learn(station(2), 3, now, &mut changed);
         assert_eq!((table.port(station(2)), changed.len()), (Some(3), 2));
-        assert_eq!(table.port(Station { vlan: 2, ..station(2) }), None);
+        assert_eq!(table.port(FdbKey { vlan: 2, ..station(2) }), None);
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn who_invents_addresses_loses_only_its_own() {
+    fn a_port_that_invents_addresses_loses_only_its_own() {
         let (mut table, start, mut changed) = (table(8), Instant::now(), Vec::new());
         table.learn(station(2), 1, start, &mut changed);
         for n in 0..100 {
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_put_in_neither_moves_nor_ages() {
+    fn static_entries_neither_move_nor_age() {
         let (mut table, now, mut changed) = (table(2), Instant::now(), Vec::new());
         table.learn(station(2), 1, now, &mut changed);
         assert!(table.pin(station(2), 5, &mut changed));

@@ -1,14 +1,14 @@
 //! Port security: the addresses that a port may use as a source.
 
-use crate::tracked::Tracked;
 use crate::{IpPrefix, Mac};
+use datapath::Tracked;
 use flow::key::frag;
 use flow::{ethertype, field, protocol};
 
 /// The addresses that the station behind a port has. Where both lists are empty it may use any.
 ///
 /// With addresses named, ARP and neighbour discovery must name the frame's own source address, and with IP addresses named,
-/// only those: so nobody else's address can be claimed. A link-local IPv6 address made of the MAC address is always allowed,
+/// only those: so no other station's address can be claimed. A link-local IPv6 address made of the MAC address is always allowed,
 /// and so is what a station sends that has no address yet: DHCP, and duplicate address detection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Security {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_own_mac_and_ipv4_addresses() {
+    fn a_port_may_use_only_its_own_mac_and_ipv4_addresses() {
         let ipv4 = |source: u64| key(&[(field::ETH_TYPE, 0x800), (field::IPV4_SRC, source)]);
         assert!(admits(&ipv4(0x0a00_0005)) && !admits(&ipv4(0x0a00_0006)) && !admits(&ipv4(0)));
         assert!(!admits(&key(&[(field::ETH_SRC, MAC + 1), (field::ETH_TYPE, 0x9000)])));
@@ -151,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn arp_tells_the_truth() {
+    fn arp_with_another_sender_is_refused() {
         let arp = |sha: u64, spa: u64| key(&[(field::ETH_TYPE, 0x806), (field::ARP_SHA, sha), (field::IPV4_SRC, spa)]);
         assert!(admits(&arp(MAC, 0x0a00_0005)) && admits(&arp(MAC, 0)));
         assert!(!admits(&arp(MAC, 0x0a00_0001)) && !admits(&arp(MAC + 1, 0x0a00_0005)) && !admits(&arp(0, 0)));
     }
 
     #[test]
-    fn neighbour_discovery_tells_the_truth() {
+    fn neighbour_discovery_with_another_sender_is_refused() {
         let link_local = 0xfe80 << 112 | 0x5054_00ff_fe12_3456;
         let own = 0xfd00 << 112 | 5;
         assert!(admits(&ipv6(own, 128, &[])) && admits(&ipv6(link_local, 128, &[])));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_decided_is_in_the_mask() {
+    fn the_mask_has_the_fields_that_decided() {
         let mut spoofed = key(&[(field::ETH_SRC, MAC + 1)]);
         let mut packet = Tracked::new(&spoofed);
         assert!(!security().admits(&mut packet));

@@ -48,7 +48,7 @@ impl Table {
         for _ in 0..places.min(self.flows.places()) {
             self.poll_cursor = (self.poll_cursor + 1) % self.flows.places();
             let at = self.poll_cursor;
-            if self.flows.get(at).is_some_and(|flow| flow.is_placed() && !flow.is_active()) {
+            if self.flows.get(at).is_some_and(|flow| flow.is_offloaded() && !flow.is_active()) {
                 match self.read_counters(at, now) {
                     Polled::Moved => self.activate(at),
                     Polled::Idle => self.withdraw_idle(at, now),
@@ -63,7 +63,7 @@ impl Table {
             if self.flows.get(at).is_none_or(|flow| flow.ticket != ticket) {
                 continue;
             }
-            let polled = if self.flows[at].is_placed() { self.read_counters(at, now) } else { Polled::Unknown };
+            let polled = if self.flows[at].is_offloaded() { self.read_counters(at, now) } else { Polled::Unknown };
             match polled {
                 Polled::Idle => self.flows[at].ticket = 0,
                 Polled::Moved | Polled::Unknown | Polled::Lost => self.active.push_back((at, ticket)),
@@ -150,7 +150,7 @@ impl Table {
     fn check_rules(&mut self, domain: u16, now: Cycles) {
         let Some(of) = self.devices.get(&domain) else { return };
         let of_device = |port| self.ports.get(&port).is_some_and(|port| port.domain == domain);
-        let placed = self.flows.iter().filter(|(_, flow)| flow.is_placed() && of_device(flow.port));
+        let placed = self.flows.iter().filter(|(_, flow)| flow.is_offloaded() && of_device(flow.port));
         let is_lost = |rule| matches!(of.nic.query(rule), Err(FlowError::Lost { .. } | FlowError::Gone { .. }));
         let lost: Vec<u32> = placed.filter(|(_, flow)| is_lost(flow.rule)).map(|(at, _)| at).collect();
         for at in lost {
@@ -161,7 +161,7 @@ impl Table {
     /// Records that a device is gone, and with it all of its rules.
     pub(crate) fn lose_device(&mut self, domain: u16, now: Cycles) {
         let of_device = |port| self.ports.get(&port).is_some_and(|port| port.domain == domain);
-        let placed = self.flows.iter().filter(|(_, flow)| flow.is_placed() && of_device(flow.port));
+        let placed = self.flows.iter().filter(|(_, flow)| flow.is_offloaded() && of_device(flow.port));
         let lost: Vec<u32> = placed.map(|(at, _)| at).collect();
         for at in lost {
             self.lose_flow(at, now);
@@ -179,7 +179,7 @@ impl Table {
         self.has_lost = true;
         self.return_credit(port);
         let flow = &mut self.flows[at];
-        flow.share.lose();
+        flow.handle.mark_removed();
         flow.moved = now.into();
         match flow.state {
             State::Replacing => {

@@ -2,13 +2,13 @@
 
 use crate::nic::NicRule;
 use clock::Cycles;
+use datapath::OffloadHandle;
 use flow::PortNo;
 use hashbrown::HashTable;
 use rte_rule::FlowCount;
 use slab::Slab;
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
-use switch::HardwareShare;
 
 /// The state of a flow's rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(crate) enum State {
 pub(crate) struct Flow {
     /// The halves of the ufid.
     ufid: [u64; 2],
-    pub(crate) share: Arc<HardwareShare>,
+    pub(crate) handle: Arc<OffloadHandle>,
     /// The rule's counters at the last poll.
     packets: u64,
     bytes: u64,
@@ -70,10 +70,10 @@ impl From<Cycles> for Moment {
 
 impl Flow {
     /// A flow whose insertion is pending.
-    pub(crate) fn inserting(ufid: u128, share: Arc<HardwareShare>, rule: NicRule, port: PortNo, now: Cycles) -> Flow {
+    pub(crate) fn inserting(ufid: u128, handle: Arc<OffloadHandle>, rule: NicRule, port: PortNo, now: Cycles) -> Flow {
         Flow {
             ufid: [ufid as u64, (ufid >> 64) as u64],
-            share,
+            handle,
             packets: 0,
             bytes: 0,
             rule,
@@ -108,7 +108,7 @@ impl Flow {
     }
 
     /// Whether a rule of the flow is in the device.
-    pub(crate) fn is_placed(&self) -> bool {
+    pub(crate) fn is_offloaded(&self) -> bool {
         matches!(self.state, State::Installed | State::Replacing)
     }
 
@@ -128,7 +128,7 @@ impl Flow {
         let new = (packets.saturating_sub(self.packets), bytes.saturating_sub(self.bytes));
         (self.packets, self.bytes) = (packets, bytes);
         if new.0 != 0 && !self.marks {
-            self.share.add(new.0, new.1, used);
+            self.handle.add(new.0, new.1, used);
         }
         new
     }
@@ -224,12 +224,12 @@ impl IndexMut<u32> for Flows {
 mod tests {
     use super::*;
 
-    /// A flow's place, its part of the index (a byte and four for each of up to 2.3 buckets), its share with malloc's overhead, and
+    /// A flow's place, its part of the index (a byte and four for each of up to 2.3 buckets), its handle with malloc's overhead, and
     /// the queue's slot of its rule.
     #[test]
     fn a_flow_takes_less_than_two_hundred_bytes() {
         const INDEX: usize = 12;
-        const SHARE: usize = (size_of::<HardwareShare>() + 16 + 8).next_multiple_of(16);
+        const SHARE: usize = (size_of::<OffloadHandle>() + 16 + 8).next_multiple_of(16);
         const QUEUE: usize = 16;
         assert_eq!(size_of::<Flow>(), 72);
         assert!(size_of::<Flow>() + INDEX + SHARE + QUEUE < 200);

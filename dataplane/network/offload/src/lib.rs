@@ -9,11 +9,11 @@
 //! *Partial offload.* A flow that a device does not take as a whole ([`Rule::of`] or the device refuse an action, or the flow leads
 //! to a port of the workers) becomes a rule that marks the packets where their port receives them ([`Rule::marking`]): the mark names
 //! the flow, and workers process such packets without a look-up, and count them. The counters of the rule tell its worth, a
-//! quarter of a whole one. The refused clause stays in the flow's share.
+//! quarter of a whole one. The refused clause stays in the flow's handle.
 //!
 //! *Pending operations.* Where a driver has templates, rules are inserted and removed by a queue, and completions tell the outcome: no
 //! call waits for the device. A flow is offloaded from the completion on. After a second without a completion the flow stays with
-//! the workers, its share tells so, and the rule is removed in case the device has it.
+//! the workers, its handle tells so, and the rule is removed in case the device has it.
 //!
 //! *Idle flows cost nothing.* An offloaded flow does not age in the switch, so it has to be given back when it is idle. Where the
 //! device ages rules ([`IDLE`]), it reports the aged ones, and they are removed. Counters are read for statistics and rates alone,
@@ -24,7 +24,7 @@
 //! *Resets.* When a device reports a reset, or does not know a rule, all of its rules are queried. The switch is told at once, and
 //! offers the lost flows again. Statistics stay, and a new rule starts at zero.
 //!
-//! *Errors.* No error stops traffic: the flow stays with the workers, and its [`switch::HardwareShare`] tells the reason.
+//! *Errors.* No error stops traffic: the flow stays with the workers, and its [`datapath::OffloadHandle`] tells the reason.
 
 #![deny(clippy::wildcard_enum_match_arm)]
 

@@ -5,6 +5,7 @@ use crate::nic::NicPort;
 use crate::table::{COMPLETION_TIMEOUT, Table};
 use clock::Cycles;
 use crossbeam::channel::{self, Receiver, RecvTimeoutError, Sender};
+use datapath::{Offer, Offload};
 use flow::PortNo;
 use parking_lot::Mutex;
 use port::Port;
@@ -14,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use switch::{Offer, Offload};
 
 /// Time between two polls of the devices' counters.
 const COUNTERS_INTERVAL: Duration = Duration::from_millis(500);
@@ -58,7 +58,7 @@ enum Message {
     Withdraw(u128),
     Settle(Sender<()>),
     Event(u16, FlowEvent),
-    OnLoss(Box<dyn Fn() + Send>),
+    OnRemoved(Box<dyn Fn() + Send>),
 }
 
 impl Offloader {
@@ -78,7 +78,7 @@ impl Offloader {
             offers: offers.clone(),
             totals: totals.clone(),
             settling: Vec::new(),
-            on_loss: None,
+            on_removed: None,
         };
         let thread = std::thread::Builder::new().name("offload".to_owned()).spawn(move || thread.run())?;
         Ok(Offloader { config, messages: Some(Arc::new(messages)), offers, totals, thread: Some(thread) })
@@ -116,7 +116,7 @@ struct Thread {
     totals: Arc<Mutex<Totals>>,
     /// Callers of [`Offloader::settle`], with their deadlines.
     settling: Vec<(Sender<()>, Instant)>,
-    on_loss: Option<Box<dyn Fn() + Send>>,
+    on_removed: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Thread {
@@ -141,9 +141,9 @@ impl Thread {
                 self.table.poll_counters(Cycles::now());
             }
             if std::mem::take(&mut self.table.has_lost)
-                && let Some(on_loss) = &self.on_loss
+                && let Some(on_removed) = &self.on_removed
             {
-                on_loss();
+                on_removed();
             }
             *self.totals.lock() = self.table.totals();
             let table = &self.table;
@@ -169,7 +169,7 @@ impl Thread {
                 }
                 Message::Settle(reply) => self.settling.push((reply, Instant::now() + 2 * COMPLETION_TIMEOUT)),
                 Message::Event(domain, event) => self.table.handle_event(domain, event, Cycles::now()),
-                Message::OnLoss(listener) => self.on_loss = Some(listener),
+                Message::OnRemoved(listener) => self.on_removed = Some(listener),
             }
         }
         if !offers.is_empty() {
@@ -203,7 +203,7 @@ impl Offload for Offloader {
 
     fn offer(&self, offer: Offer) {
         // An offer of an offloaded flow, whose actions have changed, is never dropped here.
-        let is_new = !offer.share.is_placed();
+        let is_new = !offer.handle.is_offloaded();
         if is_new && self.offers.load(Ordering::Relaxed) >= self.config.waiting {
             return;
         }
@@ -219,8 +219,8 @@ impl Offload for Offloader {
         self.settle();
     }
 
-    fn on_loss(&self, listener: Box<dyn Fn() + Send>) {
-        self.send(Message::OnLoss(listener));
+    fn on_removed(&self, listener: Box<dyn Fn() + Send>) {
+        self.send(Message::OnRemoved(listener));
     }
 }
 

@@ -5,12 +5,12 @@ use crate::nic::{Nic, NicPort, NicRule, Progress};
 use crate::offloader::Config;
 use crate::{Refusal, Rule, Totals};
 use clock::Cycles;
+use datapath::{Offer, OffloadState};
 use flow::PortNo;
 use hashbrown::HashMap;
 use rte_rule::{Completion, FlowError, Operation};
 use std::collections::VecDeque;
 use std::time::Duration;
-use switch::{Offer, Placed};
 
 /// Number of polls before a flow may be evicted for another.
 pub(crate) const SETTLED_POLLS: u8 = 2;
@@ -134,7 +134,7 @@ impl Table {
     /// The totals until now.
     pub(crate) fn totals(&self) -> Totals {
         let inserting = self.devices.values().flat_map(|of| of.inserting.values());
-        let inserting = inserting.filter(|insert| !self.flows[insert.at].is_placed()).count();
+        let inserting = inserting.filter(|insert| !self.flows[insert.at].is_offloaded()).count();
         let leaving: usize = self.devices.values().map(|of| of.pending_destroy.len()).sum();
         let partial = self.flows.marking();
         let flows = self.flows.len().saturating_sub(inserting + partial) as u64;
@@ -180,7 +180,7 @@ impl Table {
         }
         for (rule, insert) in of.inserting.extract_if(|_, insert| concerned(insert.port)) {
             of.nic.abandon(rule);
-            self.flows.remove(insert.at).share.set_placed(Placed::No);
+            self.flows.remove(insert.at).handle.set_state(OffloadState::No);
         }
         of.nic.detach(number);
         if !self.ports.values().any(|other| other.domain == port.domain) {
@@ -213,7 +213,7 @@ impl Table {
     fn place_marking(&mut self, offer: Box<Offer>, reason: Refusal, now: Cycles, victims: &mut Victims) {
         let known = self.flows.find(offer.flow.ufid);
         if known.is_some_and(|at| self.flows[at].marks()) {
-            return offer.share.refuse(reason.to_string());
+            return offer.handle.refuse(reason.to_string());
         }
         match self.project_marking(&offer) {
             Some((port, rule)) => self.insert_rule(offer, port, &rule, Some(reason), now, victims),
@@ -306,7 +306,7 @@ impl Table {
         let flow = &offer.flow;
         let in_port = flow.key.get(flow::field::IN_PORT) as PortNo;
         let queues = self.devices.get(&self.ports.get(&in_port)?.domain)?.nic.rx_queues(in_port);
-        let rule = Rule::marking(&flow.key, &flow.mask, offer.share.mark()?, queues).ok()?;
+        let rule = Rule::marking(&flow.key, &flow.mask, offer.handle.mark()?, queues).ok()?;
         Some((in_port, rule))
     }
 
@@ -317,7 +317,7 @@ impl Table {
                 self.flows[at].state = State::Replacing;
                 at
             }
-            None => self.flows.insert(Flow::inserting(offer.flow.ufid, offer.share.clone(), rule, port, now)),
+            None => self.flows.insert(Flow::inserting(offer.flow.ufid, offer.handle.clone(), rule, port, now)),
         }
     }
 
@@ -343,11 +343,11 @@ impl Table {
             flow.rate = flow.worth(offer.packets);
         }
         match partial {
-            None => flow.share.set_placed(Placed::Full),
+            None => flow.handle.set_state(OffloadState::Full),
             Some(reason) => {
                 *self.totals.refused.entry(reason.kind()).or_default() += 1;
-                flow.share.refuse(reason.to_string());
-                flow.share.set_placed(Placed::Partial);
+                flow.handle.refuse(reason.to_string());
+                flow.handle.set_state(OffloadState::Partial);
             }
         }
         self.activate(at);
@@ -384,7 +384,7 @@ impl Table {
     fn refuse_offer(&mut self, offer: &Offer, reason: &Refusal, now: Cycles) {
         *self.totals.refused.entry(reason.kind()).or_default() += 1;
         self.withdraw(offer.flow.ufid, now);
-        offer.share.refuse(reason.to_string());
+        offer.handle.refuse(reason.to_string());
     }
 
     /// Keeps an offer for later. If too many wait already, the offer is dropped and the flow withdrawn, since the installed rule does
@@ -443,7 +443,7 @@ impl Table {
     /// Removes the rule of a flow. Packets that its counters have not shown before were seen at `used`.
     pub(crate) fn remove_flow(&mut self, at: u32, used: Cycles) {
         let flow = &mut self.flows[at];
-        flow.share.set_placed(Placed::No);
+        flow.handle.set_state(OffloadState::No);
         let (port, rule, state) = (flow.port, flow.rule, flow.state);
         let Some(domain) = self.ports.get(&port).map(|port| port.domain) else { return };
         if matches!(state, State::Installed | State::Replacing) {

@@ -3,12 +3,13 @@
 
 mod support;
 
+use datapath::{OffloadState, PortConfig};
+use l2::BridgePort;
 use offload::Totals;
 use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
 use std::time::Instant;
 use support::{Counters, MARKER, Net, PORTS, TRAFFIC_TIMEOUT, frame, ipv4, is_root, mac};
-use switch::{BridgePort, Placed, PortConfig};
 
 /// The guest's port, and the station behind it.
 const GUEST: u32 = PORTS as u32 + 1;
@@ -81,7 +82,7 @@ impl Host {
     }
 
     /// The flow to the guest from a port: how much of it the NIC does, and what it does not.
-    fn placed(&self, port: u64) -> (Placed, Option<String>) {
+    fn placed(&self, port: u64) -> (OffloadState, Option<String>) {
         let reports = self.net.switch.dump();
         let report = reports.into_iter().find(|report| {
             report.flow.key.get(flow::field::IN_PORT) == port && *report.flow.actions == [flow::Action::Output(GUEST)]
@@ -100,7 +101,10 @@ fn packets_for_a_guest_are_marked_and_not_looked_up() {
     assert_eq!(host.take()[PORTS].len(), 50);
     // The flow is offered, and then its workers are told its mark.
     (0..2).for_each(|_| host.net.sweep());
-    assert_eq!(host.placed(2), (Placed::Partial, Some(format!("port {GUEST} is not in this device's switch domain"))));
+    assert_eq!(
+        host.placed(2),
+        (OffloadState::Partial, Some(format!("port {GUEST} is not in this device's switch domain")))
+    );
     let before = (host.net.looked_up(), host.hits_mark());
     host.send(1, STATION, 500);
     host.receive_until(|host| host.got.len() == 500);

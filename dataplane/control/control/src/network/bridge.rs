@@ -11,11 +11,11 @@ use api::bridge::{
 };
 use api::config::Call;
 use api::{Method, RpcError};
+use l2::{BridgeConfig, BridgePort, BridgeReport, Mac, Security, Station, VlanMode};
 use serde_json::json;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use switch::{BridgeConfig, BridgePort, BridgeReport, Mac, Security, Station, VlanMode};
 
 pub(super) fn rows() -> Vec<Row> {
     vec![
@@ -138,12 +138,12 @@ pub(super) fn membership(bridge: &str, port: &str) -> Slot {
     ObjectId::bridge(bridge).aspect(Aspect::BridgePort(port.to_owned()))
 }
 
-fn parse_all<T: FromStr<Err = switch::ParseError>>(field: &str, texts: &[String]) -> Result<Vec<T>, RpcError> {
+fn parse_all<T: FromStr<Err = l2::ParseError>>(field: &str, texts: &[String]) -> Result<Vec<T>, RpcError> {
     texts.iter().enumerate().map(|(i, text)| parse(format!("{field}[{i}]"), text)).collect()
 }
 
-fn parse<T: FromStr<Err = switch::ParseError>>(field: impl Into<String>, text: &str) -> Result<T, RpcError> {
-    text.parse().map_err(|error: switch::ParseError| RpcError::invalid(field, error.got, error.expected))
+fn parse<T: FromStr<Err = l2::ParseError>>(field: impl Into<String>, text: &str) -> Result<T, RpcError> {
+    text.parse().map_err(|error: l2::ParseError| RpcError::invalid(field, error.got, error.expected))
 }
 
 impl Handler for RemovePort {
@@ -165,7 +165,7 @@ impl Handler for GetFdb {
     async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<Vec<FdbEntry>, RpcError> {
         let (stations, now) =
             (plane.switch("bridge", &self.bridge)?.stations(&self.bridge).or_refuse()?, Instant::now());
-        let describe = |(entry, port): (switch::MacEntry, String)| FdbEntry {
+        let describe = |(entry, port): (l2::MacEntry, String)| FdbEntry {
             mac: entry.station.mac.to_string(),
             vlan: entry.station.vlan,
             port,

@@ -7,6 +7,7 @@ use crate::rpc::OrRefuse;
 use api::RpcError;
 use clock::Cycles;
 use flow::{Metadata, Miniflow, extract};
+use l2::{Capture, Captured, DropReason, Observed, PortNo, Switch};
 use parking_lot::{Mutex, MutexGuard};
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
@@ -20,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use switch::{Capture, Captured, DropReason, Observed, PortNo, Switch};
 
 /// Packets that may wait to be written.
 const QUEUE: usize = 4096;

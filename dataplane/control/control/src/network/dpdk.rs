@@ -6,8 +6,8 @@ use crate::blocking::blocking;
 use crate::rpc::method::{Effect, Handler, Row};
 use api::RpcError;
 use api::port::CreateDpdk;
+use l2::PortNo;
 use std::sync::Arc;
-use switch::PortNo;
 
 pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<CreateDpdk>()]
@@ -45,7 +45,7 @@ async fn make(call: &CreateDpdk, plane: &Arc<NetworkPlane>) -> Result<PortNo, Rp
         mtu: call.mtu,
         ..EthdevParams::new(&call.devargs, &pool, workers)
     };
-    let config = switch::PortConfig { number: call.port_no, upcall_pps: call.upcall_pps };
+    let config = l2::PortConfig { number: call.port_no, upcall_pps: call.upcall_pps };
     let (_, number) = port::add(plane, &call.name, config, move |_| EthdevPort::open(&eal, &params)).await?;
     Ok(number)
 }

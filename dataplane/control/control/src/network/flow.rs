@@ -10,9 +10,9 @@ use api::flow::{FlowAdd, FlowDelete, FlowDump, FlowGetOffload, FlowTrace, Offloa
 use api::{Method, RpcError};
 use clock::Cycles;
 use flow::text::{Actions, DumpLine, FlowMatch, Offloaded, ParseError, parse_actions};
+use l2::{FlowReport, Placed, Station, Trace};
 use serde_json::json;
 use std::sync::Arc;
-use switch::{FlowReport, Placed, Station, Trace};
 
 pub(super) fn rows() -> Vec<Row> {
     vec![

@@ -11,11 +11,11 @@ use api::config::Call;
 use api::notify::EventType;
 use api::port::{PortDelete, PortGet, PortInfo, PortSetRateLimit};
 use api::{Method, RpcError};
+use l2::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 use port::{Counters, Port, PortError};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use switch::{Mac, PortConfig, PortNo, PortReport, RateLimit, Switch};
 
 /// MTU of a port for which the call gives none.
 pub(super) const DEFAULT_MTU: u16 = 1500;

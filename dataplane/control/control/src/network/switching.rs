@@ -3,6 +3,7 @@
 use crate::Settings;
 use crate::rpc::Refuse;
 use api::RpcError;
+use l2::{Switch, SwitchError};
 #[cfg(feature = "dpdk")]
 use offload::Offloader;
 use packet::Pool;
@@ -10,7 +11,6 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 #[cfg(feature = "dpdk")]
 use std::sync::OnceLock;
-use switch::{Switch, SwitchError};
 
 /// The switch, once there is one.
 pub(crate) struct Switching {

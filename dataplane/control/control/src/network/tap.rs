@@ -6,8 +6,8 @@ use crate::rpc::method::{Effect, Handler, Row};
 use ::port::{TapParams, TapPort};
 use api::RpcError;
 use api::port::CreateTap;
+use l2::{PortConfig, PortNo};
 use std::sync::Arc;
-use switch::{PortConfig, PortNo};
 
 pub(super) fn rows() -> Vec<Row> {
     vec![Row::of::<CreateTap>()]

@@ -7,8 +7,8 @@ use crate::state::registry::Object;
 use crate::vhost::{self, VhostController};
 use api::RpcError;
 use api::port::{CreateNetController, CreateVhostUser, GetNetControllers, NetControllerInfo, VhostUserInfo};
+use l2::{Mac, PortConfig, PortNo};
 use std::sync::Arc;
-use switch::{Mac, PortConfig, PortNo};
 use virtio_net::{MAX_QUEUE_PAIRS, NetController, NetParams};
 
 pub(super) fn rows() -> Vec<Row> {
@@ -31,9 +31,8 @@ impl Handler for CreateVhostUser {
     }
 
     async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<PortNo, RpcError> {
-        let parse = |mac: &String| {
-            mac.parse::<Mac>().map_err(|e: switch::ParseError| RpcError::invalid("mac", e.got, e.expected))
-        };
+        let parse =
+            |mac: &String| mac.parse::<Mac>().map_err(|e: l2::ParseError| RpcError::invalid("mac", e.got, e.expected));
         let mac = self.mac.as_ref().map(parse).transpose()?.map(|mac: Mac| mac.octets());
         let queue_pairs = self.num_queue_pairs.unwrap_or(1);
         if !(1..=MAX_QUEUE_PAIRS).contains(&queue_pairs) {

@@ -8,8 +8,8 @@ use super::{QueueId, QueueLoad, Scheduler};
 use ::port::QueueReport;
 use clock::Cycles;
 use engine::WorkerReport;
+use l2::PortLoad;
 use std::collections::HashMap;
-use switch::PortLoad;
 
 /// Counters at one moment.
 pub(super) struct Sample {

@@ -11,9 +11,9 @@ use crossbeam::queue::ArrayQueue;
 use engine::{Engine, IdlePolicy};
 use flow::Action;
 use flow::text::FlowMatch;
+use l2::{PortConfig, Switch};
 use packet::{Burst, Packet, Pool};
 use serde_json::json;
-use switch::{PortConfig, Switch};
 use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(20);

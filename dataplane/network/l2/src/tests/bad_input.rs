@@ -1,7 +1,8 @@
 //! What guests, peers and operators do wrong: the switch goes on, loses no buffer, and others do not notice.
 
 use super::{BROADCAST, Net, any, frame, frame_of, mac};
-use crate::{BridgePort, PARKED_FLOWS_OF_A_PORT, PortConfig, Security, SwitchError, VlanMode};
+use crate::{BridgePort, PortConfig, Security, SwitchError, VlanMode};
+use datapath::limits::PENDING_UPCALLS_PER_PORT;
 use packet::Packet;
 use port::MemoryPort;
 use proptest::prelude::*;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 proptest! {
     #[test]
-    fn no_packet_does_harm(frames in prop::collection::vec(prop::collection::vec(0_u8.., 0..120), 1..40)) {
+    fn hostile_frames_leak_no_buffer_and_harm_no_port(frames in prop::collection::vec(prop::collection::vec(0_u8.., 0..120), 1..40)) {
         let secured = BridgePort {
             security: Security { macs: vec![mac(1)], ips: vec!["10.0.0.1".parse().unwrap()] },
             ..any()
@@ -84,7 +85,7 @@ fn an_empty_pool_costs_copies_and_nothing_else() {
     net.settle();
     let reached: usize = (2..=3).map(|port| net.received(port).len()).sum();
     assert_eq!(reached, 1, "the last output takes the packet itself");
-    assert_eq!(net.shared.lock().port_reports()[0].path.no_buffer, 1);
+    assert_eq!(net.port(1).path.no_buffer, 1);
     drop(hoard);
     assert_eq!(net.reaches(1, &frame(mac(1), BROADCAST, None)), [2, 3]);
     assert_eq!(net.pool.free_count(), net.pool.capacity());
@@ -107,12 +108,12 @@ fn a_port_that_floods_the_translation_does_not_starve_others() {
         for _ in 0..8 {
             net.poll();
         }
-        assert!(net.shared.lock().port_reports()[0].path.upcall_full > 0);
+        assert!(net.port(1).path.upcall_full > 0);
         // One turn of the translation is enough for who asked once.
-        let waiting = PARKED_FLOWS_OF_A_PORT as usize + 1;
+        let waiting = PENDING_UPCALLS_PER_PORT as usize + 1;
         let mut translated = 0;
         while translated < waiting {
-            translated += net.shared.translate(net.now);
+            translated += net.handle_upcalls();
             net.poll();
         }
         net.poll();
@@ -133,7 +134,7 @@ fn upcalls_of_a_port_have_a_rate() {
         net.send(2, &frame(mac(n + 1), BROADCAST, None));
         net.settle();
     }
-    let path = net.shared.lock().port_reports()[1].path;
+    let path = net.port(2).path;
     assert!((32..=40).contains(&path.upcalls), "{path:?}");
     assert_eq!(path.upcalls + path.upcall_limited, 100);
 }
@@ -151,9 +152,11 @@ fn spoofed_packets_never_make_a_flow_that_lets_them_pass() {
         let reached = net.reaches(1, &frame_of(mac(source), BROADCAST, None, 0x800, &ipv4(last)));
         assert_eq!(!reached.is_empty(), (source, last) == (1, 1));
     }
-    let state = net.shared.lock();
-    for (_, record) in state.flows.iter().filter(|(_, record)| !record.translation.actions.is_empty()) {
-        let (mask, key) = (record.translation.mask, record.key());
+    for flow in net.state().flow_reports().into_iter().map(|report| report.flow) {
+        if flow.actions.is_empty() {
+            continue;
+        }
+        let (mask, key) = (flow.mask, flow.key);
         assert_eq!((mask.get(flow::field::ETH_SRC), key.get(flow::field::ETH_SRC)), (0xffff_ffff_ffff, mac(1).bits()));
         assert_eq!((mask.get(flow::field::IPV4_SRC), key.get(flow::field::IPV4_SRC)), (0xffff_ffff, 0x0a00_0001));
     }
@@ -162,7 +165,7 @@ fn spoofed_packets_never_make_a_flow_that_lets_them_pass() {
 #[test]
 fn operators_are_told_what_is_wrong_and_nothing_changes() {
     let net = Net::new(&[any(), any()]);
-    let mut state = net.shared.lock();
+    let state = &net.switch;
     let bad_vlan = BridgePort { vlan: VlanMode::Access { vlan: 4095 }, ..any() };
     assert!(matches!(state.attach("br", "1", bad_vlan), Err(SwitchError::Invalid(error)) if error.field == "tag"));
     assert!(matches!(state.attach("br", "7", any()), Err(SwitchError::NoSuch { kind: "port", .. })));
@@ -171,5 +174,5 @@ fn operators_are_told_what_is_wrong_and_nothing_changes() {
     assert!(matches!(state.create_bridge("br", Default::default()), Err(SwitchError::Exists { .. })));
     state.create_bridge("other", Default::default()).unwrap();
     assert!(matches!(state.attach("other", "1", any()), Err(SwitchError::Busy { .. })));
-    assert_eq!(state.bridge_reports()[0].ports.len(), 2);
+    assert_eq!(state.bridges()[0].ports.len(), 2);
 }

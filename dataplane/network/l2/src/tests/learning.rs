@@ -1,7 +1,7 @@
 //! What a bridge does with packets, seen from its ports.
 
 use super::{BROADCAST, Net, access, any, frame, mac, trunk};
-use crate::mac_table::Station;
+use crate::mac_table::FdbKey;
 use std::time::Duration;
 
 #[test]
@@ -39,7 +39,7 @@ fn packets_that_wait_leave_in_order() {
     assert!(net.received(2).is_empty());
     (10..16).for_each(|n| net.send(1, &numbered(n)));
     net.poll();
-    net.shared.translate(net.now);
+    net.handle_upcalls();
     (16..30).for_each(|n| net.send(1, &numbered(n)));
     net.settle();
     assert!(net.received(2).iter().map(|frame| frame[20]).eq(0..30));
@@ -112,10 +112,10 @@ fn settings_of_a_port_change_with_flows_in_place() {
     let mut net = Net::new(&[access(10), access(10), access(20)]);
     net.reaches(2, &frame(mac(2), BROADCAST, None));
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
-    net.shared.lock().attach("br", "1", access(20)).unwrap();
+    net.switch.attach("br", "1", access(20)).unwrap();
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [3]);
     assert_eq!(net.reaches(3, &frame(mac(3), mac(1), None)), [1], "learned in its new VLAN");
-    net.shared.lock().detach("br", "3").unwrap();
+    net.switch.detach("br", "3").unwrap();
     assert_eq!(net.reaches(3, &frame(mac(3), mac(1), None)), [0; 0]);
     assert_eq!(net.reaches(1, &frame(mac(1), mac(3), None)), [0; 0]);
 }
@@ -132,30 +132,24 @@ fn what_is_for_the_link_stays_on_the_link() {
 #[test]
 fn static_stations_stay_and_flushed_ones_are_learned_again() {
     let mut net = Net::new(&[any(), any(), any()]);
-    let station = Station { vlan: 0, mac: mac(9) };
-    net.shared.lock().pin("br", station, "3").unwrap();
+    let station = FdbKey { vlan: 0, mac: mac(9) };
+    net.switch.pin("br", station, "3").unwrap();
     net.reaches(2, &frame(mac(9), BROADCAST, None));
     assert_eq!(net.reaches(1, &frame(mac(1), mac(9), None)), [3], "what an operator said is not learned anew");
-    assert_eq!(net.shared.lock().forget("br", |entry| entry.seen.is_none()).unwrap(), 1);
+    assert_eq!(net.switch.flush("br", None).unwrap(), 1);
     assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1, 3]);
     net.reaches(1, &frame(mac(1), mac(9), None));
     assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1]);
 }
 
 #[test]
-fn idle_flows_go() {
+fn idle_flows_are_removed() {
     let mut net = Net::new(&[any(), any()]);
     net.reaches(1, &frame(mac(1), BROADCAST, None));
-    assert_eq!(net.flows(), 1);
-    let mut state = net.shared.lock();
-    let ufid = state.flows.iter().next().unwrap().0;
-    let used = clock::Cycles::now() - crate::limits::FLOW_IDLE.into() - Duration::from_secs(1).into();
-    state.flows.get_mut(ufid).unwrap().installed = used;
-    let seen = [(ufid, flow::Stats { used, ..flow::Stats::default() })].into();
-    let now = net.now;
-    state.swept(&seen, now);
-    drop(state);
-    assert_eq!(net.flows(), 0);
+    assert_eq!(net.switch.megaflows(), 1);
+    let ufid = net.state().flow_reports()[0].flow.ufid;
+    assert!(!net.sweep_idle(ufid));
+    assert_eq!(net.switch.megaflows(), 0);
     net.settle();
     let asked = net.upcalls();
     net.reaches(1, &frame(mac(1), BROADCAST, None));
@@ -174,6 +168,6 @@ fn flooding_has_a_limit() {
     assert!((32..=40).contains(&flooded), "{flooded}");
     net.reaches(2, &frame(mac(2), mac(1), None));
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2], "known stations are reached");
-    assert_eq!(net.shared.lock().port_reports()[0].path.metered, 200 - flooded as u64);
+    assert_eq!(net.port(1).path.metered, 200 - flooded as u64);
     assert_eq!(net.pool.free_count(), net.pool.capacity());
 }

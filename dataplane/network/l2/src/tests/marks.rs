@@ -1,13 +1,14 @@
 //! Hardware that marks packets: what comes out and what is counted is the same as without it.
 
 use super::{BROADCAST, Net, any, frame, mac, trunk};
-use crate::{Offer, Offload, Placed, PortNo, WorkerStats};
+use crate::{Offer, Offload, OffloadState, PortNo, WorkerStats};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Key, Mask, Metadata, Miniflow, Stats, extract, field};
+use parking_lot::Mutex;
 use port::Port;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A rule that marks.
@@ -34,17 +35,17 @@ impl Offload for Marker {
     fn remove_port(&self, _number: PortNo) {}
 
     fn offer(&self, offer: Offer) {
-        let mark = offer.share.mark().expect("there are enough");
-        offer.share.refuse("it marks and no more".to_owned());
-        offer.share.set_placed(Placed::Partial);
+        let mark = offer.handle.mark().expect("there are enough");
+        offer.handle.refuse("it marks and no more".to_owned());
+        offer.handle.set_state(OffloadState::Partial);
         let rule = Rule { mark, key: offer.flow.key, mask: offer.flow.mask };
-        self.rules.lock().unwrap().insert(offer.flow.ufid, (rule, offer));
+        self.rules.lock().insert(offer.flow.ufid, (rule, offer));
     }
 
     fn withdraw(&self, ufid: u128) {
-        if let Some((rule, offer)) = self.rules.lock().unwrap().remove(&ufid) {
-            offer.share.set_placed(Placed::No);
-            self.gone.lock().unwrap().push(rule);
+        if let Some((rule, offer)) = self.rules.lock().remove(&ufid) {
+            offer.handle.set_state(OffloadState::No);
+            self.gone.lock().push(rule);
         }
     }
 }
@@ -54,7 +55,7 @@ impl Marker {
     fn marks(&self, port: PortNo, frame: &[u8]) -> Vec<u32> {
         let mut packet = Miniflow::default();
         extract(frame, &Metadata { in_port: port, ..Metadata::default() }, &mut packet);
-        let (rules, gone) = (self.rules.lock().unwrap(), self.gone.lock().unwrap());
+        let (rules, gone) = (self.rules.lock(), self.gone.lock());
         let all = rules.values().map(|(rule, _)| rule).chain(&*gone);
         all.filter(|rule| packet.key().matches(&rule.key, &rule.mask)).map(|rule| rule.mark).collect()
     }
@@ -63,15 +64,17 @@ impl Marker {
 fn net(workers: usize, ports: usize) -> (Net, Arc<Marker>) {
     let net = Net::with_workers(workers, &vec![any(); ports]);
     let marker = Arc::<Marker>::default();
-    net.shared.lock().set_offload(marker.clone());
+    net.switch.set_offload(marker.clone());
     (net, marker)
 }
 
 impl Net {
     /// Offers all flows to the hardware, however little they saw, and tells the workers about marks.
     fn offer_all(&mut self) {
-        let mut state = self.shared.lock();
-        state.flows.where_(|_| true).into_iter().for_each(|ufid| state.offer(ufid, 1));
+        let mut state = self.state();
+        for report in state.flow_reports() {
+            state.offer(report.flow.ufid, 1);
+        }
         drop(state);
         self.sweep_after(Duration::ZERO);
     }
@@ -79,14 +82,14 @@ impl Net {
     /// What each flow has seen, but for when.
     fn seen(&mut self) -> BTreeMap<String, (u64, u64, u16)> {
         self.sweep_after(Duration::ZERO);
-        let reports = self.shared.lock().flow_reports();
+        let reports = self.state().flow_reports();
         let text = reports.iter().map(|report| FlowMatch { key: report.flow.key, mask: report.flow.mask }.to_string());
         let seen = reports.iter().map(|report| report.flow.stats);
         text.zip(seen.map(|Stats { packets, bytes, tcp_flags, .. }| (packets, bytes, tcp_flags))).collect()
     }
 
     fn worker_stats(&self) -> WorkerStats {
-        self.shared.worker_stats().into_iter().fold(WorkerStats::default(), |sum, one| sum + one)
+        self.switch.worker_stats().into_iter().fold(WorkerStats::default(), |sum, one| sum + one)
     }
 }
 
@@ -112,8 +115,8 @@ fn a_marked_packet_is_not_looked_up() {
     net.settle();
     assert_eq!(net.received(2).len(), 5);
     assert_eq!(net.worker_stats(), WorkerStats { hits_mark: before.hits_mark + 5, ..before });
-    let reports = net.shared.lock().flow_reports();
-    assert!(reports.iter().any(|report| report.offloaded == Placed::Partial && report.refused.is_some()));
+    let reports = net.state().flow_reports();
+    assert!(reports.iter().any(|report| report.offloaded == OffloadState::Partial && report.refused.is_some()));
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn a_flow_that_changes_keeps_its_mark_and_one_that_goes_does_not() {
     assert_eq!((net.received(2).len(), net.received(3).len()), (0, 1));
     // An operator's flow takes its place. Packets on their way still have the mark.
     let FlowMatch { key, mask } = "in_port(1),eth()".parse().unwrap();
-    net.shared.lock().add_flow(&key, &mask, parse_actions("2").unwrap()).unwrap();
+    net.switch.add_flow(&key, &mask, parse_actions("2").unwrap()).unwrap();
     net.send_marked(1, &forth, Some(mark));
     net.settle();
     assert_eq!((net.received(2).len(), net.received(3).len()), (1, 0));
@@ -248,7 +251,7 @@ impl Run {
     /// The mark that hardware may give the frame: by a rule that is there or was, or one that nobody knows, or that of another port.
     fn mark(&self, port: PortNo, frame: &[u8], choice: u8) -> Option<u32> {
         let good = self.marker.marks(port, frame);
-        let others = self.marker.rules.lock().unwrap();
+        let others = self.marker.rules.lock();
         let of_others = others
             .values()
             .find(|(rule, _)| rule.mask.get(field::IN_PORT) != 0 && rule.key.get(field::IN_PORT) != port.into());
@@ -275,17 +278,17 @@ impl Run {
             Step::Offer => self.net.sweep_after(Duration::ZERO),
             Step::Vlans(port, tagged) => {
                 let config = if *tagged { trunk(&[0, 10], None) } else { any() };
-                self.net.shared.lock().attach("br", &port.to_string(), config).unwrap();
+                self.net.switch.attach("br", &port.to_string(), config).unwrap();
             }
             Step::Flow(n) => {
-                let (FlowMatch { key, mask }, mut state) = (FLOWS[*n].0.parse().unwrap(), self.net.shared.lock());
+                let (FlowMatch { key, mask }, mut state) = (FLOWS[*n].0.parse().unwrap(), self.net.state());
                 self.installed[*n] = !self.installed[*n];
                 match !self.installed[*n] {
                     true => drop(state.delete_flow(&key, &mask).unwrap()),
                     false => state.add_flow(&key, &mask, parse_actions(FLOWS[*n].1).unwrap()).unwrap(),
                 }
             }
-            Step::Flush => drop(self.net.shared.lock().forget("br", |entry| entry.seen.is_none()).unwrap()),
+            Step::Flush => drop(self.net.switch.flush("br", None).unwrap()),
         }
         self.net.settle();
         (1..=3).map(|port| self.net.received(port)).collect()
@@ -293,7 +296,7 @@ impl Run {
 }
 
 #[test]
-fn marks_change_only_the_look_up() {
+fn marks_change_nothing_but_who_looks_up() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 96,
         failure_persistence: None,
@@ -310,7 +313,7 @@ fn marks_change_only_the_look_up() {
             let [without, with] = runs.each_mut().map(|run| run.net.seen());
             prop_assert_eq!(without, with);
             let [without, with] = runs.each_mut().map(|run| {
-                let paths: Vec<_> = run.net.shared.lock().port_reports().iter().map(|port| port.path).collect();
+                let paths: Vec<_> = run.net.switch.ports().iter().map(|port| port.path).collect();
                 (paths, run.net.worker_stats())
             });
             prop_assert_eq!(without.0, with.0);

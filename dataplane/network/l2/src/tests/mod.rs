@@ -5,15 +5,15 @@ mod learning;
 mod marks;
 mod observe;
 mod offload;
-mod operator;
 mod reference;
+mod static_flows;
 mod workers;
 
-use crate::datapath::Datapath;
-use crate::switch::{Shared, assemble};
-use crate::{BridgeConfig, BridgePort, Mac, PortConfig, PortNo, VlanMode};
+use crate::pipeline::L2Pipeline;
+use crate::{BridgeConfig, BridgePort, Mac, PortConfig, PortNo, PortReport, Switch, VlanMode};
 use clock::Cycles;
-use engine::{Engine, IdlePolicy, Source, Waker, WorkerHandle};
+use datapath::{Datapath, DatapathState, DatapathWorker, StaticFlows};
+use engine::{Engine, IdlePolicy, Source, Waker};
 use packet::{Packet, Pool};
 use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
@@ -27,8 +27,7 @@ pub(crate) struct Net {
     pub(crate) pool: Pool,
     pub(crate) now: Instant,
     turns: usize,
-    handles: Vec<WorkerHandle>,
-    /// Its workers sleep: the datapaths are polled by the test.
+    /// The workers of the engine sleep: the test polls those of the datapath.
     _engine: Engine,
 }
 
@@ -50,11 +49,12 @@ impl Net {
         let pool = Pool::new(BUFFERS, None).unwrap();
         let wakers: Vec<Waker> = (0..workers).map(|_| Waker::new().unwrap()).collect();
         let small = flow::Config { emc_entries: 256, smc_entries: 1024, ..flow::Config::default() };
-        let (shared, datapaths) = assemble(wakers, &pool, small).unwrap();
         let handles = vec![engine.workers()[0].clone(); workers];
-        let mut net =
-            Net { shared, datapaths, wires: Vec::new(), pool, now: Instant::now(), turns: 0, handles, _engine: engine };
-        net.shared.lock().create_bridge("br", BridgeConfig::default()).unwrap();
+        let parts = Datapath::assemble(StaticFlows::default(), &handles, wakers, pool.clone(), small);
+        let (datapath, workers) = parts.unwrap();
+        let switch = Arc::new(Switch { datapath });
+        let mut net = Net { switch, workers, wires: Vec::new(), pool, now: Instant::now(), turns: 0, _engine: engine };
+        net.switch.create_bridge("br", BridgeConfig::default()).unwrap();
         for config in ports {
             net.add_port(config.clone());
         }
@@ -71,7 +71,7 @@ impl Net {
         let name = (self.wires.len() + 1).to_string();
         self.wires.push(wire);
         self.plug(&name, port);
-        self.shared.lock().attach("br", &name, config).unwrap();
+        self.switch.attach("br", &name, config).unwrap();
         self.settle();
         self.wires.len() as PortNo
     }
@@ -82,17 +82,15 @@ impl Net {
     }
 
     pub(crate) fn plug_with(&mut self, name: &str, port: Arc<dyn port::Port>, config: &PortConfig) {
-        let mut state = self.shared.lock();
-        state.add_port(name, port, config, &self.handles).unwrap();
-        state.attach("br", name, BridgePort::default()).unwrap();
-        drop(state);
+        self.switch.add_port(name, port, config).unwrap();
+        self.switch.attach("br", name, BridgePort::default()).unwrap();
         self.settle();
     }
 
-    /// Takes a port out, as [`crate::Switch::remove_port`] does, with workers that go on meanwhile.
+    /// Removes a port, while its workers go on.
     pub(crate) fn remove_port(&mut self, name: &str) {
-        let (shared, name) = (self.shared.clone(), name.to_owned());
-        let removing = std::thread::spawn(move || drop(shared.lock().remove_port(&name).unwrap()));
+        let (switch, name) = (self.switch.clone(), name.to_owned());
+        let removing = std::thread::spawn(move || drop(switch.remove_port(&name).unwrap()));
         while !removing.is_finished() {
             self.poll();
         }
@@ -107,21 +105,28 @@ impl Net {
     pub(crate) fn send_marked(&self, port: PortNo, frame: &[u8], mark: Option<u32>) {
         let mut packet = self.pool.take_one().unwrap();
         assert!(packet.extend_from_slice(frame, &self.pool));
-        mark.into_iter().for_each(|mark| packet.set_mark(mark));
+        if let Some(mark) = mark {
+            packet.set_mark(mark);
+        }
         self.wires[port as usize - 1].send(packet).unwrap();
     }
 
     /// One turn of every worker; each time another one is first.
     pub(crate) fn poll(&mut self) -> usize {
         self.turns += 1;
-        let (first, count) = (self.turns, self.datapaths.len());
-        (0..count).map(|n| self.datapaths[(first + n) % count].poll(Cycles::now())).sum()
+        let (first, count) = (self.turns, self.workers.len());
+        (0..count).map(|n| self.workers[(first + n) % count].poll(Cycles::now())).sum()
     }
 
     /// Runs until nothing is left to do.
     pub(crate) fn settle(&mut self) {
-        while self.poll() + self.shared.translate(self.now) > 0 {}
-        self.datapaths.iter_mut().for_each(|datapath| datapath.quiesce());
+        while self.poll() + self.handle_upcalls() > 0 {}
+        self.workers.iter_mut().for_each(|worker| worker.quiesce());
+    }
+
+    /// Answers a batch of upcalls. Returns how many.
+    pub(crate) fn handle_upcalls(&self) -> usize {
+        self.switch.datapath.handler().handle_upcalls(self.now)
     }
 
     /// What came out by a port.
@@ -137,23 +142,35 @@ impl Net {
         (1..=self.wires.len() as PortNo).filter(|port| !self.received(*port).is_empty()).collect()
     }
 
-    /// Time goes by, and the switch takes note of what its flows have seen.
+    /// Time goes by, and the switch takes note of the statistics of its flows.
     pub(crate) fn sweep_after(&mut self, time: Duration) {
         self.now += time;
-        let answers = self.shared.ask_stats();
+        let answers = self.switch.datapath.handler().request_stats();
         self.settle();
-        let told: Vec<_> = answers.into_iter().map(|answer| answer.try_recv().unwrap()).collect();
-        self.shared.swept(told, self.now);
+        let reported: Vec<_> = answers.into_iter().map(|answer| answer.try_recv().unwrap()).collect();
+        self.switch.datapath.handler().apply_stats(reported, self.now, Cycles::now());
         self.settle();
     }
 
-    pub(crate) fn flows(&self) -> usize {
-        self.shared.lock().flows.len()
+    /// The switch takes note that a flow has seen nothing for longer than idle flows stay. Returns whether the flow is still there.
+    pub(crate) fn sweep_idle(&self, ufid: u128) -> bool {
+        let later = Cycles::now() + datapath::limits::FLOW_IDLE.into() + Duration::from_secs(1).into();
+        let unused = vec![(ufid, flow::Stats::default())];
+        self.switch.datapath.handler().apply_stats([unused], self.now, later);
+        self.state().flow_reports().iter().any(|report| report.flow.ufid == ufid)
     }
 
-    /// How many packets the translation was asked for, over all ports.
+    pub(crate) fn state(&self) -> MutexGuard<'_, DatapathState<StaticFlows<L2Pipeline>>> {
+        self.switch.datapath.lock()
+    }
+
+    pub(crate) fn port(&self, number: PortNo) -> PortReport {
+        self.switch.ports().into_iter().find(|report| report.number == number).unwrap()
+    }
+
+    /// The number of upcalls, over all ports.
     pub(crate) fn upcalls(&self) -> u64 {
-        self.shared.lock().port_reports().iter().map(|port| port.path.upcalls).sum()
+        self.switch.ports().iter().map(|port| port.path.upcalls).sum()
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 impl Net {
     fn limit(&mut self, port: &str, limit: RateLimit) {
-        self.shared.lock().limit_port(port, limit).unwrap();
+        self.switch.limit_port(port, limit).unwrap();
         self.settle();
     }
 
     fn capture(&mut self, port: &str, packets: usize, snap_len: usize) -> Arc<Capture> {
         let capture = Capture::new(packets, snap_len).unwrap();
-        self.shared.lock().start_capture(port, &capture).unwrap();
+        self.switch.start_capture(port, &capture).unwrap();
         self.settle();
         capture
     }
@@ -37,7 +37,7 @@ fn packets_beyond_a_ports_limit_are_dropped_and_counted() {
     net.send(2, &frame(mac(2), BROADCAST, None));
     net.settle();
     assert_eq!(net.received(1).len(), 1, "the other port is not limited");
-    let report = net.shared.lock().port_reports().remove(0);
+    let report = net.switch.ports().remove(0);
     assert_eq!((report.path.rate_limited, report.limit.packets_per_second), (68, Some(1)));
 
     let burst_bytes = Some(RateLimit::MIN_BURST_BYTES);
@@ -53,7 +53,7 @@ fn packets_beyond_a_ports_limit_are_dropped_and_counted() {
     net.limit("1", RateLimit::default());
     assert_eq!(net.reaches(1, &frame(mac(1), BROADCAST, None)), [2]);
     let tiny = RateLimit { bits_per_second: Some(1000), burst_bytes: Some(1500), ..RateLimit::default() };
-    let refused = net.shared.lock().limit_port("1", tiny);
+    let refused = net.switch.limit_port("1", tiny);
     assert!(matches!(refused, Err(SwitchError::Invalid(error)) if error.field == "burst_bytes"));
     assert_eq!(net.pool.free_count(), net.pool.capacity());
 }
@@ -83,9 +83,9 @@ fn a_capture_sees_what_comes_goes_and_is_dropped() {
     let limited = observed(&capture).iter().filter(|one| **one == Observed::Dropped(DropReason::RateLimited)).count();
     assert_eq!((limited, capture.lost()), (8, 0));
 
-    let busy = net.shared.lock().start_capture("1", &capture);
+    let busy = net.switch.start_capture("1", &capture);
     assert!(matches!(busy, Err(SwitchError::Busy { .. })));
-    net.shared.lock().stop_capture("1").unwrap();
+    net.switch.stop_capture("1").unwrap();
     net.settle();
     assert_eq!(Arc::strong_count(&capture), 1, "the worker has let go of it");
     net.reaches(2, &frame(mac(2), mac(1), None));

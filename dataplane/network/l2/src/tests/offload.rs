@@ -1,12 +1,13 @@
 //! Flows that hardware does.
 
 use super::{Net, any, frame, mac};
-use crate::{Capture, HardwareShare, Offer, Offload, Placed, PortNo, RateLimit};
+use crate::{Capture, Offer, Offload, OffloadHandle, OffloadState, PortNo, RateLimit};
 use clock::Cycles;
 use flow::Action;
+use parking_lot::Mutex;
 use port::Port;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Hardware that takes all, but what comes from port 4.
@@ -18,32 +19,32 @@ struct Hardware {
 
 impl Offload for Hardware {
     fn add_port(&self, number: PortNo, _port: &dyn Port) -> bool {
-        self.ports.lock().unwrap().push(number);
+        self.ports.lock().push(number);
         number != 4
     }
 
     fn remove_port(&self, number: PortNo) {
-        self.ports.lock().unwrap().retain(|port| *port != number);
+        self.ports.lock().retain(|port| *port != number);
     }
 
     fn offer(&self, offer: Offer) {
-        offer.share.set_placed(Placed::Full);
-        self.flows.lock().unwrap().insert(offer.flow.ufid, offer);
+        offer.handle.set_state(OffloadState::Full);
+        self.flows.lock().insert(offer.flow.ufid, offer);
     }
 
     fn withdraw(&self, ufid: u128) {
-        if let Some(offer) = self.flows.lock().unwrap().remove(&ufid) {
-            offer.share.set_placed(Placed::No);
+        if let Some(offer) = self.flows.lock().remove(&ufid) {
+            offer.handle.set_state(OffloadState::No);
         }
     }
 }
 
 impl Hardware {
     /// The one flow that it has.
-    fn only(&self) -> Option<(Arc<HardwareShare>, Arc<[Action]>)> {
-        let flows = self.flows.lock().unwrap();
+    fn only(&self) -> Option<(Arc<OffloadHandle>, Arc<[Action]>)> {
+        let flows = self.flows.lock();
         assert!(flows.len() <= 1, "{} flows", flows.len());
-        flows.values().next().map(|offer| (offer.share.clone(), offer.flow.actions.clone()))
+        flows.values().next().map(|offer| (offer.handle.clone(), offer.flow.actions.clone()))
     }
 }
 
@@ -53,7 +54,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn busy() -> (Net, Arc<Hardware>) {
     let mut net = Net::new(&[any(), any(), any()]);
     let hardware = Arc::<Hardware>::default();
-    net.shared.lock().set_offload(hardware.clone());
+    net.switch.set_offload(hardware.clone());
     for n in 1..=3 {
         net.send(n.into(), &frame(mac(n), super::BROADCAST, None));
     }
@@ -74,17 +75,17 @@ fn stream(net: &mut Net, from: PortNo) {
 #[test]
 fn a_busy_flow_is_offered_and_a_quiet_one_is_not() {
     let (mut net, hardware) = busy();
-    assert_eq!(*hardware.ports.lock().unwrap(), [1, 2, 3]);
+    assert_eq!(*hardware.ports.lock(), [1, 2, 3]);
     let (_, actions) = hardware.only().unwrap();
     assert_eq!(*actions, [Action::Output(2)]);
-    let reports = net.shared.lock().flow_reports();
-    assert_eq!(reports.iter().filter(|report| report.offloaded == Placed::Full).count(), 1);
+    let reports = net.state().flow_reports();
+    assert_eq!(reports.iter().filter(|report| report.offloaded == OffloadState::Full).count(), 1);
     // It is not offered anew while it is there.
-    let before = hardware.flows.lock().unwrap().values().next().unwrap().packets;
+    let before = hardware.flows.lock().values().next().unwrap().packets;
     stream(&mut net, 1);
     stream(&mut net, 1);
     net.sweep_after(SECOND);
-    assert_eq!(hardware.flows.lock().unwrap().values().next().unwrap().packets, before);
+    assert_eq!(hardware.flows.lock().values().next().unwrap().packets, before);
 }
 
 #[test]
@@ -96,19 +97,19 @@ fn flows_from_ports_without_hardware_are_not_offered() {
         net.settle();
     }
     net.sweep_after(SECOND);
-    assert_eq!(hardware.flows.lock().unwrap().len(), 1);
+    assert_eq!(hardware.flows.lock().len(), 1);
 }
 
 #[test]
 fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
     let (mut net, hardware) = busy();
-    let (share, _) = hardware.only().unwrap();
+    let (handle, _) = hardware.only().unwrap();
     let counted = |net: &Net| {
-        let reports = net.shared.lock().flow_reports();
-        reports.iter().find(|report| report.offloaded == Placed::Full).map(|report| report.flow.stats)
+        let reports = net.state().flow_reports();
+        reports.iter().find(|report| report.offloaded == OffloadState::Full).map(|report| report.flow.stats)
     };
     let before = counted(&net).unwrap();
-    share.add(50, 5000, Cycles::now());
+    handle.add(50, 5000, Cycles::now());
     net.sweep_after(SECOND);
     let after = counted(&net).unwrap();
     assert_eq!((after.packets - before.packets, after.bytes - before.bytes), (50, 5000));
@@ -118,10 +119,10 @@ fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
 #[test]
 fn a_flow_that_goes_is_withdrawn() {
     let (mut net, hardware) = busy();
-    let (share, _) = hardware.only().unwrap();
+    let (handle, _) = hardware.only().unwrap();
     net.remove_port("1");
-    assert!(hardware.only().is_none() && !share.is_placed());
-    assert_eq!(*hardware.ports.lock().unwrap(), [2, 3]);
+    assert!(hardware.only().is_none() && !handle.is_offloaded());
+    assert_eq!(*hardware.ports.lock(), [2, 3]);
 }
 
 #[test]
@@ -130,8 +131,8 @@ fn a_flow_that_changes_is_told() {
     // The station moves behind another port.
     net.send(3, &frame(mac(2), super::BROADCAST, None));
     net.settle();
-    if let Some((share, actions)) = hardware.only() {
-        assert_eq!((share.is_placed(), &*actions), (true, [Action::Output(3)].as_slice()));
+    if let Some((handle, actions)) = hardware.only() {
+        assert_eq!((handle.is_offloaded(), &*actions), (true, [Action::Output(3)].as_slice()));
     }
     stream(&mut net, 1);
     net.sweep_after(SECOND);
@@ -142,20 +143,20 @@ fn a_flow_that_changes_is_told() {
 fn limits_and_captures_are_the_workers_work() {
     let (mut net, hardware) = busy();
     let limit = RateLimit { packets_per_second: Some(1_000_000), ..RateLimit::default() };
-    net.shared.lock().limit_port("1", limit).unwrap();
+    net.switch.limit_port("1", limit).unwrap();
     assert!(hardware.only().is_none());
     stream(&mut net, 1);
     net.sweep_after(SECOND);
     assert!(hardware.only().is_none());
-    net.shared.lock().limit_port("1", RateLimit::default()).unwrap();
+    net.switch.limit_port("1", RateLimit::default()).unwrap();
     stream(&mut net, 1);
     net.sweep_after(SECOND);
     assert!(hardware.only().is_some());
     // Who looks at a port sees what goes out by it, too.
     let capture = Capture::new(64, 64).unwrap();
-    net.shared.lock().start_capture("2", &capture).unwrap();
+    net.switch.start_capture("2", &capture).unwrap();
     assert!(hardware.only().is_none());
-    net.shared.lock().stop_capture("2").unwrap();
+    net.switch.stop_capture("2").unwrap();
     stream(&mut net, 1);
     net.sweep_after(SECOND);
     assert!(hardware.only().is_some());
@@ -164,31 +165,24 @@ fn limits_and_captures_are_the_workers_work() {
 #[test]
 fn a_flow_in_hardware_does_not_age_and_one_that_is_taken_back_does() {
     let (net, hardware) = busy();
-    let (share, _) = hardware.only().unwrap();
-    let ufid = *hardware.flows.lock().unwrap().keys().next().unwrap();
-    let long_ago = Cycles::now() - crate::limits::FLOW_IDLE.into() - SECOND.into();
-    let sweep = || {
-        let mut state = net.shared.lock();
-        state.flows.get_mut(ufid).unwrap().installed = long_ago;
-        state.swept(&[(ufid, flow::Stats { used: long_ago, ..flow::Stats::default() })].into(), net.now);
-        state.flows.get(ufid).is_some()
-    };
-    assert!(sweep());
-    share.set_placed(Placed::No);
-    assert!(!sweep());
+    let (handle, _) = hardware.only().unwrap();
+    let ufid = *hardware.flows.lock().keys().next().unwrap();
+    assert!(net.sweep_idle(ufid));
+    handle.set_state(OffloadState::No);
+    assert!(!net.sweep_idle(ufid));
 }
 
 #[test]
 fn a_flow_that_hardware_lost_is_offered_again_whatever_it_has_seen() {
     let (mut net, hardware) = busy();
-    let (share, _) = hardware.only().unwrap();
-    hardware.flows.lock().unwrap().clear();
-    share.lose();
+    let (handle, _) = hardware.only().unwrap();
+    hardware.flows.lock().clear();
+    handle.mark_removed();
     net.sweep_after(SECOND);
-    assert!(hardware.only().is_some() && share.is_placed());
+    assert!(hardware.only().is_some() && handle.is_offloaded());
     // Once: it is like any other from now on.
-    hardware.flows.lock().unwrap().clear();
-    share.set_placed(Placed::No);
+    hardware.flows.lock().clear();
+    handle.set_state(OffloadState::No);
     net.sweep_after(SECOND);
     assert!(hardware.only().is_none());
 }

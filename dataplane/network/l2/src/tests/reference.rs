@@ -1,7 +1,7 @@
 //! The switch against a switch that decides over each packet alone, from its bytes, and remembers nothing but stations.
 
 use super::{BROADCAST, Net, access, frame_of, mac, trunk};
-use crate::{BridgePort, Mac, PortNo, Security, Station, VlanMode};
+use crate::{BridgePort, FdbKey, Mac, PortNo, Security, VlanMode};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ enum Step {
     Packet(PortNo, Frame),
     Settings(PortNo, BridgePort),
     Flush,
-    Pin(Station, PortNo),
-    Unpin(Station),
+    Pin(FdbKey, PortNo),
+    Unpin(FdbKey),
 }
 
 #[derive(Clone, Debug)]
@@ -185,8 +185,8 @@ fn settings() -> impl Strategy<Value = BridgePort> {
     (vlan, security).prop_map(|(port, security)| BridgePort { security, ..port })
 }
 
-fn stations() -> impl Strategy<Value = Station> {
-    (prop_oneof![Just(0_u16), Just(10), Just(20)], macs()).prop_map(|(vlan, mac)| Station { vlan, mac })
+fn stations() -> impl Strategy<Value = FdbKey> {
+    (prop_oneof![Just(0_u16), Just(10), Just(20)], macs()).prop_map(|(vlan, mac)| FdbKey { vlan, mac })
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -222,20 +222,20 @@ proptest! {
                     prop_assert_eq!(all.collect::<Vec<_>>(), expected, "{:?} from port {}", frame, port);
                 }
                 Step::Settings(port, settings) => {
-                    net.shared.lock().attach("br", &port.to_string(), settings.clone()).unwrap();
+                    net.switch.attach("br", &port.to_string(), settings.clone()).unwrap();
                     reference.ports[port as usize - 1] = settings;
                 }
                 Step::Flush => {
-                    net.shared.lock().forget("br", |entry| entry.seen.is_none()).unwrap();
+                    net.switch.flush("br", None).unwrap();
                     reference.stations.retain(|_, (_, pinned)| *pinned);
                 }
                 Step::Pin(station, port) => {
-                    if net.shared.lock().pin("br", station, &port.to_string()).is_ok() {
+                    if net.switch.pin("br", station, &port.to_string()).is_ok() {
                         reference.stations.insert((station.vlan, station.mac), (port, true));
                     }
                 }
                 Step::Unpin(station) => {
-                    net.shared.lock().forget("br", |entry| entry.station != station).unwrap();
+                    net.switch.unpin("br", station).ok();
                     reference.stations.remove(&(station.vlan, station.mac));
                 }
             }

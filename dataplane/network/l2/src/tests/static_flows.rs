@@ -6,7 +6,7 @@ use flow::text::{FlowMatch, parse_actions};
 
 fn add(net: &Net, flow: &str, actions: &str) -> Result<(), SwitchError> {
     let FlowMatch { key, mask } = flow.parse().unwrap();
-    net.shared.lock().add_flow(&key, &mask, parse_actions(actions).unwrap())
+    net.switch.add_flow(&key, &mask, parse_actions(actions).unwrap())
 }
 
 #[test]
@@ -19,9 +19,9 @@ fn they_go_before_the_bridge_and_leave_the_rest_to_it() {
     assert_eq!(net.reaches(1, &other), [3]);
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
     let FlowMatch { key, mask } = "in_port(1),eth(),eth_type(0x9000)".parse().unwrap();
-    net.shared.lock().delete_flow(&key, &mask).unwrap();
+    net.switch.delete_flow(&key, &mask).unwrap();
     assert_eq!(net.reaches(1, &other), [2]);
-    assert!(net.shared.lock().delete_flow(&key, &mask).is_err());
+    assert!(net.switch.delete_flow(&key, &mask).is_err());
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn no_packet_matches_two() {
     assert!(matches!(overlapping, Err(SwitchError::Overlaps(_))));
     let overlapping = add(&net, "in_port(2),eth(src=02:00:00:00:00:01),eth_type(0x0806)", "1");
     assert!(matches!(overlapping, Err(SwitchError::Overlaps(_))));
-    assert_eq!(net.shared.lock().operator.len(), 2);
+    assert_eq!(net.state().pipeline().len(), 2);
 }
 
 #[test]
@@ -62,6 +62,6 @@ fn recirculated_packets_are_looked_up_again() {
     assert_eq!(net.received(2), [frame_of(mac(1), mac(2), Some(5), 0x9000, &[3; 46])]);
     add(&net, "in_port(3),recirc_id(0),eth(),eth_type(0x9000)", "recirc(7)").unwrap();
     assert_eq!(net.reaches(3, &frame_of(mac(1), mac(2), None, 0x9000, &[3; 46])), [0; 0]);
-    assert_eq!(net.shared.lock().port_reports()[2].path.recirculated_miss, 1);
+    assert_eq!(net.port(3).path.recirculated_miss, 1);
     assert_eq!(net.pool.free_count(), net.pool.capacity());
 }

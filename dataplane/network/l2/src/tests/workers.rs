@@ -109,7 +109,7 @@ fn a_port_that_goes_takes_what_was_handed_over_with_it() {
     net.reaches(1, &frame(mac(1), mac(2), None));
     (0..100).for_each(|_| net.send(1, &frame(mac(1), mac(2), None)));
     // The first worker hands over, the second has not looked yet.
-    net.datapaths[0].poll(Cycles::now());
+    net.workers[0].poll(Cycles::now());
     net.remove_port("2");
     net.settle();
     net.received(2);

@@ -5,6 +5,7 @@ use crate::offloader::Config;
 use crate::table::{COMPLETION_TIMEOUT, Table};
 use crate::{IDLE, Rule, Totals};
 use clock::Cycles;
+use datapath::{Offer, OffloadHandle, OffloadState};
 use flow::text::{FlowMatch, parse_actions};
 use flow::{Megaflow, PortNo, Stats};
 use parking_lot::{Mutex, MutexGuard};
@@ -15,7 +16,6 @@ use rte_rule::{
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use switch::{HardwareShare, Offer, Placed};
 
 /// A rule with its priority and its counters.
 struct Installed {
@@ -319,15 +319,15 @@ impl Table {
     }
 }
 
-fn offer(station: usize, output: &str, packets: u64, share: &Arc<HardwareShare>) -> Offer {
-    offer_from(1, station, output, packets, share)
+fn offer(station: usize, output: &str, packets: u64, handle: &Arc<OffloadHandle>) -> Offer {
+    offer_from(1, station, output, packets, handle)
 }
 
-fn offer_from(port: PortNo, station: usize, output: &str, packets: u64, share: &Arc<HardwareShare>) -> Offer {
+fn offer_from(port: PortNo, station: usize, output: &str, packets: u64, handle: &Arc<OffloadHandle>) -> Offer {
     let text = mac(station).map(|byte| format!("{byte:02x}")).join(":");
     let FlowMatch { key, mask } = format!("in_port({port}),eth(dst={text}),eth_type(0x88b5)").parse().unwrap();
     let flow = Megaflow { ufid: station as u128 + 1, ..Megaflow::new(key, mask, parse_actions(output).unwrap()) };
-    Offer { flow, packets, share: share.clone() }
+    Offer { flow, packets, handle: handle.clone() }
 }
 
 /// Runs a test on a device without a flow queue, and on one with.
@@ -335,8 +335,8 @@ fn both(test: impl Fn(bool)) {
     [false, true].into_iter().for_each(test);
 }
 
-fn seen(share: &HardwareShare) -> (u64, u64) {
-    let Stats { packets, bytes, .. } = share.stats();
+fn seen(handle: &OffloadHandle) -> (u64, u64) {
+    let Stats { packets, bytes, .. } = handle.stats();
     (packets, bytes)
 }
 
@@ -344,17 +344,17 @@ fn seen(share: &HardwareShare) -> (u64, u64) {
 fn packets_counted_by_the_device_are_counted_once() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
-        assert!(share.is_placed());
+        let (mut table, handle) = (table(&device), Arc::default());
+        table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(1));
+        assert!(handle.is_offloaded());
         device.packets(1, 5);
         table.poll_counters(Cycles(2));
         table.poll_counters(Cycles(3));
-        assert_eq!((seen(&share), share.stats().used), ((5, 500), Cycles(2)));
+        assert_eq!((seen(&handle), handle.stats().used), ((5, 500), Cycles(2)));
         // What came since the last look is not lost when the rule goes.
         device.packets(1, 2);
         table.withdraw_and_poll(2, Cycles(4));
-        assert_eq!((seen(&share), share.is_placed(), device.state().rules.len()), ((7, 700), false, 0));
+        assert_eq!((seen(&handle), handle.is_offloaded(), device.state().rules.len()), ((7, 700), false, 0));
         assert_eq!((table.totals().packets, table.totals().insertions), (7, 1));
     });
 }
@@ -365,17 +365,17 @@ fn the_busiest_flows_stay_in_a_table_ten_times_too_small() {
         const FLOWS: usize = 200;
         let device = Handle::new(FLOWS / 10, queued);
         let mut table = table(&device);
-        let shares: Vec<Arc<HardwareShare>> = (0..FLOWS).map(|_| Arc::default()).collect();
+        let handles: Vec<Arc<OffloadHandle>> = (0..FLOWS).map(|_| Arc::default()).collect();
         // Zipf, of which the busiest come last.
         let packets = |station: usize| 100_000 / (FLOWS - station) as u64;
         let mut software = 0;
         for round in 0..30 {
-            let offers = (0..FLOWS).filter(|n| !shares[*n].is_placed());
-            table.offer_and_poll(offers.map(|n| offer(n, "2", packets(n), &shares[n])), Cycles(round));
+            let offers = (0..FLOWS).filter(|n| !handles[*n].is_offloaded());
+            table.offer_and_poll(offers.map(|n| offer(n, "2", packets(n), &handles[n])), Cycles(round));
             software = 0;
-            for (n, share) in shares.iter().enumerate() {
+            for (n, handle) in handles.iter().enumerate() {
                 device.packets(n, packets(n));
-                software += if share.is_placed() { 0 } else { packets(n) };
+                software += if handle.is_offloaded() { 0 } else { packets(n) };
             }
             table.poll_counters(Cycles(round));
         }
@@ -390,10 +390,10 @@ fn the_busiest_flows_stay_in_a_table_ten_times_too_small() {
 fn a_changed_flow_is_never_without_a_rule() {
     both(|queued| {
         let device = Handle::new(2, queued);
-        let (mut table, share) = (table(&device), Arc::default());
+        let (mut table, handle) = (table(&device), Arc::default());
         for (round, output) in ["2", "3", "2", "drop"].into_iter().enumerate() {
-            table.offer_and_poll([offer(1, output, 0, &share)], Cycles(round as u64));
-            assert!(share.is_placed());
+            table.offer_and_poll([offer(1, output, 0, &handle)], Cycles(round as u64));
+            assert!(handle.is_offloaded());
             assert_eq!(device.state().rules.len(), 1);
         }
         // The new one was there before the old one went.
@@ -407,10 +407,10 @@ fn a_changed_flow_is_never_without_a_rule() {
 fn a_changed_flow_without_room_for_both_rules_goes_to_the_workers() {
     both(|queued| {
         let device = Handle::new(1, queued);
-        let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_poll([offer(1, "2", 9, &share)], Cycles(1));
-        table.offer_and_poll([offer(1, "3", 0, &share)], Cycles(2));
-        assert!(!share.is_placed() && device.state().rules.is_empty());
+        let (mut table, handle) = (table(&device), Arc::default());
+        table.offer_and_poll([offer(1, "2", 9, &handle)], Cycles(1));
+        table.offer_and_poll([offer(1, "3", 0, &handle)], Cycles(2));
+        assert!(!handle.is_offloaded() && device.state().rules.is_empty());
     });
 }
 
@@ -422,56 +422,56 @@ fn a_reset_device_is_filled_again() {
 fn reset_and_fill(queued: bool, says_gone: bool) {
     let device = Handle::new(10, queued);
     device.state().says_gone = says_gone;
-    let (mut table, share) = (table(&device), Arc::default());
-    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
+    let (mut table, handle) = (table(&device), Arc::default());
+    table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(1));
     device.packets(1, 5);
     table.poll_counters(Cycles(2));
     device.reset();
     table.poll_counters(Cycles(3));
-    assert_eq!((share.is_placed(), share.refused(), table.totals().lost), (false, None, 1));
-    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(4));
+    assert_eq!((handle.is_offloaded(), handle.refused(), table.totals().lost), (false, None, 1));
+    table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(4));
     device.packets(1, 3);
     table.poll_counters(Cycles(5));
-    assert_eq!((share.is_placed(), seen(&share)), (true, (8, 800)));
+    assert_eq!((handle.is_offloaded(), seen(&handle)), (true, (8, 800)));
 }
 
 #[test]
 fn a_flow_to_another_device_is_marked_and_counted_by_the_workers() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, share) = (table(&device), Arc::<HardwareShare>::default());
-        table.offer_and_poll([offer(1, "9", 100, &share)], Cycles(1));
-        assert_eq!(share.placed(), Placed::Partial);
-        assert_eq!(share.refused().unwrap(), "port 9 is not in this device's switch domain");
+        let (mut table, handle) = (table(&device), Arc::<OffloadHandle>::default());
+        table.offer_and_poll([offer(1, "9", 100, &handle)], Cycles(1));
+        assert_eq!(handle.state(), OffloadState::Partial);
+        assert_eq!(handle.refused().unwrap(), "port 9 is not in this device's switch domain");
         let rules: Vec<_> = device.state().rules.values().map(|installed| installed.rule.clone()).collect();
-        let mark = FlowAction::Mark(share.mark().unwrap());
+        let mark = FlowAction::Mark(handle.mark().unwrap());
         assert_eq!(rules[0].actions, [FlowAction::Count, mark, FlowAction::Rss(vec![0, 1])]);
         device.packets(1, 50);
         table.poll_counters(Cycles(2));
         let Totals { flows, partial, packets, ref refused, .. } = table.totals();
-        assert_eq!((flows, partial, packets, seen(&share)), (0, 1, 0, (0, 0)));
+        assert_eq!((flows, partial, packets, seen(&handle)), (0, 1, 0, (0, 0)));
         assert_eq!(refused, &HashMap::from([("port", 1)]));
         // Elsewhere is still not of the device: the rule stays.
-        table.offer_and_poll([offer(1, "8", 0, &share)], Cycles(3));
+        table.offer_and_poll([offer(1, "8", 0, &handle)], Cycles(3));
         assert_eq!(
-            (share.placed(), &*share.refused().unwrap()),
-            (Placed::Partial, "port 8 is not in this device's switch domain")
+            (handle.state(), &*handle.refused().unwrap()),
+            (OffloadState::Partial, "port 8 is not in this device's switch domain")
         );
         assert_eq!(device.state().next, 1);
         // It becomes one that the device does, and back.
-        table.offer_and_poll([offer(1, "2", 0, &share)], Cycles(4));
-        assert_eq!((share.placed(), share.refused(), device.rules()), (Placed::Full, None, 1));
+        table.offer_and_poll([offer(1, "2", 0, &handle)], Cycles(4));
+        assert_eq!((handle.state(), handle.refused(), device.rules()), (OffloadState::Full, None, 1));
         device.packets(1, 7);
         table.poll_counters(Cycles(5));
-        assert_eq!((table.totals().partial, table.totals().packets, seen(&share)), (0, 7, (7, 700)));
-        table.offer_and_poll([offer(1, "9", 0, &share)], Cycles(6));
-        assert_eq!((share.placed(), device.rules(), table.totals().partial), (Placed::Partial, 1, 1));
+        assert_eq!((table.totals().partial, table.totals().packets, seen(&handle)), (0, 7, (7, 700)));
+        table.offer_and_poll([offer(1, "9", 0, &handle)], Cycles(6));
+        assert_eq!((handle.state(), device.rules(), table.totals().partial), (OffloadState::Partial, 1, 1));
         device.reset();
         table.poll_counters(Cycles(7));
-        assert_eq!((share.placed(), share.refused(), table.totals().partial), (Placed::No, None, 0));
-        table.offer_and_poll([offer(1, "9", 100, &share)], Cycles(8));
+        assert_eq!((handle.state(), handle.refused(), table.totals().partial), (OffloadState::No, None, 0));
+        table.offer_and_poll([offer(1, "9", 100, &handle)], Cycles(8));
         table.withdraw_and_poll(2, Cycles(9));
-        assert_eq!((share.placed(), device.rules(), table.is_empty()), (Placed::No, 0, true));
+        assert_eq!((handle.state(), device.rules(), table.is_empty()), (OffloadState::No, 0, true));
     });
 }
 
@@ -480,24 +480,24 @@ fn marked_flows_are_evicted_first() {
     both(|queued| {
         let device = Handle::new(1, queued);
         let mut table = table(&device);
-        let shares: [Arc<HardwareShare>; 2] = Default::default();
-        table.offer_and_poll([offer(0, "2", 50, &shares[0])], Cycles(1));
+        let handles: [Arc<OffloadHandle>; 2] = Default::default();
+        table.offer_and_poll([offer(0, "2", 50, &handles[0])], Cycles(1));
         for turn in 2..6 {
             device.packets(0, 50);
             table.poll_counters(Cycles(turn));
         }
         // Three times the packets, but a mark does not spare as much.
-        table.offer_and_poll([offer(1, "9", 150, &shares[1])], Cycles(6));
-        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
-        assert_eq!(shares[1].refused(), None, "it is offered again");
-        table.offer_and_poll([offer(1, "9", 500, &shares[1])], Cycles(7));
-        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::No, Placed::Partial]);
+        table.offer_and_poll([offer(1, "9", 150, &handles[1])], Cycles(6));
+        assert_eq!(handles.each_ref().map(|handle| handle.state()), [OffloadState::Full, OffloadState::No]);
+        assert_eq!(handles[1].refused(), None, "it is offered again");
+        table.offer_and_poll([offer(1, "9", 500, &handles[1])], Cycles(7));
+        assert_eq!(handles.each_ref().map(|handle| handle.state()), [OffloadState::No, OffloadState::Partial]);
         for turn in 8..14 {
             device.packets(1, 500);
             table.poll_counters(Cycles(turn));
         }
-        table.offer_and_poll([offer(0, "2", 300, &shares[0])], Cycles(14));
-        assert_eq!(shares.each_ref().map(|share| share.placed()), [Placed::Full, Placed::No]);
+        table.offer_and_poll([offer(0, "2", 300, &handles[0])], Cycles(14));
+        assert_eq!(handles.each_ref().map(|handle| handle.state()), [OffloadState::Full, OffloadState::No]);
     });
 }
 
@@ -505,10 +505,10 @@ fn marked_flows_are_evicted_first() {
 fn a_refused_rule_names_the_refused_clause() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, share) = (table(&device), Arc::default());
+        let (mut table, handle) = (table(&device), Arc::default());
         device.state().refuses = true;
-        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
-        assert_eq!(share.refused().unwrap(), "fake: item 1 is not supported: no such item");
+        table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(1));
+        assert_eq!(handle.refused().unwrap(), "fake: item 1 is not supported: no such item");
         let elsewhere = Arc::default();
         table.offer_and_poll([offer(2, "9", 100, &elsewhere)], Cycles(1));
         let both = "port 9 is not in this device's switch domain; to mark its packets: fake: item 1 is not supported: no such item";
@@ -521,11 +521,11 @@ fn a_refused_rule_names_the_refused_clause() {
 fn a_refused_removal_is_repeated() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, share) = (table(&device), Arc::default());
-        table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
+        let (mut table, handle) = (table(&device), Arc::default());
+        table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(1));
         device.state().holds = true;
         table.withdraw_and_poll(2, Cycles(2));
-        assert_eq!((share.is_placed(), table.totals().leaving), (false, 1));
+        assert_eq!((handle.is_offloaded(), table.totals().leaving), (false, 1));
         device.state().holds = false;
         table.poll_counters(Cycles(3));
         table.polls(Cycles(3));
@@ -542,19 +542,19 @@ const TICK: Duration = Duration::from_millis(200);
 #[test]
 fn an_operation_without_completion_times_out() {
     let device = Handle::new(10, true);
-    let (mut table, share) = (table(&device), Arc::default());
+    let (mut table, handle) = (table(&device), Arc::default());
     device.state().mute = true;
     let start = Cycles::now();
-    table.offer_and_poll([offer(1, "2", 100, &share)], start);
-    assert!(!share.is_placed() && table.is_busy());
+    table.offer_and_poll([offer(1, "2", 100, &handle)], start);
+    assert!(!handle.is_offloaded() && table.is_busy());
     let late = Cycles::now() + cycles(COMPLETION_TIMEOUT + TICK);
     table.polls(late);
-    assert_eq!(share.refused().unwrap(), "no completion from the device in 1 s");
+    assert_eq!(handle.refused().unwrap(), "no completion from the device in 1 s");
     // The rule may be there all the same, so it is taken out.
     assert_eq!(device.state().pending, [(1, Operation::Create), (1, Operation::Destroy)]);
     device.state().mute = false;
     table.polls(late);
-    assert_eq!((share.is_placed(), device.rules(), table.is_busy(), table.is_empty()), (false, 0, false, true));
+    assert_eq!((handle.is_offloaded(), device.rules(), table.is_busy(), table.is_empty()), (false, 0, false, true));
     let totals = table.totals();
     assert_eq!((totals.lost_completions, totals.flows, totals.refused["completion"]), (1, 0, 1));
     // No credit is lost by it.
@@ -564,28 +564,31 @@ fn an_operation_without_completion_times_out() {
 #[test]
 fn a_rule_refused_by_completion_names_the_refused_clause() {
     let device = Handle::new(10, true);
-    let (mut table, share) = (table(&device), Arc::default());
+    let (mut table, handle) = (table(&device), Arc::default());
     device.state().refuses_late = true;
-    table.offer_and_poll([offer(1, "2", 100, &share)], Cycles(1));
-    assert_eq!((share.is_placed(), &*share.refused().unwrap()), (false, "fake: item 1 is not supported: no such item"));
+    table.offer_and_poll([offer(1, "2", 100, &handle)], Cycles(1));
+    assert_eq!(
+        (handle.is_offloaded(), &*handle.refused().unwrap()),
+        (false, "fake: item 1 is not supported: no such item")
+    );
     assert!(table.is_empty() && table.ports.values().all(|port| port.rules() == 0));
 }
 
 #[test]
 fn flows_change_and_go_while_their_insertion_is_pending() {
     let device = Handle::new(10, true);
-    let (mut table, share) = (table(&device), Arc::default());
+    let (mut table, handle) = (table(&device), Arc::default());
     // It goes.
-    table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(1));
+    table.offer(vec![Box::new(offer(1, "2", 100, &handle))], Cycles(1));
     table.withdraw(2, Cycles(1));
     table.polls(Cycles(1));
-    assert_eq!((share.is_placed(), device.rules(), table.is_empty()), (false, 0, true));
+    assert_eq!((handle.is_offloaded(), device.rules(), table.is_empty()), (false, 0, true));
     // It changes: the last word counts.
-    table.offer(vec![Box::new(offer(1, "2", 100, &share))], Cycles(2));
-    table.offer(vec![Box::new(offer(1, "3", 0, &share))], Cycles(2));
-    table.offer(vec![Box::new(offer(1, "drop", 0, &share))], Cycles(2));
+    table.offer(vec![Box::new(offer(1, "2", 100, &handle))], Cycles(2));
+    table.offer(vec![Box::new(offer(1, "3", 0, &handle))], Cycles(2));
+    table.offer(vec![Box::new(offer(1, "drop", 0, &handle))], Cycles(2));
     table.polls(Cycles(2));
-    assert_eq!((share.is_placed(), device.rules()), (true, 1));
+    assert_eq!((handle.is_offloaded(), device.rules()), (true, 1));
     assert!(device.state().rules.values().all(|installed| installed.rule.actions.ends_with(&[FlowAction::Drop])));
 }
 
@@ -593,22 +596,22 @@ fn flows_change_and_go_while_their_insertion_is_pending() {
 fn idle_flows_go_back_to_the_workers() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
+        let (mut table, handles) = (table(&device), [(); 2].map(|()| Arc::<OffloadHandle>::default()));
         let start = Cycles::now();
-        table.offer_and_poll((0..2).map(|n| offer(n, "2", 100, &shares[n])), start);
+        table.offer_and_poll((0..2).map(|n| offer(n, "2", 100, &handles[n])), start);
         let later = start + cycles(IDLE + IDLE);
         device.packets(1, 7);
         // The device says which has aged; what it has counted before counts, and came before it aged.
         device.state().aged = vec![2, 99];
         table.handle_event(1, FlowEvent::Aged, later);
         table.polls(later);
-        assert_eq!(shares.each_ref().map(|share| share.is_placed()), [true, false]);
-        assert_eq!((seen(&shares[1]), shares[1].stats().used), ((7, 700), later - cycles(IDLE)));
+        assert_eq!(handles.each_ref().map(|handle| handle.is_offloaded()), [true, false]);
+        assert_eq!((seen(&handles[1]), handles[1].stats().used), ((7, 700), later - cycles(IDLE)));
         // The other is found without the device's help.
         table.poll_counters(later);
         table.poll_counters(later);
         table.polls(later);
-        assert_eq!((shares[0].is_placed(), device.rules(), table.totals().aged), (false, 0, 2));
+        assert_eq!((handles[0].is_offloaded(), device.rules(), table.totals().aged), (false, 0, 2));
     });
 }
 
@@ -617,15 +620,15 @@ fn a_poll_costs_no_more_for_idle_flows() {
     let queries_of_a_look = |idle: usize| {
         let device = Handle::new(100_000, false);
         let mut table = table(&device);
-        let shares: Vec<Arc<HardwareShare>> = (0..idle + 50).map(|_| Arc::default()).collect();
-        table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+        let handles: Vec<Arc<OffloadHandle>> = (0..idle + 50).map(|_| Arc::default()).collect();
+        table.offer_and_poll(handles.iter().enumerate().map(|(n, handle)| offer(n, "2", 100, handle)), Cycles(1));
         let mut queries = 0;
         for round in 2..6 {
             (0..50).for_each(|station| device.packets(station, 1));
             let before = device.state().queries;
             table.poll_counters(Cycles(round));
             queries = device.state().queries - before;
-            assert!(shares[..50].iter().all(|share| seen(share).0 == round - 1));
+            assert!(handles[..50].iter().all(|handle| seen(handle).0 == round - 1));
         }
         queries
     };
@@ -640,12 +643,12 @@ fn a_poll_costs_no_more_for_idle_flows() {
 fn a_poll_of_all_counters_reads_every_counter() {
     let device = Handle::new(100_000, false);
     let mut table = table(&device);
-    let shares: Vec<Arc<HardwareShare>> = (0..3000).map(|_| Arc::default()).collect();
-    table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    let handles: Vec<Arc<OffloadHandle>> = (0..3000).map(|_| Arc::default()).collect();
+    table.offer_and_poll(handles.iter().enumerate().map(|(n, handle)| offer(n, "2", 100, handle)), Cycles(1));
     (0..3).for_each(|round| table.poll_counters(Cycles(round)));
     (0..3000).step_by(100).for_each(|station| device.packets(station, 3));
     table.poll_all_counters(Cycles(9));
-    assert!(shares.iter().step_by(100).all(|share| seen(share).0 == 3));
+    assert!(handles.iter().step_by(100).all(|handle| seen(handle).0 == 3));
 }
 
 #[test]
@@ -653,20 +656,20 @@ fn rules_of_a_port_are_bounded() {
     both(|queued| {
         let device = Handle::new(100, queued);
         let mut table = table_with(&device, Config { rules_of_a_port: 2, ..Config::default() });
-        let shares: [Arc<HardwareShare>; 5] = Default::default();
-        table.offer_and_poll((0..3).map(|n| offer(n, "2", 100 - n as u64, &shares[n])), Cycles(1));
+        let handles: [Arc<OffloadHandle>; 5] = Default::default();
+        table.offer_and_poll((0..3).map(|n| offer(n, "2", 100 - n as u64, &handles[n])), Cycles(1));
         // Another port has its own.
-        table.offer_and_poll([offer_from(3, 3, "2", 50, &shares[3])], Cycles(1));
-        let placed = |shares: &[Arc<HardwareShare>; 5]| shares.each_ref().map(|share| share.is_placed());
-        assert_eq!(placed(&shares), [true, true, false, true, false]);
+        table.offer_and_poll([offer_from(3, 3, "2", 50, &handles[3])], Cycles(1));
+        let placed = |handles: &[Arc<OffloadHandle>; 5]| handles.each_ref().map(|handle| handle.is_offloaded());
+        assert_eq!(placed(&handles), [true, true, false, true, false]);
         // One that sees more takes the place of one of the same port.
         (0..8).for_each(|round| table.poll_counters(Cycles(round)));
-        table.offer_and_poll([offer(4, "2", 1000, &shares[4])], Cycles(9));
-        let now = placed(&shares);
+        table.offer_and_poll([offer(4, "2", 1000, &handles[4])], Cycles(9));
+        let now = placed(&handles);
         assert_eq!((now[0] ^ now[1], now[3], now[4], table.totals().evictions), (true, true, true, 1));
         // A change needs no credit of its own.
-        table.offer_and_poll([offer(4, "3", 0, &shares[4])], Cycles(9));
-        assert!(shares[4].is_placed() && device.rules() == 3);
+        table.offer_and_poll([offer(4, "3", 0, &handles[4])], Cycles(9));
+        assert!(handles[4].is_offloaded() && device.rules() == 3);
         (0..5).for_each(|ufid| table.withdraw_and_poll(ufid + 1, Cycles(10)));
         assert!(table.ports.values().all(|port| port.rules() == 0) && device.rules() == 0);
     });
@@ -676,14 +679,14 @@ fn rules_of_a_port_are_bounded() {
 fn waiting_offers_are_bounded() {
     let device = Handle::new(100, true);
     let mut table = table_with(&device, Config { waiting: 3, ..Config::default() });
-    let shares: [Arc<HardwareShare>; 10] = Default::default();
-    let all = |output| (0..10).map(|n| Box::new(offer(n, output, 1, &shares[n]))).collect();
+    let handles: [Arc<OffloadHandle>; 10] = Default::default();
+    let all = |output| (0..10).map(|n| Box::new(offer(n, output, 1, &handles[n]))).collect();
     table.offer(all("2"), Cycles(1));
     // Each waits for the rule that is on its way.
     table.offer(all("3"), Cycles(1));
     assert_eq!(table.totals().dropped, 7);
     // The latest word on one that waits takes the place of the one before.
-    table.offer(vec![Box::new(offer(0, "2", 1, &shares[0]))], Cycles(1));
+    table.offer(vec![Box::new(offer(0, "2", 1, &handles[0]))], Cycles(1));
     assert_eq!(table.totals().dropped, 7);
     table.polls(Cycles(1));
     assert_eq!((table.totals().flows, device.rules()), (3, 3));
@@ -693,22 +696,22 @@ fn waiting_offers_are_bounded() {
 fn a_reported_reset_loses_all_flows_at_once() {
     both(|queued| {
         let device = Handle::new(100, queued);
-        let (mut table, shares) = (table(&device), [(); 20].map(|()| Arc::<HardwareShare>::default()));
+        let (mut table, handles) = (table(&device), [(); 20].map(|()| Arc::<OffloadHandle>::default()));
         let fill = |table: &mut Table, now| {
-            let missing = (0..20).filter(|n| !shares[*n].is_placed());
-            table.offer_and_poll(missing.map(|n| offer(n, "2", 100, &shares[n])), now);
+            let missing = (0..20).filter(|n| !handles[*n].is_offloaded());
+            table.offer_and_poll(missing.map(|n| offer(n, "2", 100, &handles[n])), now);
         };
         fill(&mut table, Cycles(1));
         (0..20).for_each(|station| device.packets(station, 5));
         table.poll_counters(Cycles(2));
         device.reset();
         table.handle_event(1, FlowEvent::Reset, Cycles(3));
-        assert!(table.has_lost && shares.iter().all(|share| !share.is_placed()));
+        assert!(table.has_lost && handles.iter().all(|handle| !handle.is_offloaded()));
         assert_eq!((table.totals().lost, table.totals().flows), (20, 0));
         fill(&mut table, Cycles(4));
         (0..20).for_each(|station| device.packets(station, 3));
         table.poll_counters(Cycles(5));
-        assert!(shares.iter().all(|share| share.is_placed() && seen(share) == (8, 800)));
+        assert!(handles.iter().all(|handle| handle.is_offloaded() && seen(handle) == (8, 800)));
     });
 }
 
@@ -716,8 +719,8 @@ fn a_reported_reset_loses_all_flows_at_once() {
 fn one_lost_rule_reveals_a_reset() {
     let device = Handle::new(10_000, false);
     let mut table = table(&device);
-    let shares: Vec<Arc<HardwareShare>> = (0..5000).map(|_| Arc::default()).collect();
-    table.offer_and_poll(shares.iter().enumerate().map(|(n, share)| offer(n, "2", 100, share)), Cycles(1));
+    let handles: Vec<Arc<OffloadHandle>> = (0..5000).map(|_| Arc::default()).collect();
+    table.offer_and_poll(handles.iter().enumerate().map(|(n, handle)| offer(n, "2", 100, handle)), Cycles(1));
     (0..3).for_each(|round| table.poll_counters(Cycles(round)));
     device.reset();
     table.poll_counters(Cycles(4));
@@ -728,8 +731,8 @@ fn one_lost_rule_reveals_a_reset() {
 fn nothing_of_a_removed_port_is_held() {
     both(|queued| {
         let device = Handle::new(10, queued);
-        let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
-        table.offer_and_poll([offer(0, "2", 9, &shares[0]), offer_from(2, 1, "1", 9, &shares[1])], Cycles(1));
+        let (mut table, handles) = (table(&device), [(); 2].map(|()| Arc::<OffloadHandle>::default()));
+        table.offer_and_poll([offer(0, "2", 9, &handles[0]), offer_from(2, 1, "1", 9, &handles[1])], Cycles(1));
         let remove = |table: &mut Table, port| {
             while !table.remove_port(port, Cycles(2)) {
                 table.poll(Cycles(2));
@@ -737,10 +740,10 @@ fn nothing_of_a_removed_port_is_held() {
             table.detach(port);
         };
         remove(&mut table, 1);
-        assert_eq!(shares.each_ref().map(|share| share.is_placed()), [false, true]);
+        assert_eq!(handles.each_ref().map(|handle| handle.is_offloaded()), [false, true]);
         // Port 3 is in charge of the rules of all.
         remove(&mut table, 3);
-        assert_eq!((shares[1].is_placed(), device.rules()), (false, 0));
+        assert_eq!((handles[1].is_offloaded(), device.rules()), (false, 0));
         remove(&mut table, 2);
         assert!(table.is_empty() && table.devices.is_empty());
     });
@@ -749,11 +752,11 @@ fn nothing_of_a_removed_port_is_held() {
 #[test]
 fn a_port_is_removed_without_completions() {
     let device = Handle::new(10, true);
-    let (mut table, shares) = (table(&device), [(); 2].map(|()| Arc::<HardwareShare>::default()));
-    table.offer_and_poll([offer(0, "2", 9, &shares[0])], Cycles(1));
+    let (mut table, handles) = (table(&device), [(); 2].map(|()| Arc::<OffloadHandle>::default()));
+    table.offer_and_poll([offer(0, "2", 9, &handles[0])], Cycles(1));
     device.state().mute = true;
-    table.offer_and_poll([offer(1, "2", 9, &shares[1])], Cycles(1));
+    table.offer_and_poll([offer(1, "2", 9, &handles[1])], Cycles(1));
     assert!(!table.remove_port(1, Cycles(2)));
     table.detach(1);
-    assert!(shares.iter().all(|share| !share.is_placed()) && !table.is_busy() && table.is_empty());
+    assert!(handles.iter().all(|handle| !handle.is_offloaded()) && !table.is_busy() && table.is_empty());
 }

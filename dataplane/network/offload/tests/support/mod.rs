@@ -6,6 +6,7 @@
 use dpdk::{Eal, EalConfig, EalMemory, EthDev, EthDevConfig, Mempool, Queues};
 use engine::{Engine, IdlePolicy};
 use flow::text::FlowMatch;
+use l2::{BridgeConfig, BridgePort, PortConfig, Switch};
 use offload::{Offloader, Totals};
 use packet::Burst;
 use parking_lot::{Mutex, MutexGuard};
@@ -17,7 +18,6 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
-use switch::{BridgeConfig, BridgePort, PortConfig, Switch};
 
 /// DPDK is once in a process, and so for all these tests, of which each has two cores to itself.
 static EAL: LazyLock<(Eal, Mempool, Mutex<usize>)> = LazyLock::new(|| {

@@ -6,6 +6,7 @@ use crate::network::flow::offload_totals;
 use crate::network::port;
 use ::port::Counters;
 use api::flow::OffloadInfo;
+use l2::{PortReport, Switch, WorkerStats};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -13,7 +14,6 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use std::fmt;
 use std::sync::atomic::Ordering;
-use switch::{PortReport, Switch, WorkerStats};
 
 /// What a port could not receive or send, among its counters.
 const LOSSES: [&str; 6] = ["rx_no_buffer", "rx_invalid", "tx_full", "tx_down", "tx_no_buffer", "tx_invalid"];
