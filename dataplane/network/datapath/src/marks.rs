@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_comes_back_late_and_never_while_its_place_is_taken() {
+    fn a_mark_is_reused_late_and_never_while_its_place_is_taken() {
         let marks = Marks::default();
         assert_eq!(marks.take(), Some(1));
         let mut last = 1;

@@ -18,15 +18,15 @@ pub const BATCH: usize = 32;
 pub struct Megaflow {
     /// The values that packets have; where the mask does not look they are 0 in a flow that was installed.
     pub key: Key,
-    /// What is looked at.
+    /// The bits of the key that are matched.
     pub mask: Mask,
-    /// What is done.
+    /// The actions.
     pub actions: Arc<[Action]>,
-    /// What it has seen.
+    /// Statistics.
     pub stats: Stats,
-    /// Its name; 0 in a new flow takes the one that follows from key and mask.
+    /// The unique flow identifier; 0 in a new flow takes the one that follows from key and mask.
     pub ufid: u128,
-    /// When it was installed or renewed, in [`FlowCache::invalidate`]s.
+    /// The epoch in which the flow was installed or renewed, counted in [`FlowCache::invalidate`]s.
     pub epoch: u32,
 }
 
@@ -44,21 +44,21 @@ impl Megaflow {
     }
 }
 
-/// What a flow has seen.
+/// Statistics of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
     /// Packets.
     pub packets: u64,
-    /// Their bytes.
+    /// Bytes of these packets.
     pub bytes: u64,
-    /// The last time; 0 for never.
+    /// When the flow was last used; 0 for never.
     pub used: Cycles,
     /// All TCP flags of all packets.
     pub tcp_flags: u16,
 }
 
 impl Stats {
-    /// Adds what somebody else has seen of the same flow.
+    /// Adds statistics of the same flow from another cache or from hardware.
     pub fn add(&mut self, other: &Stats) {
         self.packets += other.packets;
         self.bytes += other.bytes;
@@ -115,7 +115,7 @@ pub enum InsertError {
     Unsupported(#[from] Unsupported),
 }
 
-/// How often each tier answered.
+/// Look-ups that each tier answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hits {
     /// The mark that hardware gave the packet.
@@ -306,7 +306,7 @@ impl FlowCache {
         hits
     }
 
-    /// The signature and megaflow tiers, for the packets whose bit is set. Returns which nobody has found.
+    /// The signature and megaflow tiers, for the packets whose bit is set. Returns the packets that neither has found.
     fn lookup_slow(&mut self, packets: &[Miniflow], slow: u32, fill_exact: bool, flows: &mut [u32; BATCH]) -> u32 {
         // A single table answers as fast, once there are more flows than signatures.
         let ask_signature = self.classifier.most_subtables() > 1 || self.store.len() <= self.smc.entries() / 4;

@@ -90,7 +90,7 @@ fn small_mask(input: &mut Input<'_>) -> Mask {
 /// Marks that were given, each with the match that hardware gives it by, and is late in forgetting.
 type Given = Vec<(u32, Key, Mask)>;
 
-/// Marks packets as hardware does that came in by a port, and makes them match what it has seen in them; some marks nobody gave.
+/// Marks packets of a port as hardware does, and makes each match the flow of its mark; some marks belong to no flow.
 fn mark(input: &mut Input<'_>, given: &Given, port: u64, packets: &mut [Miniflow]) -> Vec<u32> {
     let mark = |packet: &mut Miniflow| {
         packet.key.set(field::IN_PORT, port);

@@ -28,7 +28,7 @@ pub(crate) struct Marks {
 }
 
 impl Marks {
-    /// No mark was ever given.
+    /// Whether no mark was ever given.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()
@@ -45,7 +45,7 @@ impl Marks {
         prefetch(&self.places, place(mark));
     }
 
-    /// Whom the mark was given to.
+    /// The flow that the mark was given to.
     #[inline]
     pub(crate) fn find(&self, mark: u32, port: PortNo, epoch: u32) -> Option<&Marked> {
         let found = self.places.get(place(mark))?;

@@ -230,7 +230,7 @@ fn a_packet_that_is_sent_twice_is_copied_once() {
 }
 
 #[test]
-fn tags_go_on_and_come_off() {
+fn vlan_tags_are_added_and_removed() {
     let pool = pool();
     let seen = run(&pool, &udp4(), "push_vlan(vid=7,pcp=3),push_vlan(tpid=0x88a8,vid=9,pcp=0),1");
     let out = sent(&seen);
@@ -240,7 +240,7 @@ fn tags_go_on_and_come_off() {
 }
 
 #[test]
-fn labels_go_on_and_come_off() {
+fn mpls_labels_are_added_and_removed() {
     let pool = pool();
     let seen = run(&pool, &udp4(), "push_mpls(label=100,tc=1,ttl=64,bos=1,eth_type=0x8847),1");
     let out = sent(&seen);
@@ -250,7 +250,7 @@ fn labels_go_on_and_come_off() {
 }
 
 #[test]
-fn ethernet_comes_off_and_goes_on() {
+fn ethernet_headers_are_removed_and_added() {
     let pool = pool();
     let seen = run(&pool, &udp4(), "pop_eth,set(ipv4(ttl=9)),push_eth(src=02:00:00:00:00:02,dst=02:00:00:00:00:01),1");
     let mut expected = run(&pool, &udp4(), "set(ipv4(ttl=9)),1");
@@ -262,7 +262,7 @@ fn ethernet_comes_off_and_goes_on() {
 }
 
 #[test]
-fn what_is_set_goes_with_a_recirculated_packet() {
+fn set_metadata_goes_with_a_recirculated_packet() {
     let pool = pool();
     let seen = run(&pool, &udp4(), "set(skb_mark(0x7)),clone(set(skb_mark(0x9)),recirc(2)),hash(sym_l4(0)),recirc(1)");
     let [(_, 2, inner), (_, 1, outer)] = &seen.recirculated[..] else { panic!("{} packets", seen.recirculated.len()) };
@@ -272,14 +272,14 @@ fn what_is_set_goes_with_a_recirculated_packet() {
 }
 
 #[test]
-fn truncation_is_for_the_next_output() {
+fn trunc_applies_to_the_next_output_alone() {
     let pool = pool();
     let seen = run(&pool, &udp4(), "trunc(20),2,1");
     assert_eq!(seen.output.iter().map(|(packet, _)| packet.len()).collect::<Vec<_>>(), [20, udp4().len()]);
 }
 
 #[test]
-fn length_chooses_and_the_rest_follows() {
+fn check_pkt_len_chooses_by_length() {
     let pool = pool();
     let ports = |actions| run(&pool, &udp4(), actions).output.iter().map(|(_, port)| *port).collect::<Vec<_>>();
     assert_eq!(ports("check_pkt_len(size=46,gt(4),le(5)),1"), [5, 1]);
@@ -287,7 +287,7 @@ fn length_chooses_and_the_rest_follows() {
 }
 
 #[test]
-fn every_packet_that_goes_nowhere_has_a_reason() {
+fn every_dropped_packet_has_a_reason() {
     let pool = pool();
     let reasons = |actions| run(&pool, &udp4(), actions).dropped;
     assert_eq!(reasons("drop"), [DropReason::FlowDrop]);
@@ -301,7 +301,7 @@ fn every_packet_that_goes_nowhere_has_a_reason() {
 }
 
 #[test]
-fn without_a_buffer_only_the_copy_is_lost() {
+fn an_empty_pool_loses_only_the_copy() {
     let pool = pool();
     let only = packet(&pool, &udp4());
     let rest: Vec<Packet> = std::iter::from_fn(|| pool.take_one()).collect();
@@ -314,7 +314,7 @@ fn without_a_buffer_only_the_copy_is_lost() {
 }
 
 #[test]
-fn a_checksum_that_is_still_to_be_completed_keeps_its_pseudo_header() {
+fn a_partial_checksum_keeps_its_pseudo_header_sum() {
     let pool = pool();
     let mut bytes = udp4();
     let partial = |ip: &[u8]| folded(pseudo_header(ip, 20));

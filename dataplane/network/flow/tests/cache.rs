@@ -66,7 +66,7 @@ fn each_tier_answers_in_its_turn() {
 }
 
 #[test]
-fn a_flow_counts_ages_and_goes() {
+fn a_flow_counts_packets_ages_and_is_removed() {
     let mut cache = FlowCache::new(Config::default());
     let used = cache.insert(flow(key(1, 0, 1, 0), mask())).expect("a flow");
     let never = cache.insert(flow(key(1, 0, 2, 0), mask())).expect("a flow");
@@ -127,7 +127,7 @@ fn flows_that_do_the_same_share_their_actions() {
 }
 
 #[test]
-fn more_flows_than_signatures_go_by_the_table() {
+fn more_flows_than_signatures_are_found_by_the_classifier() {
     let mut cache = FlowCache::new(Config { emc_entries: 2, smc_entries: 64, ..Config::default() });
     let keys: Vec<Key> = (0..100).map(|dst| key(1, 0, dst, 0)).collect();
     let ids: Vec<_> = keys.iter().map(|key| cache.insert(flow(*key, mask())).ok()).collect();
@@ -144,7 +144,7 @@ fn more_flows_than_signatures_go_by_the_table() {
 }
 
 #[test]
-fn what_cannot_be_installed_says_why() {
+fn a_refused_flow_says_why() {
     let mut cache = FlowCache::new(Config { flow_limit: 2, ..Config::default() });
     let id = cache.insert_checked(flow(key(1, 0, 1, 0), mask())).expect("a flow");
     assert_eq!(cache.insert_checked(flow(key(1, 5, 1, 5), mask())), Err(InsertError::Exists(id)));
@@ -268,7 +268,7 @@ fn marked(cache: &mut FlowCache, port: u32, mark: u32) -> Option<FlowId> {
 }
 
 #[test]
-fn a_mark_names_a_flow_of_its_port_while_that_lives() {
+fn a_mark_finds_its_flow_as_long_as_the_flow_lives() {
     let mut cache = FlowCache::new(Config::default());
     let id = cache.insert(flow(key(1, 0, 7, 0), mask())).expect("a flow");
     assert!(!cache.has_marks());
@@ -276,7 +276,7 @@ fn a_mark_names_a_flow_of_its_port_while_that_lives() {
     assert_eq!(marked(&mut cache, 1, 5), Some(id));
     assert_eq!(marked(&mut cache, 2, 5), None, "of another port");
     assert_eq!(marked(&mut cache, 1, 5 + MARK_PLACES), None, "of another generation");
-    assert_eq!(marked(&mut cache, 1, u32::MAX), None, "of nobody");
+    assert_eq!(marked(&mut cache, 1, u32::MAX), None, "a mark of no flow");
     assert_eq!(cache.hits(), Hits { mark: 1, ..Hits::default() });
     // The flow goes, and another one has its place: the mark is of neither.
     cache.remove(id).expect("the flow");
@@ -284,7 +284,7 @@ fn a_mark_names_a_flow_of_its_port_while_that_lives() {
     assert!(!cache.set_mark(6, id), "the flow is gone");
     let next = cache.insert(flow(key(1, 0, 8, 0), mask())).expect("a flow");
     assert_eq!(marked(&mut cache, 1, 5), None);
-    // The next mark of this place is of the new flow, and the old one of nobody.
+    // The next mark of this place is of the new flow, and the old one of no flow.
     assert!(cache.set_mark(5 + MARK_PLACES, next));
     assert_eq!((marked(&mut cache, 1, 5), marked(&mut cache, 1, 5 + MARK_PLACES)), (None, Some(next)));
     // Flows of an earlier epoch do not match, by whatever they are found.

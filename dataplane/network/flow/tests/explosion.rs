@@ -128,13 +128,13 @@ fn innocent_flows_keep_above_half() {
 }
 
 #[test]
-fn the_classifier_looks_into_few_more_tables() {
+fn the_classifier_probes_few_more_subtables() {
     let (before, worst) = under_attack(CLASSIFIER_ONLY, &innocent(1, 512), probes);
     assert!(worst <= 2.0 * before, "{before} before, {worst} at worst");
 }
 
 #[test]
-fn other_ports_do_not_notice() {
+fn a_mask_explosion_does_not_slow_other_ports() {
     let mut cache = FlowCache::new(CLASSIFIER_ONLY);
     let innocent = innocent(2, 256);
     send(&mut cache, &innocent);
@@ -147,7 +147,7 @@ fn other_ports_do_not_notice() {
 /// A packet that no flow matches is looked for in every table. Without its bounds the classifier has one a mask, and the same
 /// packets take it down: the attack is one.
 #[test]
-fn a_miss_is_bounded() {
+fn the_work_of_a_miss_is_bounded() {
     let misses = |limits| {
         let mut cache = FlowCache::new(Config { limits, ..CLASSIFIER_ONLY });
         let all: Vec<Megaflow> = (0..2048).map(attack).collect();

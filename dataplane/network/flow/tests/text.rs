@@ -99,7 +99,7 @@ fn actions_round_trip() {
 }
 
 #[test]
-fn errors_point_at_the_place() {
+fn parse_errors_point_at_the_place() {
     let of_match = |text: &str| text.parse::<FlowMatch>().expect_err("an error").to_string();
     assert_eq!(
         of_match("in_port(1),eth(scr=02:00:00:00:00:01)"),

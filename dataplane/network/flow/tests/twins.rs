@@ -139,7 +139,7 @@ proptest! {
 }
 
 #[test]
-fn cache_answers_as_a_list_does() {
+fn the_cache_answers_as_a_list_of_flows() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 2000,
         failure_persistence: None,

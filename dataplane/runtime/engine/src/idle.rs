@@ -155,7 +155,7 @@ mod model {
         }
     }
 
-    /// A ring as two sides share it, and the driver's kick: an eventfd, readable from the first kick on, that wakes whoever
+    /// A ring as two sides share it, and the driver's kick: an eventfd, readable from the first kick on, that wakes the thread that
     /// watches it.
     struct Ring {
         available: AtomicU64,

@@ -31,7 +31,7 @@ const GONE: u64 = u64::MAX;
 
 // SAFETY: values are shared by reference among readers and freed by the publisher.
 unsafe impl<T: Send + Sync> Send for Shared<T> {}
-// SAFETY: as above; the publisher's state is behind a mutex.
+// SAFETY: readers share values by reference, which `T: Sync` allows; the publisher's state is behind a mutex.
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
 impl<T: Send + Sync> Snapshot<T> {
@@ -182,14 +182,14 @@ mod model {
         }
 
         fn read(&self) -> u32 {
-            // SAFETY: as above.
+            // SAFETY: the pointer is valid for the call; loom finds every access that races.
             self.0.get_ref().with(|value| unsafe { *value })
         }
     }
 
     impl Drop for Watched {
         fn drop(&mut self) {
-            // SAFETY: as above.
+            // SAFETY: the pointer is valid for the call; loom finds every access that races.
             self.0.get_ref().with_mut(|value| unsafe { *value = u32::MAX });
         }
     }

@@ -19,7 +19,7 @@ struct Shared<T> {
 
 // SAFETY: a place is the producer's until `put` passes it, and then the consumer's until `taken` does.
 unsafe impl<T: Send> Send for Shared<T> {}
-// SAFETY: as above.
+// SAFETY: producer and consumer are one each, and a place belongs to one of them at a time (see `Send` of this type).
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 /// The end that values are put in by.
@@ -101,7 +101,7 @@ impl<T> Consumer<T> {
 }
 
 impl<T> Drop for Consumer<T> {
-    /// What nobody takes any more is dropped here; what is put in later, with the queue.
+    /// Drops the values that are in the queue; the queue itself drops those that are put in later.
     fn drop(&mut self) {
         while self.pop().is_some() {}
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_dropped_once() {
+    fn values_left_in_an_spsc_queue_are_dropped_once() {
         let value = Arc::new(());
         let (mut producer, mut consumer) = spsc(8);
         for _ in 0..5 {
@@ -203,7 +203,7 @@ mod model {
 
     /// An end that goes leaves nothing behind, whatever the other is doing.
     #[test]
-    fn what_nobody_takes_is_dropped() {
+    fn values_that_no_reader_takes_are_dropped() {
         loom::model(|| {
             let (mut producer, consumer) = spsc(2);
             let worker = loom::thread::spawn(move || {
@@ -220,7 +220,7 @@ mod model {
     /// sleeps only after an empty look at every queue, and sleeps through none. Loom finds the deadlock when it looks before it
     /// announces, and when a giver wakes before it gives.
     #[test]
-    fn what_is_handed_over_wakes() {
+    fn a_value_in_an_spsc_queue_wakes_its_reader() {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
         model.check(|| {

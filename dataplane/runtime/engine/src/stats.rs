@@ -1,4 +1,4 @@
-//! Counters of a worker and of a source: written by the worker with plain stores, read by anybody.
+//! Counters of a worker and of a source: written by the worker with plain stores, read by any thread.
 
 #![cfg(not(loom))]
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Shared {
     epoll: OwnedFd,
-    bell: OwnedFd,
+    eventfd: OwnedFd,
     pub(crate) sleep: SleepFlag,
 }
 
@@ -25,13 +25,13 @@ pub struct WakeSet(Arc<Shared>);
 impl Waker {
     /// A waker of its own, for a loop that is not a worker of the engine.
     pub fn new() -> io::Result<Waker> {
-        // SAFETY: creates a descriptor that we own, or fails with -1.
+        // SAFETY: `epoll_create1` creates a descriptor that no other owner has, or fails with -1, as `owned` requires.
         let epoll = unsafe { owned(libc::epoll_create1(libc::EPOLL_CLOEXEC))? };
-        // SAFETY: as above.
-        let bell = unsafe { owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))? };
-        let shared = Arc::new(Shared { epoll, bell, sleep: SleepFlag::new() });
+        // SAFETY: `eventfd` creates a descriptor that no other owner has, or fails with -1, as `owned` requires.
+        let eventfd = unsafe { owned(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))? };
+        let shared = Arc::new(Shared { epoll, eventfd, sleep: SleepFlag::new() });
         let waker = Waker(shared);
-        waker.wake_set().add(waker.0.bell.as_raw_fd())?;
+        waker.wake_set().add(waker.0.eventfd.as_raw_fd())?;
         Ok(waker)
     }
 
@@ -40,7 +40,7 @@ impl Waker {
         if self.0.sleep.must_wake() {
             let one = 1_u64.to_ne_bytes();
             // SAFETY: writes 8 bytes of ours to our eventfd. It can only fail when its count is full, and then it is readable.
-            unsafe { libc::write(self.0.bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+            unsafe { libc::write(self.0.eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
         }
     }
 
@@ -51,7 +51,7 @@ impl Waker {
 }
 
 impl WakeSet {
-    /// From now on `fd` wakes the worker whenever it becomes readable (edge triggered: nobody has to read it).
+    /// From now on `fd` wakes the worker whenever it becomes readable (edge triggered: no thread has to read it).
     pub fn add(&self, fd: RawFd) -> io::Result<()> {
         let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: fd as u64 };
         self.control(libc::EPOLL_CTL_ADD, fd, &mut event)
@@ -94,11 +94,11 @@ impl Shared {
 }
 
 /// # Safety
-/// `fd` is a descriptor that nobody else owns, or negative after a failed call.
+/// `fd` is a descriptor without another owner, or negative after a failed call.
 unsafe fn owned(fd: RawFd) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: promised by the caller.
+    // SAFETY: `fd` is open and has no other owner: the caller guarantees it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

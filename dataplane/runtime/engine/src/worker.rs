@@ -73,9 +73,9 @@ struct Handle {
 /// A worker and its sources at one moment. Cycles since the start.
 #[derive(Clone, Debug)]
 pub struct WorkerReport {
-    /// Its number, from 0.
+    /// The number of the worker, from 0.
     pub id: usize,
-    /// Its core.
+    /// The core of the worker.
     pub cpu: usize,
     /// Cycles in polls that did work.
     pub busy: u64,
@@ -85,18 +85,18 @@ pub struct WorkerReport {
     pub asleep: u64,
     /// Turns.
     pub turns: u64,
-    /// Times it went to sleep.
+    /// The number of sleeps.
     pub sleeps: u64,
-    /// Its sources.
+    /// The sources of the worker.
     pub sources: Vec<SourceReport>,
 }
 
 /// A source at one moment. Cycles since it was added.
 #[derive(Clone, Debug)]
 pub struct SourceReport {
-    /// As [`WorkerHandle::add`] named it.
+    /// The identifier that [`WorkerHandle::add`] gave.
     pub id: SourceId,
-    /// Its name.
+    /// The name of the source.
     pub name: String,
     /// Cycles in polls that did work.
     pub busy: u64,
@@ -107,22 +107,22 @@ pub struct SourceReport {
 }
 
 impl WorkerHandle {
-    /// Its number, from 0.
+    /// The number of the worker, from 0.
     pub fn id(&self) -> usize {
         self.0.id
     }
 
-    /// The core it is pinned to.
+    /// The core that the worker is pinned to.
     pub fn cpu(&self) -> usize {
         self.0.cpu
     }
 
-    /// What wakes it.
+    /// The waker of the worker.
     pub fn waker(&self) -> Waker {
         self.0.waker.clone()
     }
 
-    /// The descriptors that wake it.
+    /// The descriptors that wake the worker.
     pub fn wake_set(&self) -> WakeSet {
         self.0.waker.wake_set()
     }
@@ -145,7 +145,7 @@ impl WorkerHandle {
         answer.recv().ok()
     }
 
-    /// What it did so far.
+    /// The counters of the worker and of its sources.
     pub fn report(&self) -> WorkerReport {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let stats = &self.0.stats;

@@ -30,7 +30,7 @@ proptest! {
 }
 
 #[test]
-fn headers_that_are_cut_off_at_every_byte() {
+fn truncated_headers_leak_no_buffer() {
     let arp = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac(1).octets(), &[10, 0, 0, 1], &[0; 6], &[10, 0, 0, 2]].concat();
     let ipv4 = [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2][..], &[0; 8]].concat();
     let mut ipv6 = vec![0; 64];
@@ -92,7 +92,7 @@ fn an_empty_pool_costs_copies_and_nothing_else() {
 }
 
 #[test]
-fn a_port_that_floods_the_translation_does_not_starve_others() {
+fn a_port_that_floods_upcalls_does_not_starve_others() {
     let mut net = Net::new(&[any(), any(), any()]);
     net.reaches(3, &frame(mac(3), BROADCAST, None));
     let hostile = |n: u32| {
@@ -125,7 +125,7 @@ fn a_port_that_floods_the_translation_does_not_starve_others() {
 }
 
 #[test]
-fn upcalls_of_a_port_have_a_rate() {
+fn upcalls_of_a_port_are_rate_limited() {
     let mut net = Net::new(&[any()]);
     let (port, wire) = MemoryPort::new(256);
     net.wires.push(wire);
@@ -163,7 +163,7 @@ fn spoofed_packets_never_make_a_flow_that_lets_them_pass() {
 }
 
 #[test]
-fn operators_are_told_what_is_wrong_and_nothing_changes() {
+fn bad_settings_are_refused_and_nothing_changes() {
     let net = Net::new(&[any(), any()]);
     let state = &net.switch;
     let bad_vlan = BridgePort { vlan: VlanMode::Access { vlan: 4095 }, ..any() };

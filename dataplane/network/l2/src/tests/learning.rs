@@ -5,7 +5,7 @@ use crate::mac_table::FdbKey;
 use std::time::Duration;
 
 #[test]
-fn unknown_stations_are_looked_for_everywhere_and_then_known() {
+fn unknown_destinations_are_flooded_until_learned() {
     let mut net = Net::new(&[any(), any(), any()]);
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2, 3]);
     assert_eq!(net.reaches(2, &frame(mac(2), mac(1), None)), [1]);
@@ -16,7 +16,7 @@ fn unknown_stations_are_looked_for_everywhere_and_then_known() {
 }
 
 #[test]
-fn a_flow_is_asked_for_once() {
+fn a_flow_makes_one_upcall() {
     let mut net = Net::new(&[any(), any()]);
     net.reaches(1, &frame(mac(1), BROADCAST, None));
     let asked = net.upcalls();
@@ -27,7 +27,7 @@ fn a_flow_is_asked_for_once() {
 }
 
 #[test]
-fn packets_that_wait_leave_in_order() {
+fn packets_of_pending_upcalls_leave_in_order() {
     let mut net = Net::new(&[any(), any()]);
     let numbered = |n: u8| {
         let mut frame = frame(mac(1), mac(2), None);
@@ -46,7 +46,7 @@ fn packets_that_wait_leave_in_order() {
 }
 
 #[test]
-fn each_packet_of_a_burst_goes_its_own_way() {
+fn packets_of_one_burst_go_to_different_ports() {
     let mut net = Net::new(&[any(), any(), any()]);
     for station in [2, 3] {
         net.reaches(station, &frame(mac(station as u8), BROADCAST, None));
@@ -91,7 +91,7 @@ fn stations_age_unless_their_flows_are_in_use() {
 }
 
 #[test]
-fn vlans_are_apart_and_tags_come_and_go() {
+fn vlans_are_isolated_and_tags_are_added_and_removed() {
     let mut net = Net::new(&[access(10), access(10), access(20), trunk(&[10, 20], None), trunk(&[20], Some(10))]);
     net.send(1, &frame(mac(1), BROADCAST, None));
     net.settle();
@@ -108,7 +108,7 @@ fn vlans_are_apart_and_tags_come_and_go() {
 }
 
 #[test]
-fn settings_of_a_port_change_with_flows_in_place() {
+fn changed_port_settings_apply_to_existing_flows() {
     let mut net = Net::new(&[access(10), access(10), access(20)]);
     net.reaches(2, &frame(mac(2), BROADCAST, None));
     assert_eq!(net.reaches(1, &frame(mac(1), mac(2), None)), [2]);
@@ -121,7 +121,7 @@ fn settings_of_a_port_change_with_flows_in_place() {
 }
 
 #[test]
-fn what_is_for_the_link_stays_on_the_link() {
+fn link_local_frames_are_not_forwarded() {
     let mut net = Net::new(&[any(), any()]);
     let bpdu = "01:80:c2:00:00:00".parse().unwrap();
     assert_eq!(net.reaches(1, &frame(mac(1), bpdu, None)), [0; 0]);
@@ -130,7 +130,7 @@ fn what_is_for_the_link_stays_on_the_link() {
 }
 
 #[test]
-fn static_stations_stay_and_flushed_ones_are_learned_again() {
+fn static_entries_survive_a_flush_and_learned_ones_do_not() {
     let mut net = Net::new(&[any(), any(), any()]);
     let station = FdbKey { vlan: 0, mac: mac(9) };
     net.switch.pin("br", station, "3").unwrap();
@@ -157,7 +157,7 @@ fn idle_flows_are_removed() {
 }
 
 #[test]
-fn flooding_has_a_limit() {
+fn flooding_is_rate_limited() {
     let limited = crate::BridgePort { flood_pps: Some(1), ..any() };
     let mut net = Net::new(&[limited, any()]);
     for _ in 0..200 {

@@ -120,7 +120,7 @@ fn a_marked_packet_is_not_looked_up() {
 }
 
 #[test]
-fn a_mark_of_another_port_or_of_nobody_is_no_mark() {
+fn marks_of_other_ports_and_unknown_marks_are_ignored() {
     let (mut net, marker) = pair();
     let [mark] = marker.marks(1, &frame(mac(1), mac(2), None))[..] else { panic!("one rule for the packet") };
     let back = frame(mac(2), mac(1), None);
@@ -133,7 +133,7 @@ fn a_mark_of_another_port_or_of_nobody_is_no_mark() {
 }
 
 #[test]
-fn a_flow_that_changes_keeps_its_mark_and_one_that_goes_does_not() {
+fn a_changed_flow_keeps_its_mark_and_a_removed_flow_loses_it() {
     let (mut net, marker) = pair();
     let forth = frame(mac(1), mac(2), None);
     let [mark] = marker.marks(1, &forth)[..] else { panic!("one rule for the packet") };
@@ -155,7 +155,7 @@ fn a_flow_that_changes_keeps_its_mark_and_one_that_goes_does_not() {
 }
 
 #[test]
-fn a_worker_that_meets_the_flow_later_knows_its_mark() {
+fn a_worker_that_installs_a_flow_later_learns_its_mark() {
     let (mut net, marker) = net(2, 2);
     net.reaches(1, &frame(mac(1), BROADCAST, None));
     net.reaches(2, &frame(mac(2), BROADCAST, None));
@@ -248,7 +248,7 @@ impl Run {
         Run { net, marker, marks, installed: [false; FLOWS.len()] }
     }
 
-    /// The mark that hardware may give the frame: by a rule that is there or was, or one that nobody knows, or that of another port.
+    /// The mark that hardware may give the frame: by a rule that is or was there, an unknown mark, or the mark of another port.
     fn mark(&self, port: PortNo, frame: &[u8], choice: u8) -> Option<u32> {
         let good = self.marker.marks(port, frame);
         let others = self.marker.rules.lock();
@@ -296,7 +296,7 @@ impl Run {
 }
 
 #[test]
-fn marks_change_nothing_but_who_looks_up() {
+fn marks_change_neither_output_nor_counters() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         cases: 96,
         failure_persistence: None,

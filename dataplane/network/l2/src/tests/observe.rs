@@ -59,7 +59,7 @@ fn packets_beyond_a_ports_limit_are_dropped_and_counted() {
 }
 
 #[test]
-fn a_capture_sees_what_comes_goes_and_is_dropped() {
+fn a_capture_sees_received_sent_and_dropped_packets() {
     let mut net = Net::new(&[any(), any(), any()]);
     let capture = net.capture("1", 64, 20);
     let sent = frame(mac(1), BROADCAST, None);
@@ -93,7 +93,7 @@ fn a_capture_sees_what_comes_goes_and_is_dropped() {
 }
 
 #[test]
-fn a_capture_that_nobody_empties_costs_nobody_a_packet() {
+fn a_capture_without_a_reader_loses_only_its_own_copies() {
     let mut net = Net::new(&[any(), any()]);
     let capture = net.capture("1", 32, 65535);
     for _ in 0..10 {

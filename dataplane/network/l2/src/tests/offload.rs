@@ -101,7 +101,7 @@ fn flows_from_ports_without_hardware_are_not_offered() {
 }
 
 #[test]
-fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
+fn hardware_counters_are_added_to_the_flow_and_keep_it_alive() {
     let (mut net, hardware) = busy();
     let (handle, _) = hardware.only().unwrap();
     let counted = |net: &Net| {
@@ -117,7 +117,7 @@ fn what_hardware_counts_is_the_flows_and_keeps_it_alive() {
 }
 
 #[test]
-fn a_flow_that_goes_is_withdrawn() {
+fn a_removed_flow_is_withdrawn_from_hardware() {
     let (mut net, hardware) = busy();
     let (handle, _) = hardware.only().unwrap();
     net.remove_port("1");
@@ -126,7 +126,7 @@ fn a_flow_that_goes_is_withdrawn() {
 }
 
 #[test]
-fn a_flow_that_changes_is_told() {
+fn changed_actions_are_offered_to_hardware() {
     let (mut net, hardware) = busy();
     // The station moves behind another port.
     net.send(3, &frame(mac(2), super::BROADCAST, None));
@@ -140,7 +140,7 @@ fn a_flow_that_changes_is_told() {
 }
 
 #[test]
-fn limits_and_captures_are_the_workers_work() {
+fn flows_of_ports_with_limits_or_captures_stay_with_workers() {
     let (mut net, hardware) = busy();
     let limit = RateLimit { packets_per_second: Some(1_000_000), ..RateLimit::default() };
     net.switch.limit_port("1", limit).unwrap();
@@ -163,7 +163,7 @@ fn limits_and_captures_are_the_workers_work() {
 }
 
 #[test]
-fn a_flow_in_hardware_does_not_age_and_one_that_is_taken_back_does() {
+fn offloaded_flows_do_not_age_and_withdrawn_ones_do() {
     let (net, hardware) = busy();
     let (handle, _) = hardware.only().unwrap();
     let ufid = *hardware.flows.lock().keys().next().unwrap();
@@ -173,7 +173,7 @@ fn a_flow_in_hardware_does_not_age_and_one_that_is_taken_back_does() {
 }
 
 #[test]
-fn a_flow_that_hardware_lost_is_offered_again_whatever_it_has_seen() {
+fn a_flow_that_hardware_lost_is_offered_again_at_once() {
     let (mut net, hardware) = busy();
     let (handle, _) = hardware.only().unwrap();
     hardware.flows.lock().clear();

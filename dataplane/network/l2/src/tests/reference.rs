@@ -204,7 +204,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_switch_does_what_a_plain_switch_does(
+    fn the_switch_forwards_as_a_switch_without_caches(
         workers in 1_usize..4,
         ports in prop::collection::vec(settings(), PORTS as usize),
         steps in steps(),

@@ -10,7 +10,7 @@ fn add(net: &Net, flow: &str, actions: &str) -> Result<(), SwitchError> {
 }
 
 #[test]
-fn they_go_before_the_bridge_and_leave_the_rest_to_it() {
+fn static_flows_take_precedence_over_the_bridge() {
     let mut net = Net::new(&[any(), any(), any()]);
     net.reaches(2, &frame(mac(2), BROADCAST, None));
     let other = frame_of(mac(1), mac(2), None, 0x9000, &[0; 46]);
@@ -25,7 +25,7 @@ fn they_go_before_the_bridge_and_leave_the_rest_to_it() {
 }
 
 #[test]
-fn what_the_bridge_decides_looks_at_what_tells_them_apart() {
+fn megaflows_match_on_what_tells_them_from_static_flows() {
     let mut net = Net::new(&[any(), any(), any()]);
     add(&net, "in_port(1),eth(),eth_type(0x0800),ipv4(dst=10.0.0.7,frag=no)", "drop").unwrap();
     let ipv4 = |last: u8| {
@@ -38,7 +38,7 @@ fn what_the_bridge_decides_looks_at_what_tells_them_apart() {
 }
 
 #[test]
-fn no_packet_matches_two() {
+fn overlapping_static_flows_are_refused() {
     let net = Net::new(&[any(), any()]);
     add(&net, "in_port(1),eth(),eth_type(0x0806)", "2").unwrap();
     let overlapping = add(&net, "in_port(1),eth(),eth_type(0x0806),arp(op=1)", "2");

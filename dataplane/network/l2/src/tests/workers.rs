@@ -87,7 +87,7 @@ fn packets_are_handed_to_the_worker_that_has_the_queue() {
 }
 
 #[test]
-fn a_queue_moves_between_packets() {
+fn a_port_queue_moves_between_workers_without_loss() {
     let (mut net, owners) = net(&[0, 0]);
     net.reaches(2, &frame(mac(2), mac(1), None));
     for owner in [1, 0, 1, 1, 0] {
@@ -103,7 +103,7 @@ fn a_queue_moves_between_packets() {
 }
 
 #[test]
-fn a_port_that_goes_takes_what_was_handed_over_with_it() {
+fn a_removed_port_frees_handed_over_packets() {
     let (mut net, _) = net(&[0, 1]);
     net.reaches(2, &frame(mac(2), mac(1), None));
     net.reaches(1, &frame(mac(1), mac(2), None));
