@@ -1,4 +1,4 @@
-//! What is done to a packet: the actions of the datapath.
+//! The actions of the datapath, as in OVS's `odp-execute`.
 
 use crate::key::{Key, Mask};
 
@@ -27,16 +27,16 @@ pub enum Action {
     Recirc(u32),
     /// Computes `dp_hash`.
     Hash {
-        /// Over what.
+        /// The fields that are hashed.
         algorithm: HashAlgorithm,
         /// Start value.
         basis: u32,
     },
     /// Runs the actions on a copy of some packets.
     Sample {
-        /// How many of 2^32 - 1.
+        /// The share of packets, in units of 1 / (2^32 - 1).
         probability: u32,
-        /// What is done to the copy.
+        /// The actions on the copy.
         actions: Vec<Action>,
     },
     /// The next output takes this many bytes at most.
@@ -54,7 +54,7 @@ pub enum Action {
     },
     /// Lowers the TTL by one.
     DecTtl {
-        /// What is done instead if it is 1 or 0.
+        /// The actions instead, where the TTL is 1 or 0.
         exceeded: Vec<Action>,
     },
     /// Drops the packet if the meter says so.
@@ -63,7 +63,7 @@ pub enum Action {
     Drop,
     /// Connection tracking.
     Ct(Box<Ct>),
-    /// Forgets what connection tracking found.
+    /// Clears the connection tracking state of the packet.
     CtClear,
     /// Puts a tunnel's headers around the packet.
     TnlPush(Box<TnlPush>),
@@ -108,7 +108,7 @@ pub enum HeaderEdit {
     PopEth,
 }
 
-/// Over what the `hash` action goes.
+/// The fields that the `hash` action hashes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum HashAlgorithm {
     /// Addresses, protocol and ports.
@@ -165,7 +165,7 @@ pub enum Header {
 /// Values for the fields of one header.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct SetField {
-    /// Which.
+    /// The header.
     pub header: Header,
     /// The values.
     pub key: Key,
@@ -176,9 +176,9 @@ pub struct SetField {
 /// A copy for the control plane.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Userspace {
-    /// Who receives it.
+    /// The netlink port of the receiver.
     pub pid: u32,
-    /// What it is given besides, with [`UserData::Bytes`] for what has no name.
+    /// Data for the receiver.
     pub userdata: Option<UserData>,
     /// Whether the flow's actions go with it.
     pub actions: bool,
@@ -228,11 +228,11 @@ pub enum UserData {
         dont_send: bool,
         /// The controller resumes it.
         continuation: bool,
-        /// Where it goes on.
+        /// The recirculation identifier at which the packet goes on.
         recirc_id: u32,
         /// The rule's cookie.
         rule_cookie: u64,
-        /// Which controller.
+        /// The controller.
         controller_id: u16,
         /// Bytes that are sent at most.
         max_len: u16,

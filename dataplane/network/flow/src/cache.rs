@@ -67,7 +67,7 @@ impl Stats {
     }
 }
 
-/// Names a flow of one cache, and never another.
+/// Identifies a flow of one cache; an identifier is never used for another flow.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowId {
     pub(crate) index: u32,
@@ -101,7 +101,7 @@ pub enum InsertError {
     Exists(FlowId),
     /// Some packet would match both.
     #[error(
-        "it overlaps the flow {0}: make their keys differ in a bit that both masks have, or delete that flow first"
+        "the flow overlaps the flow {0} (make their keys differ in a bit that both masks have, or delete that flow first)"
     )]
     Overlaps(Box<crate::text::FlowMatch>),
     /// No more flows.
@@ -110,7 +110,7 @@ pub enum InsertError {
     /// The masks of this port differ too much from each other.
     #[error("the flows of this port have too many different masks: narrow the flow to a mask in use")]
     TooManyMasks,
-    /// It has an action that nothing carries out.
+    /// The flow has an action that is not executed yet.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
 }
@@ -176,8 +176,8 @@ impl FlowCache {
         }
     }
 
-    /// From now on packets of this mark are of this flow: hardware gives it to all that the flow matches, and to no others. False
-    /// if the flow is gone, or is not of one port.
+    /// Assigns a mark to a flow: hardware marks all packets that the flow matches, and no others. False if the flow is gone, or does
+    /// not match on a port.
     pub fn set_mark(&mut self, mark: u32, id: FlowId) -> bool {
         let Some(flow) = self.store.index(id) else { return false };
         if self.store.mask(flow).mask.get(field::IN_PORT) != field::IN_PORT.max() {
@@ -294,7 +294,8 @@ impl FlowCache {
         for (i, packet) in packets.iter().enumerate() {
             let entry = self.emc.entry(packet.hash);
             self.store.prefetch_hot(entry.flow);
-            (flows[i], generations[i]) = (entry.flow, entry.generation);
+            flows[i] = entry.flow;
+            generations[i] = entry.generation;
             let is_narrow = (packet.map & union_map) >> NARROW == 0;
             hits |= u32::from(is_narrow & entry.is_of(packet, union, self.epoch)) << i;
         }
@@ -366,14 +367,14 @@ impl FlowCache {
         }
     }
 
-    /// What the flow does; nothing if it is gone.
+    /// The actions of a flow; `None` if the flow is gone.
     #[inline]
     pub fn actions(&self, id: FlowId) -> Option<&Arc<[Action]>> {
         self.store.index(id).map(|index| self.store.actions(index))
     }
 
-    /// Installs a flow that overlaps no other: the caller, a translation, makes them disjoint. The same key and mask of an
-    /// earlier epoch is renewed and keeps its statistics.
+    /// Installs a flow that overlaps no other: the caller makes flows disjoint. A flow of the same key and mask from an earlier epoch
+    /// is renewed and keeps its statistics.
     pub fn insert(&mut self, flow: Megaflow) -> Result<FlowId, InsertError> {
         crate::execute::supported(&flow.actions)?;
         let (key, mask) = normalize(&flow.key, &flow.mask);
@@ -398,7 +399,7 @@ impl FlowCache {
         Ok(self.store.id(index))
     }
 
-    /// Installs a flow of an operator, after a look at whether it overlaps another. The time is linear in the number of flows.
+    /// Installs a static flow, unless it overlaps another flow. The time is linear in the number of flows.
     pub fn insert_checked(&mut self, flow: Megaflow) -> Result<FlowId, InsertError> {
         let (key, mask) = normalize(&flow.key, &flow.mask);
         let same = self.classifier.find(&key, &mask, &self.store);
@@ -410,7 +411,7 @@ impl FlowCache {
         self.insert(flow)
     }
 
-    /// Gives the flow other actions. False if it is gone.
+    /// Gives a flow other actions. False if the flow is gone.
     pub fn modify(&mut self, id: FlowId, actions: impl Into<Arc<[Action]>>) -> Result<bool, Unsupported> {
         let actions = actions.into();
         crate::execute::supported(&actions)?;
@@ -421,7 +422,7 @@ impl FlowCache {
         Ok(index.is_some())
     }
 
-    /// Takes a flow out, with its final statistics.
+    /// Removes a flow, and returns it with its final statistics.
     pub fn remove(&mut self, id: FlowId) -> Option<Megaflow> {
         let index = self.store.index(id)?;
         let flow = self.megaflow(index);
@@ -436,7 +437,7 @@ impl FlowCache {
         self.classifier.find(&key, &mask, &self.store).map(|index| self.store.id(index))
     }
 
-    /// The flow of this name. Looks at all of them.
+    /// The flow with this ufid, found by a walk over all flows.
     pub fn find_ufid(&self, ufid: u128) -> Option<FlowId> {
         self.live().find(|index| self.store.ufid(*index) == ufid).map(|index| self.store.id(index))
     }
@@ -473,7 +474,9 @@ impl FlowCache {
             let is_stale = self.store.epoch(index) != self.epoch;
             if is_stale || self.store.is_idle(index, now, idle) {
                 let flow = self.remove(self.store.id(index));
-                flow.into_iter().for_each(&mut removed);
+                if let Some(flow) = flow {
+                    removed(flow);
+                }
             }
         }
     }
@@ -536,7 +539,7 @@ impl FlowCache {
     }
 }
 
-/// The name that follows from key and mask, the same in every cache.
+/// The ufid that follows from key and mask, the same in every cache.
 fn ufid(key: &Key, mask: &Mask) -> u128 {
     let mut hash = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128; // FNV-1a, 128 bits, a word at a time
     for (i, mask) in mask.words.iter().enumerate().filter(|(_, mask)| **mask != 0) {

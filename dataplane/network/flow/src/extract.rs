@@ -215,7 +215,9 @@ fn ipv4(data: &[u8], packet_len: usize, hot: &mut Hot, out: &mut Miniflow) {
         return;
     }
     hot.ipv4 = be64(head, 12);
-    (hot.tos, hot.ttl, hot.protocol) = (head[1], head[8], head[9]);
+    hot.tos = head[1];
+    hot.ttl = head[8];
+    hot.protocol = head[9];
     let fragment = be16(head, 6);
     hot.frag = match (fragment & 0x1fff, fragment & 0x2000) {
         (0, 0) => frag::NO,
@@ -251,7 +253,8 @@ fn ipv6(data: &[u8], packet_len: usize, hot: &mut Hot, out: &mut Miniflow) {
         if is_fragment {
             let offset_and_more = be16(extension, 2) & 0xfff9;
             if offset_and_more & 0xfff8 != 0 {
-                (fragment, protocol) = (frag::LATER, protocol::FRAGMENT);
+                fragment = frag::LATER;
+                protocol = protocol::FRAGMENT;
                 break;
             }
             if offset_and_more != 0 {
@@ -260,7 +263,10 @@ fn ipv6(data: &[u8], packet_len: usize, hot: &mut Hot, out: &mut Miniflow) {
         }
     }
     let class_label = be32(head, 0);
-    (hot.tos, hot.ttl, hot.protocol, hot.frag) = ((class_label >> 20) as u8, head[7], protocol, fragment as u8);
+    hot.tos = (class_label >> 20) as u8;
+    hot.ttl = head[7];
+    hot.protocol = protocol;
+    hot.frag = fragment as u8;
     out.put(
         field::IPV6_LABEL.word(),
         out.key.words[field::IPV6_LABEL.word()] | u64::from(class_label & 0xf_ffff) << 32,
@@ -277,7 +283,8 @@ fn layer_4(data: &[u8], hot: &mut Hot, out: &mut Miniflow) {
             let Some(head) = data.first_chunk::<20>() else { return };
             let header = usize::from(head[12] >> 4) * 4;
             if header >= 20 && header <= data.len() {
-                (hot.ports, hot.tcp_flags) = (be32(head, 0), be16(head, 12) & 0xfff);
+                hot.ports = be32(head, 0);
+                hot.tcp_flags = be16(head, 12) & 0xfff;
             }
         }
         protocol::UDP if data.len() >= 8 => hot.ports = be32(data, 0),

@@ -269,7 +269,7 @@ impl Key {
         self.words[wide.word() + 1] = value as u64;
     }
 
-    /// The words, for who hashes or compares them.
+    /// The words, to be hashed or compared.
     pub const fn words(&self) -> &[u64; WORDS] {
         &self.words
     }

@@ -1,21 +1,21 @@
 //! The flow cache: from the bytes of a packet to what is done with it.
 //!
 //! A packet's headers become a [`Key`] ([`extract`]), held in a [`Miniflow`]; a [`FlowCache`] finds the [`Megaflow`] that it
-//! matches; the flow's [`Action`]s are carried out ([`execute`]). Each worker owns one cache, so nothing here locks or waits.
+//! matches; the flow's [`Action`]s are executed ([`execute`]). Each worker owns one cache, so nothing here locks or waits.
 //! A packet that hardware has looked up already has a mark, and needs no key ([`FlowCache::lookup_marked`]).
 //!
 //! ```text
 //! burst -> extract -> FlowCache::lookup_batch -> FlowCache::record -> execute -> (packet, port) pairs
 //!                            | miss
 //!                            v
-//!                  control plane: translates, FlowCache::insert
+//!                  upcall handler: decides, FlowCache::insert
 //! ```
 //!
-//! *Lifecycle.* A flow is installed by [`FlowCache::insert`] (translations, disjoint by construction) or
-//! [`FlowCache::insert_checked`] (operators), renewed after [`FlowCache::invalidate`], and goes by [`FlowCache::remove`] or
+//! *Lifecycle.* A flow is installed by [`FlowCache::insert`] (disjoint by construction) or
+//! [`FlowCache::insert_checked`], renewed after [`FlowCache::invalidate`], and goes by [`FlowCache::remove`] or
 //! [`FlowCache::age`], each of which returns its final statistics.
 //!
-//! *Errors.* No packet is an error: a broken one has a shorter key. What an operator writes can be wrong: [`text::ParseError`]
+//! *Errors.* No packet is an error: a broken one has a shorter key. An operator's text can be wrong: [`text::ParseError`]
 //! says where, [`InsertError`] why a flow cannot be installed and what to do.
 //!
 //! [`mod@reference`] has the slow and obvious twin of extraction and classifier; tests and fuzz targets hold both side by side.

@@ -1,6 +1,8 @@
-//! Changing header fields in place, with checksums updated and never computed anew (RFC 1624).
+//! Changes header fields in place; checksums are updated and never computed anew ([RFC 1624]).
 //!
 //! Everything here works on the first segment's bytes and does nothing where the header is not there, malformed or cut off.
+//!
+//! [RFC 1624]: https://www.rfc-editor.org/rfc/rfc1624
 
 use crate::action::{Header, SetField};
 use crate::extract::{ethertype, protocol};

@@ -271,7 +271,10 @@ impl Store {
             let at = index as usize;
             let generation = self.hot[at].generation;
             self.hot[at] = Hot { stats: new.stats, generation, unused_since: Cycles(0), actions };
-            (self.rows[at], self.wide[at], self.rest[at], self.ufids[at]) = (row, wide, rest, new.ufid);
+            self.rows[at] = row;
+            self.wide[at] = wide;
+            self.rest[at] = rest;
+            self.ufids[at] = new.ufid;
             return index;
         }
         self.rows.push(row);

@@ -20,9 +20,12 @@ fn transport() -> impl Strategy<Value = (u8, Vec<u8>)> {
         bytes(8).prop_map(|icmp| (1, icmp)),
         (bytes(40), prop_oneof![Just(135u8), Just(136), any::<u8>()], 0u8..3, 0u8..3).prop_map(
             |(mut nd, kind, o1, o2)| {
-                (nd[0], nd[1]) = (kind, 0);
-                (nd[24], nd[25]) = (o1, 1);
-                (nd[32], nd[33]) = (o2, o1);
+                nd[0] = kind;
+                nd[1] = 0;
+                nd[24] = o1;
+                nd[25] = 1;
+                nd[32] = o2;
+                nd[33] = o1;
                 (58, nd)
             }
         ),

@@ -294,7 +294,8 @@ impl Worker {
             } else {
                 add(&slot.stats.idle, spent);
             }
-            (now, total) = (end, total + work);
+            now = end;
+            total += work;
         }
         if self.sources.is_empty() {
             now = Cycles::now();

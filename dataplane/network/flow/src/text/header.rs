@@ -288,7 +288,8 @@ pub(super) fn parse_geneve(cursor: &mut Cursor<'_>, most: usize) -> Result<(Vec<
                 header_mask[..2].copy_from_slice(&(bits as u16).to_be_bytes());
             } else if cursor.take("type=") {
                 let (value, bits) = parse_one(cursor, Kind::Hex, 0xff)?;
-                (header[2], header_mask[2]) = (value as u8, bits as u8);
+                header[2] = value as u8;
+                header_mask[2] = bits as u8;
             } else if cursor.take("len=") {
                 let at = *cursor;
                 let (value, _) = parse_one(cursor, Kind::Dec, 124)?;
@@ -296,8 +297,10 @@ pub(super) fn parse_geneve(cursor: &mut Cursor<'_>, most: usize) -> Result<(Vec<
                     return Err(at.error("a multiple of 4"));
                 }
                 data_len = value as usize;
-                (header[3], header_mask[3]) = (value as u8 / 4, 0x1f);
-                (data, data_mask) = (vec![0; data_len], vec![0; data_len]);
+                header[3] = value as u8 / 4;
+                header_mask[3] = 0x1f;
+                data = vec![0; data_len];
+                data_mask = vec![0; data_len];
             } else if cursor.rest().starts_with("0x") && data_len > 0 {
                 data = parse_hex_number(cursor, data_len)?;
                 data_mask = if cursor.take("/") { parse_hex_number(cursor, data_len)? } else { vec![0xff; data_len] };
