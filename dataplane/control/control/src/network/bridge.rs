@@ -11,7 +11,7 @@ use api::bridge::{
 };
 use api::config::Call;
 use api::{Method, RpcError};
-use l2::{BridgeConfig, BridgePort, BridgeReport, Mac, Security, Station, VlanMode};
+use l2::{BridgeConfig, BridgePort, BridgeReport, FdbKey, Mac, Security, VlanMode};
 use serde_json::json;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -199,8 +199,8 @@ impl Handler for AddFdb {
     }
 }
 
-fn station(mac: &str, vlan: u16) -> Result<Station, RpcError> {
-    Ok(Station { vlan, mac: parse("mac", mac)? })
+fn station(mac: &str, vlan: u16) -> Result<FdbKey, RpcError> {
+    Ok(FdbKey { vlan, mac: parse("mac", mac)? })
 }
 
 /// The slot of a static FDB entry. However an address is written, it has one slot.

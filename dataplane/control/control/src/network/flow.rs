@@ -10,7 +10,7 @@ use api::flow::{FlowAdd, FlowDelete, FlowDump, FlowGetOffload, FlowTrace, Offloa
 use api::{Method, RpcError};
 use clock::Cycles;
 use flow::text::{Actions, DumpLine, FlowMatch, Offloaded, ParseError, parse_actions};
-use l2::{FlowReport, Placed, Station, Trace};
+use l2::{FdbKey, FlowReport, OffloadState, Trace};
 use serde_json::json;
 use std::sync::Arc;
 
@@ -87,9 +87,9 @@ impl Handler for FlowDump {
             let (flows, now) = (switch.dump(), Cycles::now());
             let line = |report: &FlowReport| {
                 let (offloaded, dp) = match report.offloaded {
-                    Placed::Full => (Offloaded::Yes, "dpdk"),
-                    Placed::Partial => (Offloaded::Partial, "ovs"),
-                    Placed::No => (Offloaded::No, "sluice"),
+                    OffloadState::Full => (Offloaded::Yes, "dpdk"),
+                    OffloadState::Partial => (Offloaded::Partial, "ovs"),
+                    OffloadState::No => (Offloaded::No, "sluice"),
                 };
                 let line = DumpLine { flow: &report.flow, now, offloaded, dp: Some(dp) };
                 if more { format!("{line:#}") } else { line.to_string() }
@@ -118,8 +118,8 @@ fn describe(trace: &Trace) -> TraceInfo {
     };
     TraceInfo {
         decided_by,
-        source: trace.source.as_ref().map(Station::to_string),
-        destination: trace.destination.as_ref().map(Station::to_string),
+        source: trace.source.as_ref().map(FdbKey::to_string),
+        destination: trace.destination.as_ref().map(FdbKey::to_string),
         drop: trace.drop.map(|reason| reason.as_str().to_owned()),
         flow: FlowMatch { key: trace.flow.key, mask: trace.flow.mask }.to_string(),
         actions: Actions(&trace.flow.actions).to_string(),
