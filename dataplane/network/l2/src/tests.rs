@@ -15,14 +15,15 @@ use clock::Cycles;
 use datapath::{Datapath, DatapathState, DatapathWorker, StaticFlows};
 use engine::{Engine, IdlePolicy, Source, Waker};
 use packet::{Packet, Pool};
+use parking_lot::MutexGuard;
 use port::{MemoryPeer, MemoryPort};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A switch with a wire at each port.
 pub(crate) struct Net {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) datapaths: Vec<Datapath>,
+    pub(crate) switch: Arc<Switch>,
+    pub(crate) workers: Vec<DatapathWorker>,
     pub(crate) wires: Vec<Arc<MemoryPeer>>,
     pub(crate) pool: Pool,
     pub(crate) now: Instant,

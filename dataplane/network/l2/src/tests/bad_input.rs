@@ -34,9 +34,7 @@ fn truncated_headers_leak_no_buffer() {
     let arp = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac(1).octets(), &[10, 0, 0, 1], &[0; 6], &[10, 0, 0, 2]].concat();
     let ipv4 = [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2][..], &[0; 8]].concat();
     let mut ipv6 = vec![0; 64];
-    ipv6[0] = 0x60;
-    ipv6[5] = 24;
-    ipv6[6] = 58;
+    (ipv6[0], ipv6[5], ipv6[6]) = (0x60, 24, 58);
     let security = Security { macs: vec![mac(1)], ips: vec!["10.0.0.1".parse().unwrap()] };
     let mut net = Net::new(&[BridgePort { security, ..any() }, any()]);
     for (ethertype, payload) in [(0x806, arp), (0x800, ipv4), (0x86dd, ipv6), (0x8100, vec![0; 8])] {
