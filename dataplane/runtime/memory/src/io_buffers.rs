@@ -27,6 +27,8 @@ pub struct IoBuffers {
     addresses: Vec<u64>,
     len: u64,
     owner: Arc<dyn Any + Send + Sync>,
+    /// Address of the owner's value. To take it from `owner` costs a look into its vtable each time.
+    owner_address: usize,
 }
 
 // SAFETY: the raw pointers lead into memory that `owner`, which may be sent, keeps mapped (`push`); only copies and the kernel
@@ -36,7 +38,9 @@ unsafe impl Send for IoBuffers {}
 impl IoBuffers {
     /// An empty list over the memory of `owner`, with room for `pieces`.
     pub fn new(owner: Arc<dyn Any + Send + Sync>, pieces: usize) -> IoBuffers {
-        IoBuffers { iovecs: Vec::with_capacity(pieces), addresses: Vec::with_capacity(pieces), len: 0, owner }
+        let owner_address = Arc::as_ptr(&owner).addr();
+        let (iovecs, addresses) = (Vec::with_capacity(pieces), Vec::with_capacity(pieces));
+        IoBuffers { iovecs, addresses, len: 0, owner, owner_address }
     }
 
     /// Zeroed memory of its own, `len` bytes in one piece: for requests of the data plane itself and for tests.
@@ -61,13 +65,14 @@ impl IoBuffers {
         self.clear();
         if !self.is_owned_by(owner) {
             self.owner = owner.clone();
+            self.owner_address = Arc::as_ptr(owner).addr();
         }
     }
 
     /// Whether `owner` is what keeps the pieces mapped.
     #[inline(always)]
     pub fn is_owned_by<T>(&self, owner: &Arc<T>) -> bool {
-        std::ptr::addr_eq(Arc::as_ptr(&self.owner), Arc::as_ptr(owner))
+        Arc::as_ptr(owner).addr() == self.owner_address
     }
 
     /// What keeps the pieces mapped.
