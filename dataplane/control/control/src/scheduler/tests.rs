@@ -16,7 +16,7 @@ use packet::{Burst, Packet, Pool};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Ports that send, and the number of the one that receives.
 const SOURCES: u32 = 4;
 const SINK: u32 = SOURCES + 1;
@@ -140,7 +140,7 @@ impl Rig {
 
     /// Sends numbered packets by every source, and sees that they arrive in order.
     fn exchange(&mut self, packets: u64) {
-        let (end, count) = (Instant::now() + PATIENCE, u64::from(SOURCES));
+        let (end, count) = (Instant::now() + TIMEOUT, u64::from(SOURCES));
         let target = self.received.iter().sum::<u64>() + packets;
         let mut under_way = 0;
         while under_way > 0 || self.received.iter().sum::<u64>() < target {
@@ -196,7 +196,7 @@ impl Rig {
     }
 
     fn until(&mut self, what: &str, holds: impl Fn(&Rig) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !holds(self) {
             assert!(Instant::now() < end, "{what}: {:?} {:?}", self.places(), self.control.scheduler.loads());
             self.period();

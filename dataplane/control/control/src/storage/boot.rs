@@ -5,8 +5,10 @@ use super::disk_io::DiskIo;
 use crate::Control;
 use crate::blocking::blocking;
 use crate::rpc::method::{Handler, Row};
-use api::RpcError;
+use api::bdev::{CidataCreate, CidataDelete};
 use api::boot::{BootCreate, BootDelete, BootInfo, BootStep};
+use api::vhost::{CreateBlkController, DeleteController};
+use api::{Method, RpcError, iscsi, nvme};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,8 +41,8 @@ async fn run(call: &BootCreate, flow: &mut Flow<'_>) -> Result<(String, Option<S
     let disk = match (&call.nvme, &call.iscsi) {
         (Some(nvme), None) => attach_nvme(name, flow, nvme.clone()).await?,
         (None, Some(iscsi)) => {
-            let undo = ("bdev_iscsi_delete", json!({"name": name}));
-            flow.make("bdev_iscsi_create", with(iscsi.clone(), &[("name", name)]), undo).await?;
+            let undo = (iscsi::Delete::NAME, json!({"name": name}));
+            flow.make(iscsi::Create::NAME, with(iscsi.clone(), &[("name", name)]), undo).await?;
             name.clone()
         }
         _ => return Err(RpcError::invalid("nvme, iscsi", "none or both", "one of them")),
@@ -48,30 +50,27 @@ async fn run(call: &BootCreate, flow: &mut Flow<'_>) -> Result<(String, Option<S
     flow.first_read(&disk).await?;
     if let Some(cidata) = &call.cidata {
         let seed = format!("{name}-cidata");
-        let undo = ("bdev_cidata_delete", json!({"name": seed}));
-        flow.make("bdev_cidata_create", with(cidata.clone(), &[("name", &seed)]), undo).await?;
+        let undo = (CidataDelete::NAME, json!({"name": seed}));
+        flow.make(CidataCreate::NAME, with(cidata.clone(), &[("name", &seed)]), undo).await?;
         let served = with(Map::new(), &[("ctrlr", &seed), ("dev_name", &seed)]);
         let served = with_value(served, "readonly", json!(true));
-        flow.make(SERVE, served, (UNSERVE, json!({"ctrlr": seed}))).await?;
+        flow.make(CreateBlkController::NAME, served, (DeleteController::NAME, json!({"ctrlr": seed}))).await?;
     }
     let options = call.controller.clone().unwrap_or_default();
     let served = with(options, &[("ctrlr", name), ("dev_name", &disk)]);
-    flow.make(SERVE, served, (UNSERVE, json!({"ctrlr": name}))).await?;
+    flow.make(CreateBlkController::NAME, served, (DeleteController::NAME, json!({"ctrlr": name}))).await?;
     Ok((disk, call.cidata.is_some().then(|| format!("{name}-cidata"))))
 }
 
 async fn attach_nvme(name: &str, flow: &mut Flow<'_>, mut params: Map<String, Value>) -> Result<String, RpcError> {
     let nsid = params.remove("nsid").unwrap_or(json!(1));
     params.entry("trtype").or_insert(json!("TCP"));
-    let undo = ("bdev_nvme_detach_controller", json!({"name": name}));
-    let disks = flow.make("bdev_nvme_attach_controller", with(params, &[("name", name)]), undo).await?;
+    let undo = (nvme::DetachController::NAME, json!({"name": name}));
+    let disks = flow.make(nvme::AttachController::NAME, with(params, &[("name", name)]), undo).await?;
     let disk = format!("{name}n{nsid}");
     let found = disks.as_array().is_some_and(|disks| disks.iter().any(|known| *known == json!(disk)));
     if found { Ok(disk) } else { Err(RpcError::invalid("nvme.nsid", nsid, format!("one of the disks {disks}"))) }
 }
-
-const SERVE: &str = "vhost_create_blk_controller";
-const UNSERVE: &str = "vhost_delete_controller";
 
 /// Adds texts to the parameters of a call.
 fn with(mut params: Map<String, Value>, fields: &[(&str, &str)]) -> Map<String, Value> {
@@ -141,13 +140,13 @@ impl Handler for BootDelete {
         let name = &self.name;
         let seed = format!("{name}-cidata");
         control.storage.controllers.get(name)?;
-        let mut calls = vec![(UNSERVE, json!({"ctrlr": name}))];
+        let mut calls = vec![(DeleteController::NAME, json!({"ctrlr": name}))];
         if control.storage.controllers.get(&seed).is_ok() {
-            calls.push((UNSERVE, json!({"ctrlr": seed})));
-            calls.push(("bdev_cidata_delete", json!({"name": seed})));
+            calls.push((DeleteController::NAME, json!({"ctrlr": seed})));
+            calls.push((CidataDelete::NAME, json!({"name": seed})));
         }
-        let nvme = control.storage.nvme.get(name).is_ok();
-        calls.push((if nvme { "bdev_nvme_detach_controller" } else { "bdev_iscsi_delete" }, json!({"name": name})));
+        let is_nvme = control.storage.nvme.get(name).is_ok();
+        calls.push((if is_nvme { nvme::DetachController::NAME } else { iscsi::Delete::NAME }, json!({"name": name})));
         for (method, params) in calls {
             Box::pin(control.call_unsaved(method, params)).await?;
         }
