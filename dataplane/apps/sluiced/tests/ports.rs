@@ -122,6 +122,9 @@ fn a_vhost_user_port_is_created_listed_and_deleted_like_other_ports() {
     for (method, field) in [("port_create_vhost_user", "name"), ("vhost_create_net_controller", "ctrlr")] {
         assert_eq!(daemon.err(method, json!({ field: "g" }))["code"], -17, "EEXIST");
     }
+    let methods = |aliases: bool| daemon.ok("rpc_get_methods", json!({"include_aliases": aliases})).to_string();
+    let deprecated = "vhost_create_net_controller";
+    assert!(!methods(false).contains(deprecated) && methods(true).contains(deprecated));
     // The deprecated listing has it, too.
     assert_eq!(daemon.ok("vhost_get_net_controllers", json!({}))[0]["ctrlr"], "g");
     let kept = daemon.ok("framework_get_config", json!({"name": "port"}));

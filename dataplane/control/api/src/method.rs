@@ -63,6 +63,11 @@ impl Entry {
         self.params.get("description").and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Whether another method replaces this one.
+    pub fn is_deprecated(&self) -> bool {
+        self.params.get("x-sluice-deprecated").is_some()
+    }
+
     /// The parameters with their schemas.
     pub fn properties(&self) -> impl Iterator<Item = (&String, &Value)> {
         self.params["properties"].as_object().into_iter().flatten()

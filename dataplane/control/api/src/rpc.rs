@@ -16,9 +16,8 @@ pub struct GetMethods {
     /// List only the methods that can be called now.
     #[serde(default)]
     pub current: bool,
-    /// For SPDK's clients: list deprecated names as well. There are none.
+    /// List deprecated methods as well.
     #[serde(default)]
-    #[schemars(extend("x-sluice-hidden" = true))]
     pub include_aliases: bool,
 }
 

@@ -16,7 +16,9 @@ impl Handler for GetMethods {
 
     async fn call(&mut self, control: &Arc<Control>) -> Result<Vec<String>, RpcError> {
         let entries = control.handlers.methods().entries().iter();
-        Ok(entries.filter(|e| !self.current || e.phase == Phase::Runtime).map(|e| e.name.to_owned()).collect())
+        let entries = entries.filter(|entry| !self.current || entry.phase == Phase::Runtime);
+        let entries = entries.filter(|entry| self.include_aliases || !entry.is_deprecated());
+        Ok(entries.map(|entry| entry.name.to_owned()).collect())
     }
 }
 
