@@ -179,7 +179,7 @@ impl Handler for FlushFdb {
     type Plane = NetworkPlane;
 
     async fn call(&mut self, plane: &Arc<NetworkPlane>) -> Result<usize, RpcError> {
-        Ok(plane.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref()).or_refuse()?)
+        plane.switch("bridge", &self.bridge)?.flush(&self.bridge, self.port.as_deref()).or_refuse()
     }
 }
 
