@@ -14,9 +14,6 @@ pub(crate) fn declare(leaf: Command, verb: &Verb, table: &Table) -> Command {
             Ok(entry) => declare_call(leaf.about(entry.doc().to_owned()), entry, positional),
             Err(error) => panic!("{error}"),
         },
-        Action::Rescan => leaf
-            .about("Re-reads the file's size and notifies the guest")
-            .arg(Arg::new("name").required(true).help("The disk")),
         Action::LoadFile { method } => {
             let doc = table.get(method).map(|entry| entry.doc().to_owned()).unwrap_or_default();
             leaf.about(doc).arg(Arg::new("file").required(true).help("A JSON document, or - for the standard input"))

@@ -87,10 +87,6 @@ fn run(table: &api::Table, matches: &ArgMatches) -> Result<(), VerbError> {
             let params = flags::params(leaf, verb, table)?;
             output::show(&connect()?.call(method, params)?, verb, json);
         }
-        Action::Rescan => {
-            let name = text(leaf, "name");
-            output::show(&verbs::rescan(&mut connect()?, name)?, verb, json);
-        }
         Action::LoadFile { method } => {
             let document = verbs::read_document(text(leaf, "file"))?;
             output::show(&connect()?.call(method, document)?, verb, json);

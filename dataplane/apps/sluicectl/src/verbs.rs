@@ -3,8 +3,7 @@
 use crate::error::VerbError;
 use crate::output::Column;
 use crate::output::Format::{Bytes, Plain};
-use api::client::Client;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// One verb: `sluicectl NOUN VERB`.
 pub(crate) struct Verb {
@@ -20,8 +19,6 @@ pub(crate) struct Verb {
 pub(crate) enum Action {
     /// Calls a method. Its parameters are flags, and those named here positional arguments.
     Call { method: &'static str, positional: &'static [&'static str] },
-    /// Rescans a disk with the method of its kind.
-    Rescan,
     /// Calls a method with a document from a file.
     LoadFile { method: &'static str },
     /// Creates the boot disk of a host.
@@ -93,7 +90,7 @@ pub(crate) const VERBS: &[Verb] = &[
     ),
     call(&["disk", "delete"], "bdev_delete", &["name"]),
     call(&["disk", "resize"], "bdev_null_resize", &["name", "new_size"]),
-    special(&["disk", "rescan"], Action::Rescan),
+    call(&["disk", "rescan"], "bdev_rescan", &["name"]),
     call(&["disk", "qos"], "bdev_set_qos_limit", &["name"]),
     call(&["disk", "latency"], "bdev_delay_update_latency", &["delay_bdev_name", "latency_type", "latency_us"]),
     call(&["disk", "error", "inject"], "bdev_error_inject_error", &["name", "io_type", "error_type"]),
@@ -310,13 +307,6 @@ pub(crate) const VERBS: &[Verb] = &[
     special(&["completions"], Action::Completions),
     special(&["man"], Action::Man),
 ];
-
-/// A disk that is a file takes its size anew; the method is that of its kind.
-pub(crate) fn rescan(client: &mut Client, name: &str) -> Result<Value, VerbError> {
-    let disks = client.call("bdev_get_bdevs", json!({"name": name}))?;
-    let method = if disks[0]["product_name"] == "AIO disk" { "bdev_aio_rescan" } else { "bdev_uring_rescan" };
-    Ok(client.call(method, json!({"name": name}))?)
-}
 
 /// Reads a configuration document from a file, or from the standard input for `-`.
 pub(crate) fn read_document(file: &str) -> Result<Value, VerbError> {

@@ -10,13 +10,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Serves disks to virtual machines over vhost-user. Runs with no configuration at all; everything else is said over the RPC
-/// socket, with sluicectl or with SPDK's clients.
+/// Userspace data plane: serves disks and network devices to virtual machines over vhost-user. Needs no configuration: objects are
+/// created over the RPC socket, with sluicectl or with SPDK's clients.
 #[derive(Debug, Default, Parser, Deserialize)]
 #[command(name = "sluiced", version)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Options {
-    /// TOML file with any of these options, named as here with underscores
+    /// TOML file with any of these options, named with underscores
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub(crate) config: Option<PathBuf>,
@@ -26,41 +26,41 @@ pub(crate) struct Options {
     /// Permissions of the RPC socket, octal [default: 600]
     #[arg(long, value_name = "MODE")]
     pub(crate) rpc_socket_mode: Option<String>,
-    /// Users that may use the RPC socket besides root and the daemon's own, by id
+    /// User IDs that may use the RPC socket besides root and the daemon's own
     #[arg(long, value_name = "UID", value_delimiter = ',')]
     pub(crate) rpc_allowed_uids: Option<Vec<u32>>,
-    /// Directory that keeps the configuration made over RPC; it is restored at start [default: none]
+    /// Directory of the saved configuration, restored at start [default: none]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Directory in which the sockets of controllers appear [default: that of the RPC socket]
+    /// Directory of the vhost-user sockets [default: that of the RPC socket]
     #[arg(long, value_name = "DIR")]
     pub(crate) vhost_dir: Option<PathBuf>,
-    /// Permissions of the sockets of controllers, octal [default: 600]
+    /// Permissions of the vhost-user sockets, octal [default: 600]
     #[arg(long, value_name = "MODE")]
     pub(crate) vhost_socket_mode: Option<String>,
-    /// CPUs that run a worker each, such as 2,4-7 [default: the last one this process may use]
+    /// CPUs of the workers, such as 2,4-7 [default: the last one this process may use]
     #[arg(long, value_name = "CPULIST")]
     pub(crate) workers: Option<String>,
-    /// Microseconds that a worker without work spins before it sleeps, or "never" to sleep never [default: 50]
+    /// Microseconds that an idle worker spins before it sleeps; "never": it never sleeps [default: 50]
     #[arg(long, value_name = "N", value_parser = Spin::parse)]
     pub(crate) idle_spin_us: Option<Spin>,
-    /// Buffers for packets, of 2 KiB each; they are allocated with the first port [default: 16384]
+    /// Number of packet buffers of 2 KiB, allocated with the first port [default: 16384]
     #[arg(long, value_name = "N")]
     pub(crate) packet_buffers: Option<usize>,
-    /// Rules in hardware for packets from one port, at most: no port takes all the room of its card [default: 131072]
+    /// Maximum number of offloaded rules per port [default: 131072]
     #[arg(long, value_name = "N")]
     pub(crate) offload_rules_per_port: Option<u32>,
-    /// Options for DPDK, such as "--in-memory -a 0000:03:00.0". With them packets are in DPDK's memory from the start, and no port
-    /// of DPDK has to copy them; without, DPDK is started with its first port, in hugepages where there are enough
+    /// EAL options of DPDK, such as "--in-memory -a 0000:03:00.0". They start DPDK at once, so that all packets are in DPDK's memory
+    /// and no DPDK port copies them; without, the first DPDK port starts DPDK, in hugepages if there are enough
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     pub(crate) eal: Option<String>,
-    /// Serve OpenMetrics over HTTP at this address, such as 127.0.0.1:9100 [default: no]
+    /// Address of the OpenMetrics HTTP endpoint, such as 127.0.0.1:9100 [default: none]
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// How log lines look: text or json [default: text]
+    /// Log format: text or json [default: text]
     #[arg(long, value_name = "FORMAT", value_parser = word::<LogFormat>)]
     pub(crate) log_format: Option<LogFormat>,
-    /// How much is logged: error, warning, notice, info, debug [default: notice]
+    /// Log level: error, warning, notice, info, debug [default: notice]
     #[arg(long, value_name = "LEVEL", value_parser = word::<LogLevel>)]
     pub(crate) log_level: Option<LogLevel>,
     /// Print the man page
@@ -69,11 +69,11 @@ pub(crate) struct Options {
     man: bool,
 }
 
-/// How long to spin.
+/// How long an idle worker spins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Spin {
-    /// For so many microseconds.
+    /// This many microseconds.
     Microseconds(u64),
     /// For ever.
     Never(Never),
@@ -95,7 +95,7 @@ impl Spin {
     }
 }
 
-/// Why the options make no sense.
+/// An error of the options.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OptionsError {
     #[error("configuration file {path}: {source}", path = path.display())]
@@ -104,9 +104,9 @@ pub(crate) enum OptionsError {
     Parse { path: PathBuf, source: toml::de::Error },
     #[error("--{option}: got {got:?}, expected {expected}")]
     Invalid { option: &'static str, got: String, expected: String },
-    #[error("no place for the RPC socket: neither /run/sluice nor $XDG_RUNTIME_DIR can be used; say --rpc-socket PATH")]
+    #[error("RPC socket: neither /run/sluice nor $XDG_RUNTIME_DIR can be used (set --rpc-socket PATH)")]
     NoSocket,
-    #[error("no CPU can be found for a worker; say --workers CPULIST")]
+    #[error("workers: no usable CPU found (set --workers CPULIST)")]
     NoCpu,
 }
 
@@ -146,13 +146,13 @@ impl Options {
         }
     }
 
-    /// Where the RPC socket stands.
+    /// The path of the RPC socket.
     pub(crate) fn socket(&self) -> Result<PathBuf, OptionsError> {
         let default = || api::default_sockets().into_iter().find(|path| usable(path));
         self.rpc_socket.clone().or_else(default).ok_or(OptionsError::NoSocket)
     }
 
-    /// The permissions of the RPC socket and of controllers' sockets.
+    /// The permissions of the RPC socket and of the vhost-user sockets.
     pub(crate) fn socket_modes(&self) -> Result<(u32, u32), OptionsError> {
         let mode = |option, text: &Option<String>| {
             let Some(text) = text else { return Ok(0o600) };

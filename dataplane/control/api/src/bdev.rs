@@ -8,6 +8,7 @@ use uuid::Uuid;
 methods! {
     GetBdevs: "bdev_get_bdevs" -> Vec<BdevInfo>;
     Delete: "bdev_delete" -> bool;
+    Rescan: "bdev_rescan" -> bool;
     WaitForExamine: "bdev_wait_for_examine" -> bool;
     SetQosLimit: "bdev_set_qos_limit" -> bool;
     MallocCreate: "bdev_malloc_create" -> String;
@@ -113,6 +114,13 @@ pub struct IoTypes {
 /// Deletes a disk of any kind.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Delete {
+    /// The disk; name or UUID.
+    pub name: String,
+}
+
+/// Re-reads the size of a disk of any kind, such as that of its file, and notifies the guest.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Rescan {
     /// The disk; name or UUID.
     pub name: String,
 }

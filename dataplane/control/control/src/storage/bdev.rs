@@ -2,16 +2,18 @@
 
 use super::bdevs::Registered;
 use super::{StoragePlane, qos};
+use crate::blocking::blocking;
+use crate::rpc::OrRefuse;
 use crate::rpc::method::{Effect, Handler, Row};
 use crate::state::object::ObjectId;
 use api::RpcError;
-use api::bdev::{BdevInfo, Delete, GetBdevs, IoTypes, WaitForExamine};
+use api::bdev::{BdevInfo, Delete, GetBdevs, IoTypes, Rescan, WaitForExamine};
 use block::Geometry;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub(super) fn rows() -> Vec<Row> {
-    vec![Row::of::<GetBdevs>(), Row::of::<Delete>(), Row::of::<WaitForExamine>()]
+    vec![Row::of::<GetBdevs>(), Row::of::<Delete>(), Row::of::<Rescan>(), Row::of::<WaitForExamine>()]
 }
 
 impl Handler for GetBdevs {
@@ -78,6 +80,19 @@ impl Handler for Delete {
     async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
         let method = plane.bdevs.get(&self.name)?.deleted_by;
         self.name = plane.delete(&self.name, method).await?;
+        Ok(true)
+    }
+}
+
+impl Handler for Rescan {
+    type Plane = StoragePlane;
+
+    async fn call(&mut self, plane: &Arc<StoragePlane>) -> Result<bool, RpcError> {
+        let bdev = plane.bdevs.get(&self.name)?.bdev.clone();
+        let scanned = bdev.clone();
+        if blocking(move || scanned.rescan()).await?.or_refuse()? {
+            plane.announce_resize(&bdev.identity().name);
+        }
         Ok(true)
     }
 }
