@@ -165,7 +165,7 @@ impl GuestMemory {
 
     /// Adds a range to `buffers`, whose owner this table is. A range may cross regions that touch. On an error nothing usable is
     /// added: reset the buffers or give up their request.
-    #[inline]
+    #[inline(always)]
     pub fn append_buffers(
         self: &Arc<Self>,
         address: GuestAddress,

@@ -28,7 +28,7 @@ pub(crate) struct Outcome {
 
 /// Reads header and payload of `chain`, which lies in `memory`, into `out`, whose buffers are empty and of the same memory. A
 /// fault means that the chain cannot even be answered.
-#[inline]
+#[inline(always)]
 pub(crate) fn parse(
     chain: &DescriptorChain,
     memory: &Arc<GuestMemory>,
