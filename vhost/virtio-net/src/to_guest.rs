@@ -56,6 +56,7 @@ impl NetQueue {
         let checks = self.has(feature::GUEST_CSUM);
         let (ring, singles) = (&mut self.vring.ring, &mut self.singles[..count]);
         let spans = spans(ring.memory(), singles, HEADER_LEN..=usize::MAX);
+        let log = ring.log();
         let (mut done, mut bytes) = (0, 0);
         for ((packet, single), span) in packets.iter().zip(&mut *singles).zip(spans) {
             let data = packet.data();
@@ -65,7 +66,7 @@ impl NetQueue {
             }
             span.write(0, plain_header(packet, checks));
             span.write(HEADER_LEN, data);
-            if let Some(log) = ring.log() {
+            if let Some(log) = log {
                 log.mark(single.buffer.address, len as u64);
             }
             single.written = len as u32;
