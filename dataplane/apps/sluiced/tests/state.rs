@@ -311,6 +311,24 @@ fn a_document_of_version_0_1_is_loaded() {
     assert_eq!(daemon.ok("save_config", json!({})), document);
 }
 
+#[test]
+fn parameters_that_version_0_1_ignored_are_dropped_from_saved_calls() {
+    let disk = |name: &str| json!({"name": name, "block_size": 512, "num_blocks": 8, "md_interleave": true});
+    let calls = json!([{"method": "bdev_malloc_create", "params": disk("saved")}]);
+    let document = json!({"subsystems": [{"subsystem": "bdev", "config": calls}]});
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("state")).unwrap();
+    std::fs::write(dir.path().join("state/state.json"), document.to_string()).unwrap();
+    let daemon = Daemon::start_in(dir, &[]);
+    daemon.ok("framework_wait_init", json!({}));
+    assert_eq!(daemon.disks(), ["saved"]);
+    daemon.ok("bdev_malloc_delete", json!({"name": "saved"}));
+    daemon.ok("load_config", document);
+    assert_eq!(daemon.disks(), ["saved"]);
+    let error = daemon.err("bdev_malloc_create", disk("new"));
+    assert_eq!(error["data"]["field"], "md_interleave", "{error}");
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Create(usize, u64),

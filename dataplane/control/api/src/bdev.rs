@@ -172,13 +172,13 @@ pub struct MallocCreate {
     #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]
     pub md_size: Option<u32>,
     /// Metadata is not supported.
-    #[schemars(extend("x-sluice-unsupported" = true, "const" = false))]
+    #[schemars(extend("x-sluice-unsupported" = true, "const" = false, "x-sluice-formerly-ignored" = true))]
     pub md_interleave: Option<bool>,
     /// Protection information is not supported.
     #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]
     pub dif_type: Option<i32>,
     /// Protection information is not supported.
-    #[schemars(extend("x-sluice-unsupported" = true, "const" = false))]
+    #[schemars(extend("x-sluice-unsupported" = true, "const" = false, "x-sluice-formerly-ignored" = true))]
     pub dif_is_head_of_md: Option<bool>,
     /// Protection information is not supported.
     #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]
@@ -215,7 +215,7 @@ pub struct NullCreate {
     #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]
     pub dif_pi_format: Option<u32>,
     /// Protection information is not supported.
-    #[schemars(extend("x-sluice-unsupported" = true, "const" = false))]
+    #[schemars(extend("x-sluice-unsupported" = true, "const" = false, "x-sluice-formerly-ignored" = true))]
     pub dif_is_head_of_md: Option<bool>,
     /// Preferred sizes are not supported.
     #[schemars(extend("x-sluice-unsupported" = true, "const" = 0))]

@@ -17,7 +17,7 @@ pub struct Create {
     pub name: String,
     /// Initiator name (IQN), as the target's access list has it.
     pub initiator_iqn: String,
-    /// The logical unit: iscsi://[user[%password]@]host[:port]/target-iqn/lun[?header_digest=crc32c&data_digest=crc32c&...].
+    /// The logical unit: `iscsi://[user[%password]@]host[:port]/target-iqn/lun[?header_digest=crc32c&data_digest=crc32c&...]`.
     pub url: String,
     /// Seconds until a lost session is given up and the disk fails; -1, never, by default.
     pub ctrlr_loss_timeout_sec: Option<i32>,

@@ -74,7 +74,7 @@ pub struct AttachController {
     /// Maximum number of disks: a subsystem with more namespaces is refused; any number by default.
     pub max_bdevs: Option<u32>,
     /// Namespaces of command sets other than NVM are not supported.
-    #[schemars(extend("x-sluice-unsupported" = true, "const" = false))]
+    #[schemars(extend("x-sluice-unsupported" = true, "const" = false, "x-sluice-formerly-ignored" = true))]
     pub allow_unrecognized_csi: Option<bool>,
 }
 

@@ -62,6 +62,13 @@ pub fn is_unsupported(property: &Value) -> bool {
     property["x-sluice-unsupported"] == true
 }
 
+/// Removes from a call that an earlier version has saved what that version accepted and ignored.
+pub fn drop_formerly_ignored(params: &mut Value, schema: &Value) {
+    if let Value::Object(params) = params {
+        params.retain(|name, _| schema["properties"][name]["x-sluice-formerly-ignored"] != true);
+    }
+}
+
 /// Whether a CLI need not show a parameter: it is not supported, changes nothing, or is deprecated.
 pub fn is_hidden(property: &Value) -> bool {
     is_unsupported(property) || property["x-sluice-hidden"] == true || property["deprecated"] == true

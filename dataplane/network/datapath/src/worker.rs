@@ -134,7 +134,11 @@ impl DatapathWorker {
             // Packets of one flow often come in a run.
             let to = (from + 1..count).find(|i| found[*i] != found[from]).unwrap_or(count);
             match found[from] {
-                Some(id) => self.process_same_flow_run(id, from..to, packets.by_ref().take(to - from), in_port, now),
+                Some(id) => {
+                    // A closure is inlined where `packets.by_ref()` is not.
+                    let run = std::iter::from_fn(|| packets.next()).take(to - from);
+                    self.process_same_flow_run(id, from..to, run, in_port, now);
+                }
                 None => (from..to).zip(packets.by_ref()).for_each(|(i, packet)| self.miss(i, in_port, packet, now)),
             }
             from = to;

@@ -4,7 +4,7 @@ use crate::Control;
 use crate::network::NetworkPlane;
 use crate::observe::Observe;
 use crate::scheduler::Scheduler;
-use crate::state::desired::{Desired, Source};
+use crate::state::desired::{Desired, Placed, Source};
 use crate::state::object::{ObjectId, Slot};
 use crate::storage::StoragePlane;
 use crate::workers::Workers;
@@ -119,6 +119,15 @@ impl Handlers {
     fn get(&self, name: &str) -> Result<(&Entry, &Row), RpcError> {
         let at = self.methods.position(name)?;
         Ok((&self.methods.entries()[at], &self.rows[at]))
+    }
+
+    /// A call of a document, which may have been saved by an earlier version.
+    pub(crate) fn read(&self, placed: &Placed) -> Result<Call, RpcError> {
+        let mut call = placed.call()?;
+        if let Ok((entry, _)) = self.get(&call.method) {
+            schema::drop_formerly_ignored(&mut call.params, &entry.params);
+        }
+        Ok(call)
     }
 
     /// What a call would do to the desired state. Refuses one that does not fit its schema.

@@ -68,7 +68,7 @@ impl Handler for ConfigValidate {
 fn checked(control: &Control, subsystems: &[Section]) -> Result<Vec<(String, Call)>, Vec<RpcError>> {
     let (mut calls, mut problems, mut slots) = (Vec::new(), Vec::new(), Vec::new());
     for placed in placed_calls(subsystems) {
-        let effect = placed.call().and_then(|call| Ok((control.handlers.effect(&call)?, call)));
+        let effect = control.handlers.read(&placed).and_then(|call| Ok((control.handlers.effect(&call)?, call)));
         match effect {
             Ok((Effect::Keep { slot, .. }, _)) if slots.contains(&slot) => {
                 let message = format!("{}: {} {} is given twice", placed.place, slot.object.subsystem(), slot.object);

@@ -33,7 +33,7 @@ impl Control {
         let mut calls = placed_calls(&loaded.document.subsystems);
         calls.sort_by_key(|placed| rank(&placed.subsystem));
         for placed in calls {
-            let Ok(call) = placed.call() else { continue };
+            let Ok(call) = self.handlers.read(&placed) else { continue };
             let slot = match self.handlers.effect(&call) {
                 Ok(Effect::Keep { slot, .. }) => Some(slot),
                 _ => None,
