@@ -72,6 +72,7 @@ pub struct AttachController {
     #[schemars(extend("x-sluice-unsupported" = true))]
     pub dhchap_ctrlr_key: Option<String>,
     /// Maximum number of disks: a subsystem with more namespaces is refused; any number by default.
+    #[schemars(extend("x-sluice-formerly-ignored" = true))]
     pub max_bdevs: Option<u32>,
     /// Namespaces of command sets other than NVM are not supported.
     #[schemars(extend("x-sluice-unsupported" = true, "const" = false, "x-sluice-formerly-ignored" = true))]

@@ -50,7 +50,9 @@ fn refuse_unsupported(name: &str, value: &Value, property: &Value) -> Result<(),
         Some(unused) => format!("{unused}: other values are not supported"),
         None => "no value: it is not supported".to_owned(),
     };
-    let error = RpcError::invalid(name, brief(value), expected);
+    // A parameter that no value leaves unused may be a secret.
+    let got = if unused.is_some() { brief(value) } else { "a value".to_owned() };
+    let error = RpcError::invalid(name, got, expected);
     Err(match property["description"].as_str() {
         Some(doc) => error.hint(doc.replace('\n', " ")),
         None => error,
@@ -227,7 +229,7 @@ mod tests {
             )
         );
         assert_eq!(with("md_size", json!(8)), words("md_size", "8", "0: other values are not supported", ""));
-        assert_eq!(with("psk", json!("k")), words("psk", "\"k\"", "no value: it is not supported", ""));
+        assert_eq!(with("psk", json!("k")), words("psk", "a value", "no value: it is not supported", ""));
         let unused = json!({"name": "a", "block_size": 512, "md_size": 0, "psk": null});
         assert_eq!(parse::<Disk>(unused, &of::<Disk>()).unwrap().md_size, Some(0));
         assert_eq!(refused(json!(["a", 512])), words("params", "[\"a\",512]", "an object: parameters go by name", ""));

@@ -108,8 +108,9 @@ impl<Q, L> QueueHandoff<Q, L> {
     /// Makes the channel poll.
     pub fn wake_channel(&self) {
         if let Some(wake) = &self.wake {
-            self.signalled.store(true, Ordering::Release);
             wake.signal.signal();
+            // Last: a channel that sees the flag finds the signal to clear.
+            self.signalled.store(true, Ordering::Release);
         }
     }
 

@@ -106,8 +106,8 @@ impl Backoff {
     /// Counts a failed attempt. Returns the pause before the next one.
     pub fn fail(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
-        let doubled = self.min_pause.saturating_mul(1 << (self.failures - 1).min(16));
-        self.jitter(doubled.min(self.max_pause))
+        let doubled = self.min_pause.saturating_mul(1 << (self.failures - 1).min(16)).min(self.max_pause);
+        self.jitter(doubled).min(self.max_pause)
     }
 
     /// The shortest pause.

@@ -33,8 +33,11 @@ pub fn spawn(
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name).spawn(move || {
         let mut interests = Vec::new();
-        while !supervisor.is_finished() {
+        loop {
             supervisor.turn(Cycles::now());
+            if supervisor.is_finished() {
+                return;
+            }
             interests.clear();
             interests.extend(wake.interest());
             supervisor.interests(&mut interests);

@@ -54,7 +54,6 @@ impl IscsiChannel {
     /// Without a session: takes one that is ready, fails requests when that is the policy, else holds them.
     #[cold]
     fn poll_without_link(&mut self, done: &mut Completions) -> usize {
-        self.session.handoff.clear_wake();
         let count = self.held.count();
         if let Some(mut link) = self.session.handoff.take_incoming() {
             // The session was delivered after the fence of the one before had fallen.
@@ -151,6 +150,8 @@ impl BlockChannel for IscsiChannel {
     #[inline]
     fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
         self.now = now;
+        // First: whatever the supervisor does after this wakes the channel again.
+        self.session.handoff.clear_wake();
         let Some(link) = &self.link else { return self.poll_without_link(done) };
         let idle = link.connection.outstanding() == 0 && !link.connection.wants_write();
         if idle && now.since(self.turned) < self.idle_check && now < link.connection.deadline() {

@@ -146,6 +146,10 @@ impl Supervisor {
     }
 
     fn open(&mut self, opener: Sender<Opened>, now: Cycles) {
+        // A channel that was dropped before this one is opened has left a session that is free.
+        for number in 0..self.sessions.len() {
+            self.reclaim(number, now);
+        }
         let free = self.sessions.iter().position(|s| !s.in_use && !s.given_up);
         let index = match free.map_or_else(|| self.add_session(now), Ok) {
             Ok(index) => index,
@@ -165,7 +169,7 @@ impl Supervisor {
             return;
         }
         // A disk that is lost now is opened without a session and holds.
-        let _ = opener.send(Ok(session.queue.clone())); // an opener that is gone drops its channel
+        session.answer(opener);
     }
 
     fn add_session(&mut self, now: Cycles) -> std::io::Result<usize> {
@@ -186,7 +190,8 @@ impl Supervisor {
         }
     }
 
-    fn turn_session(&mut self, number: usize, now: Cycles) {
+    /// Takes back what a channel has given back or left behind.
+    fn reclaim(&mut self, number: usize, now: Cycles) {
         let queue = self.sessions[number].queue.clone();
         // In this order: a channel gives its session back before it is closed.
         let is_closed = queue.handoff.is_closed();
@@ -199,6 +204,11 @@ impl Supervisor {
             // The channel may have gone before it took the session it was given.
             session.parked = session.parked.take().or_else(|| queue.handoff.take_incoming());
         }
+    }
+
+    fn turn_session(&mut self, number: usize, now: Cycles) {
+        self.reclaim(number, now);
+        let session = &mut self.sessions[number];
         if let Some(mut link) = session.parked.take() {
             match link.turn(&mut self.pieces, now, &mut Completions::default()) {
                 Ok(_) => {
@@ -247,7 +257,7 @@ impl Supervisor {
                     session.parked = Some(link);
                 }
                 if let Some(opener) = session.opener.take() {
-                    let _ = opener.send(Ok(session.queue.clone())); // an opener that is gone drops its channel
+                    session.answer(opener);
                 }
                 ConnectionEvent::Connected { attempt, after: session.outage.lasted(now) }
             }
@@ -270,7 +280,9 @@ impl Supervisor {
     fn apply_timeouts(&mut self, number: usize, now: Cycles) {
         let recovery = self.recovery;
         let session = &mut self.sessions[number];
-        while session.reconnector.is_lost()
+        // The first attempt of a session that is being opened has a limit of its own.
+        while session.opener.is_none()
+            && session.reconnector.is_lost()
             && !session.given_up
             && let Some(limit) = session.outage.reached(&recovery, now)
         {
@@ -327,12 +339,20 @@ impl Session {
         })
     }
 
+    /// Gives the session to its opener. One that is gone by now leaves it for the next.
+    fn answer(&self, opener: Sender<Opened>) {
+        if opener.send(Ok(self.queue.clone())).is_err() {
+            self.queue.handoff.close();
+        }
+    }
+
     fn deadline(&self, recovery: &Recovery) -> Cycles {
         let parked = self.parked.as_ref().map_or(Cycles::NEVER, |link| link.connection.deadline());
         if self.given_up {
             return parked;
         }
-        let limit = if self.reconnector.is_lost() { self.outage.deadline(recovery) } else { Cycles::NEVER };
+        let is_limited = self.opener.is_none() && self.reconnector.is_lost();
+        let limit = if is_limited { self.outage.deadline(recovery) } else { Cycles::NEVER };
         parked.min(self.reconnector.deadline()).min(limit)
     }
 

@@ -398,11 +398,12 @@ impl BlockChannel for Channel {
     }
 
     fn poll(&mut self, now: Cycles, done: &mut Completions) -> usize {
+        // First: whatever the supervisor does after this wakes the channel again.
+        self.queue.handoff.clear_wake();
         if self.held.fenced() > 0 {
             self.io_queues.counters.retried.add(self.held.lift(&self.io_queues.fence) as u64);
             self.report_held();
         }
-        self.queue.handoff.clear_wake();
         // Whatever has its NSID now is another disk.
         if self.namespace.is_gone() {
             self.fail_waiting(done);
