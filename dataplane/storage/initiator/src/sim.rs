@@ -329,7 +329,7 @@ impl DiskModel {
 
     fn free_run(&self, rng: &mut Rng) -> Option<(usize, usize)> {
         let start = rng.below(self.busy.len() as u64) as usize;
-        let longest = 1 << rng.below(self.busy.len().ilog2().min(8).into());
+        let longest = 1 << rng.below(self.busy.len().ilog2().min(9).into());
         let len = self.busy[start..].iter().take(longest).take_while(|busy| !**busy).count();
         (len > 0).then_some((start, len))
     }
@@ -343,7 +343,7 @@ impl DiskModel {
         let (start, blocks) = self.free_run(rng)?;
         let op = match rng.below(20) {
             0 => Op::Discard,
-            1 => Op::WriteZeroes { unmap: false },
+            1 => Op::WriteZeroes { unmap: rng.percent(50) },
             2 => Op::Flush,
             3..10 => Op::Read,
             _ => Op::Write,
@@ -351,8 +351,9 @@ impl DiskModel {
         let range = if op == Op::Flush { 0..0 } else { DiskModel::range(start, blocks) };
         match op {
             Op::Write => {
-                for block in self.content[range.clone()].chunks_exact_mut(8) {
-                    block.copy_from_slice(&self.next_stamp.to_le_bytes());
+                // Words of one write differ, so that data in the wrong place is found.
+                for (word, bytes) in self.content[range.clone()].chunks_exact_mut(8).enumerate() {
+                    bytes.copy_from_slice(&(self.next_stamp << 16 | word as u64).to_le_bytes());
                 }
                 self.next_stamp += 1;
             }

@@ -106,6 +106,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let start = Cycles(1 << 40);
         let target = Arc::new(Target::new(target_config(&mut rng)));
+        target.set_seed(rng.next_u64());
         let model = DiskModel::new(BLOCKS);
         target.insert_unit(Lun::from_number(0), Arc::new(Unit::new(model.store(), BLOCK as u32, false, 1)));
         // Cut connections deliver what is on the way: only the login of the next one ends the old session.

@@ -97,6 +97,8 @@ pub struct Target {
     /// Counts changes of the list of units.
     unit_changes: AtomicU64,
     connections: AtomicU64,
+    /// What the next connection draws its challenges and delays from.
+    seed: AtomicU64,
 }
 
 impl Target {
@@ -110,7 +112,14 @@ impl Target {
             late: Mutex::default(),
             unit_changes: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            seed: AtomicU64::new(Cycles::now().0),
         }
+    }
+
+    /// Draws the challenges and delays of later connections from `seed`, for runs that repeat.
+    #[cfg(test)]
+    pub(crate) fn set_seed(&self, seed: u64) {
+        self.seed.store(seed, Ordering::Relaxed);
     }
 
     /// Adds a unit, or puts another in its place.
@@ -159,7 +168,8 @@ impl TargetService for Target {
 
     fn accept(self: &Arc<Self>) -> TargetConnection {
         let faults = self.faults.lock().clone();
-        TargetConnection::new(self.clone(), faults, Cycles::now().0)
+        let seed = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        TargetConnection::new(self.clone(), faults, seed)
     }
 
     /// Carries out late writes whose time has come.
